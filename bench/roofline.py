@@ -1,0 +1,258 @@
+"""How close the ring comes to what the machine can do: each figure a median of ratios, A B A B within one run.
+
+    python bench/roofline.py [--images data/photos] [--rounds 7]
+
+1. decoding     images/s through the ring, over that of the same decoder in as many processes with no transport at all
+2. transport    bytes/s through the ring of batches that only need copying, over that of as many processes that copy into
+                private buffers as large as the ring, in the steady state
+3. trainer      CPU of the trainer's thread a batch, when it waits for every batch and when batches are ready; no ratio
+4. first batch  seconds from making the loader to its first batch of 256, less the decoding of 256 divided by the producers
+5. memory       peak of the PSS of all processes of ringload, ring and index included, over ram_budget
+
+The two sides of a ratio are measured one right after the other, because this kind of machine changes its speed by 2 within
+minutes. Producers of a loader that nobody asks are blocked, and use no CPU while the other side is measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import multiprocessing
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+import ringload
+from ringload.data.fields import Row
+
+MB = 1_000_000
+SIZE = (224, 224)
+COPY_SHAPE = (512, *SIZE, 3)  # of the array that is copied from: 77 MB, more than the caches hold
+
+
+def photos(images: Path) -> ringload.ImageFrame:
+    return ringload.ImageFrame(images / "photos.csv", label="multi", root=images, size=SIZE)
+
+
+def in_processes(n: int, work: Callable[[int], float]) -> float:
+    """The sum of the rates that `work` returns in each of `n` forked processes, which run side by side."""
+    context = multiprocessing.get_context("fork")
+    barrier, rates = context.Barrier(n), context.SimpleQueue()
+
+    def run(number: int) -> None:
+        cv2.setNumThreads(1)
+        barrier.wait()
+        rates.put(work(number))
+
+    processes = [context.Process(target=run, args=(number,)) for number in range(n)]
+    for process in processes:
+        process.start()
+    total: float = sum(rates.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return total
+
+
+def decode_roofline(source: ringload.ImageFrame, workers: int, seconds: float) -> float:
+    """Images/s of the decoder alone."""
+
+    def work(number: int) -> float:
+        row = Row({name: np.empty(field.shape, field.dtype) for name, field in source.fields.items()})
+        order = np.random.default_rng(number).permutation(len(source))
+        begin_s, n = time.perf_counter(), 0
+        while time.perf_counter() - begin_s < seconds:
+            source.load(int(order[n % len(order)]), None, row)
+            n += 1
+        return n / (time.perf_counter() - begin_s)
+
+    return in_processes(workers, work)
+
+
+def decode_ring(source: ringload.ImageFrame, workers: int, seconds: float) -> float:
+    """Images/s through the ring, batches of 64."""
+    with ringload.Loader(source, 64, workers=workers, epochs=None, ram_budget="auto", last="drop") as loader:
+        return samples_per_s(loader, seconds, n_warm=24)
+
+
+def samples_per_s(loader: ringload.Loader, seconds: float, n_warm: int) -> float:
+    """Samples/s, after `n_warm` batches that nobody times."""
+    stream = forever(loader)
+    for _ in range(n_warm):
+        next(stream)
+    begin_s, n = time.perf_counter(), 0
+    while time.perf_counter() - begin_s < seconds:
+        n += len(next(stream).index)
+    return n / (time.perf_counter() - begin_s)
+
+
+def forever(loader: ringload.Loader) -> Iterator[ringload.Batch]:
+    while True:
+        yield from loader
+
+
+def copy_source() -> ringload.Arrays:
+    array = np.random.default_rng(0).integers(0, 256, COPY_SHAPE, np.uint8)
+    return ringload.Arrays(image=array)
+
+
+def copy_roofline(source: ringload.Arrays, ring_bytes: int, workers: int, seconds: float) -> float:
+    """Samples/s of plain copying, from an array that all share into private memory as large as the ring."""
+    batch = 128  # rows a call: what a task of the ring's has
+
+    def work(number: int) -> float:
+        private = np.frombuffer(mmap.mmap(-1, ring_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        n_rows = ring_bytes // (SIZE[0] * SIZE[1] * 3)
+        rows = private[: n_rows * SIZE[0] * SIZE[1] * 3].reshape(n_rows, *SIZE, 3)
+        private[:: mmap.PAGESIZE] = 1  # the steady state: all pages are there
+        rng, begin_s, n = np.random.default_rng(number), time.perf_counter(), 0
+        while time.perf_counter() - begin_s < seconds:
+            start = n % (n_rows - batch)
+            source.load_rows(rng.integers(0, len(source), batch), (), {"image": rows[start : start + batch]})
+            n += batch
+        return n / (time.perf_counter() - begin_s)
+
+    return in_processes(workers, work)
+
+
+def copy_ring(loader: ringload.Loader, seconds: float) -> float:
+    return samples_per_s(loader, seconds, n_warm=2 * loader.plan().n_slots)
+
+
+def trainer_cpu_us(loader: ringload.Loader, n: int, ready: bool) -> float:
+    """Microseconds of CPU of the trainer's thread a batch. `ready`: it asks only when batches are there."""
+    stream = forever(loader)
+    for _ in range(8):
+        next(stream)
+    total_s = 0.0
+    for _ in range(n):
+        while ready and loader.stats.n_full < 2:
+            time.sleep(0.001)
+        begin_s = time.thread_time()
+        next(stream)
+        total_s += time.thread_time() - begin_s
+    return total_s / n * 1e6
+
+
+def first_batch_s(source: ringload.ImageFrame, workers: int) -> float:
+    gc.collect()
+    begin_s = time.perf_counter()
+    with ringload.Loader(source, 256, workers=workers) as loader:
+        next(iter(loader))
+        return time.perf_counter() - begin_s
+
+
+class Pss:
+    """The peak, in bytes, of what the processes of ringload have of memory, and of the ring as the trainer has it mapped."""
+
+    def __init__(self, loader: ringload.Loader) -> None:
+        self.peak_bytes = 0
+        self._loader = loader
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(stop,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _watch(self, stop: threading.Event) -> None:
+        me = psutil.Process()
+        while not stop.wait(0.02):
+            ring = sum(m.pss for m in me.memory_maps(grouped=False) if "memfd:ringload" in m.path)
+            processes = [p for p in me.children(recursive=True) if "ringload" in p.name()]
+            self.peak_bytes = max(self.peak_bytes, ring + sum(pss_of(p) for p in processes))
+
+
+def pss_of(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def ratios(a: Callable[[], float], b: Callable[[], float], rounds: int) -> tuple[list[float], float, float]:
+    """The ratios a / b of interleaved rounds, and the medians of a and of b."""
+    pairs = [(a(), b()) if number % 2 else (b(), a())[::-1] for number in range(rounds)]
+    return [x / y for x, y in pairs], statistics.median(x for x, _ in pairs), statistics.median(y for _, y in pairs)
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+@click.command()
+@click.option("--images", type=click.Path(path_type=Path), default=Path("data/photos"), show_default=True)
+@click.option("--rounds", default=7, show_default=True)
+@click.option("--seconds", default=3.0, show_default=True, help="of each measurement")
+@click.option("--workers", default=2, show_default=True)
+def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
+    """Print how close the ring comes to what the machine can do."""
+    table = Table(title=f"{workers} producers, {rounds} rounds of {seconds} s, medians", title_justify="left")
+    for name in ("figure", "ring", "yardstick", "ratio", "spread", "goal"):
+        table.add_column(name)
+    source = photos(images)
+
+    found, ring, roof = ratios(
+        lambda: decode_ring(source, workers, seconds), lambda: decode_roofline(source, workers, seconds), rounds
+    )
+    row = ["decoding, 224 x 224, batch 64", f"{ring:,.0f} images/s", f"{roof:,.0f} images/s"]
+    table.add_row(*row, f"{statistics.median(found):.3f}", spread(found), ">= 0.97")
+
+    arrays = copy_source()
+    with ringload.Loader(arrays, 256, workers=workers, ram_budget=900 * MB) as loader:
+        ring_bytes = loader.plan().ring_bytes
+        found, ring, plain = ratios(
+            lambda: copy_ring(loader, seconds), lambda: copy_roofline(arrays, ring_bytes, workers, seconds), rounds
+        )
+    sample_gb = np.prod(SIZE) * 3 / 1e9
+    row = ["transport, 38.5 MB batches", f"{ring * sample_gb:.1f} GB/s", f"{plain * sample_gb:.1f} GB/s"]
+    table.add_row(*row, f"{statistics.median(found):.3f}", spread(found), ">= 0.75")
+
+    for batch_size in (64, 256, 1024):
+        with ringload.Loader(source, batch_size, workers=workers) as loader:
+            waiting = [trainer_cpu_us(loader, max(4, 2048 // batch_size), False) for _ in range(3)]
+            ready = [trainer_cpu_us(loader, 8, True) for _ in range(3)]
+        for how, values in (("waiting", waiting), ("ready", ready)):
+            row = [f"trainer's CPU, batch {batch_size}, {how}", f"{statistics.median(values):.0f} us", "", ""]
+            table.add_row(*row, f"{min(values):.0f} to {max(values):.0f} us", "<= 100 us")
+
+    extra = []
+    for _ in range(rounds):
+        decoding_s = 256 / decode_roofline(source, workers, 1.0)
+        extra.append(first_batch_s(source, workers) - decoding_s)
+    row = ["first batch of 256, beyond its decoding", f"{statistics.median(extra):.2f} s", "", ""]
+    table.add_row(*row, f"{min(extra):.2f} to {max(extra):.2f} s", "<= 0.50 s")
+
+    budget_bytes = 4000 * MB
+    with ringload.Loader(source, 256, workers=workers, ram_budget=budget_bytes) as loader:
+        pss = Pss(loader)
+        with pss.watched():
+            for _, batch in zip(range(len(source) * 2 // 256), forever(loader), strict=False):
+                for array in batch.values():
+                    array.max()
+            while loader.stats.n_full < loader.plan().n_slots // 2:
+                time.sleep(0.05)
+    row = ["memory of all processes, peak PSS", f"{pss.peak_bytes / MB:,.0f} MB", f"{budget_bytes / MB:,.0f} MB"]
+    table.add_row(*row, f"{pss.peak_bytes / budget_bytes:.3f}", "", "<= 1")
+    Console(width=120).print(table)
+    machine = f"{os.cpu_count()} CPUs, {psutil.virtual_memory().total / 1e9:.0f} GB, Linux {os.uname().release}"
+    print(f"{machine}, {time.strftime('%Y-%m-%d')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,427 @@
+"""From order to filled slots: the books and the crew together. The only module that knows both.
+
+Threads: one at a time is inside an engine (`_lock`). A lease may end in any thread at any moment; it only puts itself into
+a reentrant queue, which is entered into the books at the next call. `close` may come from another thread, or from a signal
+handler that interrupts `next_batch`: it then leaves a flag and wakes whoever is inside, who takes everything down.
+
+Interruptions: KeyboardInterrupt can come between any two instructions. While the books are touched, `_torn` is set; a
+call that finds it set starts over: the crew is cleared, the books are made anew, and what was not received yet is posted
+again. Loading is idempotent, so this costs time and nothing else.
+
+Cost: after a wait the trainer's caches are cold, and each line of Python costs five times what it does in a loop. So what
+can be done for several batches at once is (`_turn_over`: read reports, give slots back, post, make arrays), and the way
+through `next_batch` is short. 2-core EPYC VM, November 2026: waking up 45 us, the rest of a batch 300 us before that, 50 since.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import CodeType, TracebackType
+
+import numpy as np
+
+from ringload import forks
+from ringload.data.sampler import Order
+from ringload.errors import Closed, ConfigError, ProducerDied, Stalled, Starved
+from ringload.ring.channel import FAILED
+from ringload.ring.claims import Claim
+from ringload.ring.lease import LeaseEnd, Lender
+from ringload.ring.ring import Bad, Posted, Ring
+from ringload.ring.slots import Layout
+from ringload.workers.crew import FILLING, FULL, HEARD, RANG, WORDS, Crew
+from ringload.workers.pool import Death, Event
+from ringload.workers.suspects import Suspects, what, who_died, who_holds_what, who_is_at_what
+
+TASK_S = 0.016  # what a task should take: long beside its overhead in both processes, short beside a batch
+FEW_TASKS = 16  # of a batch, or 4 a producer: more would share a batch no better, and each costs the trainer 1 us
+FIRST_ROWS = 8  # rows a task, at most, before a sample's cost was measured
+WHOLE_BATCH_S = 0.001  # a batch that costs less is one task
+MAX_LAG = 16  # slots that are given back and posted at once, at most
+FORKED = "this process is a fork of the one that made the loader; make a loader of its own here"
+TICK_S = 1.0  # how often a wait looks at what no event tells: claims and time-outs
+WARN_S = 5.0  # a wait that is this long for want of a free slot is warned about
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an engine is told beside its order and layout. Times in seconds."""
+
+    epochs: int | None
+    sample_timeout: float | None
+    stall_timeout: float
+    restarts: int | None
+
+
+@dataclass
+class Counters:
+    """What an engine has counted. Times in seconds; busy and idle are the producers', all together."""
+
+    n_batches: int = 0
+    n_samples: int = 0
+    first_s: float = 0.0  # when the first batch was asked for
+    last_s: float = 0.0  # when the last one was received
+    wait_s: float = 0.0
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+    deaths: list[Death] = field(default_factory=list)
+
+
+class Engine:
+    """Keeps the crew busy with the batches that are due, and lends them in order. Owns the crew and the mapping."""
+
+    def __init__(
+        self, order: Order, layout: Layout, memory: np.ndarray, crew: Crew, settings: Settings, n_reserved: int
+    ) -> None:
+        self._order, self._layout, self._crew, self._settings = order, layout, crew, settings
+        self._ring = Ring(0)
+        self._n_reserved = 0
+        self._lag = 1  # how many slots are given back and posted at once
+        self._growing = False  # the server is reserving more slots
+        self._grow(n_reserved)
+        self._lender = Lender(memory, layout, self.release)
+        self._unposted: list[Posted] = []  # batches to be posted again that the pipe had no room for
+        self._suspects = Suspects(settings.restarts)
+        self._lock = threading.Lock()
+        self._torn = False
+        self._closing = False
+        self._down = False
+        self._forked = False
+        self._due = (0, 0)  # (epoch, number) of the batch that is received next
+        timeout_s = settings.sample_timeout
+        self._tick_s = TICK_S if timeout_s is None else min(TICK_S, timeout_s / 4)
+        self._row_s = 0.0  # running mean of a sample's cost
+        self._progress_s = time.monotonic()
+        self.counters = Counters()
+        forks.keep(self)
+        with self._lock, _Books(self):
+            crew.start(self._suspects.start(layout.n_producers, ()), n_reserved)
+            self._post()
+
+    # -- for the loader -----------------------------------------------------------------------------------------------
+
+    def next_batch(self, holder: tuple[CodeType, int]) -> Posted:
+        """Wait for the batch that is due, and lend it to `holder` (code, instruction).
+
+        Raises:
+            Closed, ConfigError, ProducerDied, Stalled, Starved: as `Loader` says.
+        """
+        begin_s = time.monotonic()
+        with self._lock:
+            if self._closing or self._torn:
+                self._mend()
+            self._torn = True
+            try:
+                if self._lender.released.qsize() >= self._lag:
+                    self._turn_over()
+                state = self._crew.state(self._ring.due())
+                if state != FULL:
+                    self._wait_for_due(state, begin_s)
+                posted = self._ring.lend()
+                posted.since_s, posted.holder = time.monotonic(), holder
+                self._due = self._order.after(posted.epoch, posted.number)
+                counters = self.counters
+                counters.n_batches += 1
+                counters.n_samples += posted.n_rows
+                counters.first_s, counters.last_s = counters.first_s or begin_s, posted.since_s
+            except BaseException as error:
+                self._leave(error)
+                raise
+            self._torn = False
+            if self._closing:
+                self._take_down()
+            return posted
+
+    def seek(self, epoch: int, number: int) -> None:
+        """The next batch is `number` of `epoch`. What was filled ahead is lost, unless it is just that."""
+        with self._lock, _Books(self):
+            if (epoch, number) != self._due:
+                self._collect()
+                for task in self._crew.take_back():
+                    self._ring.take_back(task.slot, task.task)
+                for posted in self._unposted:  # their open tasks are in nobody's hands
+                    posted.undone = 0
+                self._unposted = []
+                self._ring.cancel()
+                self._due = (epoch, number)
+            self._turn_over()
+
+    def release(self, end: LeaseEnd) -> None:
+        """End a lease before its arrays are gone."""
+        self._lender.released.put(end)
+        self.settle()
+
+    def settle(self) -> None:
+        """Read reports, give slots back and post, unless somebody is at the books."""
+        if not self._closing and self._lock.acquire(blocking=False):
+            try:
+                with suppress(Closed), _Books(self):
+                    self._turn_over()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """End everything, or have it ended by who is inside now. Again is nothing."""
+        self._closing = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._take_down()
+            finally:
+                self._lock.release()
+        elif not self._down:
+            self._lender.released.put(None)
+            self._crew.wake()
+
+    def drop(self) -> None:
+        """In a fork of the trainer: nothing of this engine is this process's."""
+        self._lock = threading.Lock()  # the thread that held the other one is not here to release it
+        self._closing = self._forked = True
+
+    @property
+    def n_full(self) -> int:
+        """Batches that are full and not lent."""
+        return self._ring.n_full
+
+    # -- one at a time ------------------------------------------------------------------------------------------------
+
+    def _mend(self) -> None:
+        """Begin, where the last one did not end as it should."""
+        if self._closing:
+            self._take_down()
+            raise Closed(FORKED if self._forked else "the loader is closed")
+        if self._torn:
+            self._start_over()
+
+    def _leave(self, error: BaseException) -> None:
+        """End with an error. Closed, Stalled and Starved are raised while the books are whole; after any other the crew
+        cannot work; after an interruption nobody knows (`_torn` stays set)."""
+        if isinstance(error, Closed | Stalled | Starved):
+            self._torn = False
+        elif isinstance(error, Exception):
+            self._closing = True
+        if self._closing:
+            self._take_down()
+
+    def _take_down(self) -> None:
+        if not self._down:
+            self._down = True
+            self._ring = Ring(0)
+            self._lender.drop()
+            self._crew.close()
+
+    def _start_over(self) -> None:
+        """An interruption left the books torn: clear the crew and post anew what was not received."""
+        self._crew.clear()
+        self._crew.collect()
+        self._crew.forget()
+        for posted in self._ring.lent.values():
+            posted.undone = 0  # it was full: reports of it that nobody will read any more are not missed
+        self._ring = Ring(self._n_reserved, self._ring.lent)
+        self._unposted = []
+        self._crew.start(self._suspects.start(self._layout.n_producers, ()), self._n_reserved)
+        self._post()
+
+    # -- the books ----------------------------------------------------------------------------------------------------
+
+    def _turn_over(self) -> None:
+        """Read reports, then give slots back (each has had all its reports by then), then post into them."""
+        self._collect()
+        released = self._lender.released
+        while not released.empty():
+            if (end := released.get_nowait()) is not None:
+                self._ring.give_back(end.posted)
+                end.posted.end = None  # they name each other: now none but the reference counts is needed to free them
+        if self._growing:
+            self._heed(self._crew.heard())
+        self._post()
+
+    def _collect(self) -> None:
+        """Enter what was reported."""
+        words, done = self._crew.collect()
+        for word in words:
+            if word.kind == FAILED:
+                raise ConfigError(f"the source cannot be used in a producer:\n{word.text}")
+            where, reason, traceback, replaced_by = json.loads(word.text)
+            self._ring.bad(word.slot, word.task, Bad(word.sample, where, reason, traceback, replaced_by))
+        if not done:
+            return
+        if self._suspects.any:
+            for slot, task, *_ in done:
+                self._suspects.acquit(self._ring.of(slot), task)
+        busy_s, idle_s, n_rows = self._ring.enter(done)
+        self.counters.busy_s += busy_s
+        self.counters.idle_s += idle_s
+        if n_rows:
+            self._row_s += (busy_s / n_rows - self._row_s) / (4 if self._row_s else 1)
+        self._progress_s = time.monotonic()
+
+    def _grow(self, n_reserved: int) -> None:
+        """So many slots are reserved now."""
+        self._ring.add(range(self._n_reserved, n_reserved))
+        self._n_reserved = n_reserved
+        self._growing = n_reserved < self._layout.n_slots
+        self._lag = min(MAX_LAG, n_reserved // 4) or 1  # several, if the ring is large enough not to miss them
+
+    def _post(self) -> None:
+        """Post batches into free slots, those first that were posted before a reset."""
+        if self._unposted:
+            del self._unposted[: self._crew.post(self._unposted)]
+            if self._unposted:
+                return
+        ring, order = self._ring, self._order
+        newest = ring.newest()
+        epoch, number = self._due if newest is None else order.after(newest.epoch, newest.number)
+        batches = []
+        for _ in range(min(MAX_LAG, ring.n_free, self._crew.max_ahead - ring.n_in_flight)):
+            if epoch == self._settings.epochs:
+                break
+            n_rows = order.n_rows(number)
+            posted = ring.fill(epoch, number, n_rows, self._rows_of_task(n_rows))
+            self._lender.prepare(posted)
+            batches.append(posted)
+            epoch, number = order.after(epoch, number)
+        for _ in range(len(batches) - self._crew.post(batches)):
+            ring.unfill()
+
+    def _rows_of_task(self, n_rows: int) -> int:
+        """How many rows a task holds: about `TASK_S` of work; all producers share a batch unless it is tiny."""
+        if self._layout.n_producers == 0:
+            return n_rows
+        share = -(-n_rows // self._layout.n_producers)
+        if self._row_s == 0:
+            return min(FIRST_ROWS, share)
+        rows = max(1, round(TASK_S / self._row_s), n_rows // max(FEW_TASKS, 4 * self._layout.n_producers))
+        return n_rows if n_rows * self._row_s < WHOLE_BATCH_S else min(rows, share)
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def _wait_for_due(self, state: int, begin_s: float) -> None:
+        """Until the batch that is due is full, and what was bad in it is known."""
+        ring, crew = self._ring, self._crew
+        self._progress_s = begin_s
+        try:
+            while state == FILLING:
+                if ring.due() is None:
+                    self._turn_over()
+                if ring.starving:
+                    self._wait_for_slot(begin_s)
+                else:
+                    self._torn = False  # the books are whole, and most interruptions come here
+                    event = crew.wait(self._tick_s)
+                    self._torn = True
+                    if event != RANG:
+                        self._look_around(event)
+                if self._closing:
+                    raise Closed("the loader was closed while a batch was waited for")
+                state = crew.state(ring.due())
+            if state == WORDS:
+                self._collect()
+        finally:
+            self.counters.wait_s += time.monotonic() - begin_s
+
+    def _look_around(self, event: int) -> None:
+        """Hear what the server has to tell; at a tick, look for who is stuck."""
+        if event == HEARD:
+            self._heed(self._crew.heard())
+            return
+        if self._settings.sample_timeout is not None:
+            self._end_who_is_stuck(self._settings.sample_timeout)
+        if time.monotonic() - self._progress_s > self._settings.stall_timeout:
+            self._collect()  # tasks that were done, of a slot that is not full yet
+            if time.monotonic() - self._progress_s > self._settings.stall_timeout:
+                stuck = who_is_at_what(self._crew.in_hand())
+                raise Stalled(f"nothing was finished for {self._settings.stall_timeout:g} s: {stuck}")
+
+    def _wait_for_slot(self, begin_s: float) -> None:
+        """Every slot is lent: until a lease ends."""
+        waited_s, limit_s = time.monotonic() - begin_s, self._settings.stall_timeout
+        if waited_s > limit_s:
+            raise Starved(who_holds_what(self._ring.lent))
+        next_s = WARN_S if waited_s < WARN_S < limit_s else limit_s
+        try:
+            self._torn = False  # as in _wait_for_due
+            end = self._lender.released.get(timeout=next_s - waited_s)
+            self._torn = True
+            self._lender.released.put(end)  # for `_turn_over`
+        except queue.Empty:
+            self._torn = True
+            if next_s == WARN_S:
+                warnings.warn(who_holds_what(self._ring.lent), RuntimeWarning, stacklevel=7)
+
+    def _heed(self, event: Event) -> None:
+        """Act on what the pool has told."""
+        if event.n_reserved is not None and event.n_reserved > self._n_reserved:
+            self._grow(event.n_reserved)
+        if event.short:
+            self._growing = False
+            warnings.warn(f"the ring stays at {self._n_reserved} slots: {event.short}", RuntimeWarning, stacklevel=7)
+        if event.died or event.server_died:
+            self._recover(event.died)
+
+    # -- deaths -------------------------------------------------------------------------------------------------------
+
+    def _end_who_is_stuck(self, timeout_s: float) -> None:
+        now_s = time.monotonic()
+        for producer, (pid, claim) in self._crew.in_hand().items():
+            if now_s - claim.since_s > timeout_s * (claim.stop - claim.start):
+                self._recover([Death(producer, pid, 0, f"ended by ringload after sample_timeout={timeout_s:g} s")])
+                return
+
+    def _recover(self, deaths: list[Death]) -> None:
+        """Somebody died: end all, enter what they had reported, and post the rest again.
+
+        Once all are known to be gone nobody else can write, so no row ever has two writers.
+        """
+        heard = self._crew.clear()
+        deaths = [*deaths, *heard.died] or [Death(-1, -1, 0, "the server of the producers was killed, and they with it")]
+        self.counters.deaths += deaths
+        self._collect()
+        in_hand = self._crew.in_hand()
+        self._crew.forget()
+        self._ring.forget()
+        self._heed(Event([], heard.n_reserved, heard.short))
+        unfinished = self._ring.unfinished()
+        for death in deaths:
+            if death.producer in in_hand:
+                self._suspects.accuse(death, in_hand[death.producer][1], unfinished)
+        if self._suspects.too_many(len(deaths)):
+            raise self._died(deaths[-1], in_hand)
+        for posted in unfinished:
+            posted.bad = [(task, bad) for task, bad in posted.bad if not posted.undone >> task & 1]
+        self._unposted = unfinished
+        self._crew.start(self._suspects.start(self._layout.n_producers, unfinished), self._n_reserved)
+        self._post()
+
+    def _died(self, death: Death, in_hand: dict[int, tuple[int, Claim]]) -> ProducerDied:
+        _, claim = in_hand.get(death.producer, (-1, None))
+        return ProducerDied(
+            f"{who_died(death)}{f', while it had {what(claim)} in hand' if claim else ''}. That is more than "
+            f"restarts={self._settings.restarts} deaths within a minute, {len(self.counters.deaths)} in all",
+            pid=death.pid,
+            cause=death.cause,
+            samples=(claim.sample,) if claim else (),
+        )
+
+
+class _Books:
+    """`with engine._lock, _Books(engine):` around what touches the books, where it need not be fast."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        self._engine._mend()
+        self._engine._torn = True
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        if error is not None:
+            self._engine._leave(error)
+        else:
+            self._engine._torn = False
+            if self._engine._closing:
+                self._engine._take_down()

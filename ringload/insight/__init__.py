@@ -1,0 +1,1 @@
+"""Insight: statistics, reports, the command line."""

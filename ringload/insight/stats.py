@@ -1,0 +1,48 @@
+"""What a loader has counted, and what that means for its user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ringload.ring.ring import Bad
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since the first batch was asked for. Times in seconds; busy and idle are those of all producers together."""
+
+    n_batches: int
+    n_samples: int
+    elapsed_s: float
+    stall_s: float  # that the trainer waited in next()
+    busy_s: float  # that producers filled rows
+    idle_s: float  # that they waited for a free slot
+    n_bad: int
+    bad: tuple[Bad, ...]  # the first of them, by name
+    n_restarts: int
+    n_full: int  # batches that are full and not lent, now
+    n_slots: int
+
+    @property
+    def stall_share(self) -> float:
+        """The share of the time that the trainer waited for data."""
+        return self.stall_s / self.elapsed_s if self.elapsed_s else 0.0
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples received a second."""
+        return self.n_samples / self.elapsed_s if self.elapsed_s else 0.0
+
+    def __str__(self) -> str:
+        verdict = (
+            "loading keeps up with training"
+            if self.stall_share < 0.02
+            else "training waits for loading: more workers, or cheaper samples, would help"
+        )
+        return (
+            f"{self.n_samples:,} samples in {self.elapsed_s:.1f} s: {self.samples_per_s:,.0f} a second, "
+            f"waited {self.stall_share:.1%} of the time; {self.n_full} of {self.n_slots} slots full; "
+            f"{self.n_bad} bad, {self.n_restarts} restarts. {verdict}."
+        )

@@ -1,0 +1,92 @@
+"""A segment: memory that several processes map, and that no name, file or lock outlives.
+
+A segment is one memfd, so it needs no room in /dev/shm and is gone with the last process that has it open, however
+they end. The name `ringload` shows in /proc/PID/maps alone.
+
+Invariants:
+- Bytes are touched only after they were reserved. `posix_fallocate` turns a shortage into an error here; a page that
+  tmpfs cannot supply at its first touch would be a SIGBUS, which no Python code survives.
+- The mapping stays as long as any array looks into it; nobody unmaps under a view.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+
+import numpy as np
+
+from ringload.errors import BudgetError
+
+PAGE_BYTES = mmap.PAGESIZE
+
+
+def round_up(n_bytes: int, unit: int = PAGE_BYTES) -> int:
+    """The least multiple of `unit` that is not below `n_bytes`."""
+    return -(-n_bytes // unit) * unit
+
+
+class Segment:
+    """Owns a memfd of `n_bytes`, of which a growing prefix is reserved. Closes its descriptor when it is collected."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.n_bytes = n_bytes
+        self.fd = os.memfd_create("ringload", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, n_bytes)
+        except OSError as error:  # RLIMIT_FSIZE counts memfds too
+            self.close()
+            raise BudgetError(
+                f"no segment of {n_bytes:,} bytes: {error.strerror}; is RLIMIT_FSIZE (ulimit -f) too low?"
+            ) from error
+
+    def reserve(self, start: int, stop: int) -> None:
+        """Make bytes `start:stop` the segment's own.
+
+        Raises:
+            BudgetError: the system has no memory left for them.
+        """
+        reserve(self.fd, start, stop)
+
+    def map(self) -> np.ndarray:
+        """The whole segment as `(n_bytes,) uint8`, shared with every process that maps it."""
+        return map_shared(self.fd, self.n_bytes)
+
+    def write(self, start: int, data: np.ndarray) -> None:
+        """Reserve room for the contiguous array `data` at byte `start` and copy it there, without mapping it."""
+        self.reserve(start, start + data.nbytes)
+        view = data.reshape(-1).view(np.uint8).data
+        written = 0
+        while written < len(view):  # one pwrite moves at most 2 GiB
+            written += os.pwrite(self.fd, view[written : written + (1 << 30)], start + written)
+
+    def close(self) -> None:
+        """Close the descriptor; mappings stay valid. Again is nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            self.close()
+
+
+def reserve(fd: int, start: int, stop: int) -> None:
+    """`Segment.reserve` for a process that has only the descriptor."""
+    try:
+        os.posix_fallocate(fd, start, stop - start)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
+            raise
+        raise BudgetError(
+            f"cannot reserve bytes {start:,} to {stop:,} of shared memory: {error.strerror}; lower ram_budget"
+        ) from error
+
+
+def map_shared(fd: int, n_bytes: int) -> np.ndarray:
+    """The first `n_bytes` of a segment as `(n_bytes,) uint8`, by its descriptor."""
+    try:
+        return np.frombuffer(mmap.mmap(fd, n_bytes), np.uint8)
+    except OSError as error:  # RLIMIT_AS, or no address space left
+        raise BudgetError(f"cannot map {n_bytes:,} bytes: {error.strerror}; is RLIMIT_AS (ulimit -v) too low?") from error

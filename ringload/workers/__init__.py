@@ -1,0 +1,1 @@
+"""Producers: the processes that fill the ring, and the handle on them."""

@@ -1,0 +1,186 @@
+"""Filling rows: the part of a producer's work that knows samples and no processes. The trainer calls it for `workers=0`.
+
+In: rows `start:stop` of a batch, and the arrays of its slot. Out: their rows written, and what was bad among them. The
+result depends on (seed, epoch, the sample's index) alone, never on who fills it or how often.
+"""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from ringload.data.fields import Row
+from ringload.data.sampler import PAD, Order, Randomness, Sampler, substitutes
+from ringload.errors import ConfigError
+from ringload.ring.ring import Bad
+
+OnError = Literal["raise", "skip", "replace"]
+
+N_SUBSTITUTES = 16  # tried for one bad sample before the error is raised after all
+MAX_WHERE, MAX_REASON, MAX_TRACEBACK = 800, 500, 2000  # characters: the three fit into one record
+
+
+class Rngs(Sequence[np.random.Generator]):
+    """The generators of several samples, each made when it is asked for."""
+
+    def __init__(self, seed: int, epoch: int, indices: np.ndarray) -> None:
+        self._seed, self._epoch, self._indices = seed, epoch, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, item: int) -> np.random.Generator: ...
+    @overload
+    def __getitem__(self, item: slice) -> Rngs: ...
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, slice):
+            return Rngs(self._seed, self._epoch, self._indices[item])
+        return Randomness(self._seed).of(self._epoch, int(self._indices[item]))
+
+
+class Filler:
+    """Fills rows from a source.
+
+    `killers` maps samples that killed their producer twice to how they did it: they are bad without being tried again.
+    """
+
+    def __init__(self, source: Any, order: Order, on_error: OnError, killers: dict[int, str] | None = None) -> None:
+        self._source = source
+        self._order = order
+        self._on_error = on_error
+        self._killers = killers or {}
+        self._sampler = Sampler(order)
+        self._randomness = Randomness(order.seed)
+        self._random = getattr(source, "random", True)
+        self._global_random = self._random and getattr(source, "global_random", True)
+        self._load_rows: Callable[..., None] | None = getattr(source, "load_rows", None)
+        self._load: Callable[..., Any] | None = getattr(source, "load", None)
+        if self._load is None and self._load_rows is None:
+            raise ConfigError(f"{type(source).__name__} has neither load(index, rng, out) nor load_rows(indices, rngs, out)")
+
+    def indices(self, epoch: int, number: int, start: int, stop: int) -> np.ndarray:
+        """The samples of rows `start:stop` of a batch, without those that are padding: `(n,) int64`."""
+        indices = self._sampler.indices(epoch, number, start, stop)
+        return np.asarray(indices[indices != PAD])
+
+    def fill(
+        self,
+        epoch: int,
+        number: int,
+        start: int,
+        stop: int,
+        slot: dict[str, np.ndarray],
+        claim: Callable[[int, int, int], None] = lambda sample, start, stop: None,
+        one_by_one: bool = False,
+    ) -> list[Bad]:
+        """Fill rows `start:stop` of batch `number`. Returns what was bad.
+
+        `slot` is field -> `(B, ...)`. `claim(sample, first row, row after the last)` is called before each step; the
+        sample is -1 for a step of several. With `one_by_one` there is no such step.
+        """
+        rows = {name: array[start:stop] for name, array in slot.items()}
+        indices = rows["index"]
+        indices[:] = self._sampler.indices(epoch, number, start, stop)
+        n_present = int(np.count_nonzero(indices != PAD))  # padding is at the end
+        if "valid" in rows:
+            rows["valid"][:] = indices != PAD
+        if n_present < stop - start:
+            for name in rows.keys() - {"index", "valid"}:
+                rows[name][n_present:] = np.zeros((), rows[name].dtype)
+        if self._load_rows is not None and n_present and not one_by_one and not self._any_killer(indices[:n_present]):
+            claim(-1, start, start + n_present)
+            if self._fill_at_once(epoch, {name: array[:n_present] for name, array in rows.items()}):
+                return []
+        bad = []
+        for row in range(n_present):
+            claim(int(indices[row]), start + row, start + row + 1)
+            if (problem := self._fill_row(epoch, {name: array[row : row + 1] for name, array in rows.items()})) is not None:
+                bad.append(problem)
+        return bad
+
+    def _any_killer(self, indices: np.ndarray) -> bool:
+        return bool(self._killers) and any(int(index) in self._killers for index in indices)
+
+    def _fill_at_once(self, epoch: int, rows: dict[str, np.ndarray]) -> bool:
+        """Try `load_rows` on all rows; False if it raised: then they are tried one by one, to find out which is bad."""
+        assert self._load_rows is not None
+        indices = rows["index"]
+        out = {name: array for name, array in rows.items() if name not in ("index", "valid")}
+        try:
+            self._load_rows(indices, Rngs(self._order.seed, epoch, indices), out)
+        except Exception:  # whatever a user's function raises; said when its row is tried alone
+            return False
+        return True
+
+    def _fill_row(self, epoch: int, row: dict[str, np.ndarray]) -> Bad | None:
+        """Fill one row; `row` is field -> `(1, ...)`. Returns what was bad about it."""
+        index = int(row["index"][0])
+        problem = self._try(epoch, index, row)
+        if problem is None:
+            return None
+        if self._on_error == "replace":
+            for other in substitutes(self._order, epoch, index, N_SUBSTITUTES):
+                if self._try(epoch, int(other), row) is None:
+                    row["index"][0] = problem.replaced_by = int(other)
+                    return problem
+        for name, array in row.items():
+            if name != "index":  # `valid` too becomes False
+                array[:] = np.zeros((), array.dtype)
+        return problem
+
+    def _try(self, epoch: int, index: int, row: dict[str, np.ndarray]) -> Bad | None:
+        """Load sample `index` into a row. Returns what was wrong with it."""
+        if (how := self._killers.get(index)) is not None:
+            return Bad(index, self._where(index), how, "")
+        try:
+            self._load_into(epoch, index, row)
+        except Exception as error:  # whatever a decoder or a user's function raises: it belongs to this sample
+            return self._bad(index, error)
+        return None
+
+    def _load_into(self, epoch: int, index: int, row: dict[str, np.ndarray]) -> None:
+        rng = self._randomness.of(epoch, index) if self._random else None
+        out = {name: array for name, array in row.items() if name not in ("index", "valid")}
+        if self._load is None:
+            assert self._load_rows is not None
+            self._load_rows(np.array([index]), Rngs(self._order.seed, epoch, np.array([index])), out)
+            return
+        if self._global_random and rng is not None:
+            seed = int(rng.integers(1 << 32))
+            random.seed(seed)
+            np.random.seed(seed)
+        views = Row({name: array[0, ...] for name, array in out.items()})
+        result = self._load(index, rng, views)
+        if result is not None:
+            raise TypeError(f"load() returned a {type(result).__name__}; it has to write into `out` and return nothing")
+        if untouched := views.untouched():
+            raise ValueError(f"load() did not write the fields {sorted(untouched)}")
+
+    def _bad(self, index: int, error: Exception) -> Bad:
+        reason = bounded(traceback.format_exception_only(error)[-1].strip(), MAX_REASON)
+        text = ""
+        if self._global_random or not type(self._source).__module__.startswith("ringload."):  # a user's code was called
+            text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+        return Bad(index, self._where(index), reason, text)
+
+    def _where(self, index: int) -> str:
+        describe = getattr(self._source, "describe", None)
+        try:
+            return bounded(str(describe(index)), MAX_WHERE) if describe is not None else ""
+        except Exception as error:  # a user's function: an error about an error shall not hide the first
+            return f"(describe() raised {type(error).__name__})"
+
+
+def bounded(text: str, n: int) -> str:
+    """The text, or its beginning and end."""
+    return text if len(text) <= n else f"{text[: n // 2]} ... {text[-n // 2 :]}"
+
+
+def as_killers(pairs: Iterable[tuple[int, str]]) -> dict[int, str]:
+    """Killers as they come out of JSON."""
+    return {int(index): str(how) for index, how in pairs}

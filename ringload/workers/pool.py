@@ -1,0 +1,315 @@
+"""The trainer's handle on its producers: start them, hear of their deaths, kill them all and know that they are gone.
+
+The pool knows processes and no batches. Its producers are children of a server (see `server`), which it starts by a fresh
+interpreter ("forkserver"; "spawn", where the server starts a fresh one for each producer too), or by forking the trainer
+("fork"). It has no thread: who waits for a batch polls `fd` in the same call.
+
+Guarantees:
+1. `clear` returns only when no producer is left, by the server's waitpid or by the hang-up of a pipe that all of them hold.
+2. `close` leaves no process, descriptor or zombie behind. So does the end of the trainer, by the lifeline.
+3. A fork of the trainer never signals the producers, and does not keep them alive: it drops its descriptors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ringload import forks
+from ringload.errors import RingloadError, Stalled
+from ringload.shared import Segment
+from ringload.workers.server import PACKET_BYTES, Config, become_server
+from ringload.workers.worker import Job, Start
+
+StartMethod = Literal["forkserver", "spawn", "fork"]
+
+END_S = 10.0  # how long a killed process may take to end: more means that the kernel cannot end it (a hung disk, say)
+# Producers run beside each other: a pool of threads in each would only get in the others' way.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+
+
+@dataclass(frozen=True)
+class Death:
+    """The end of a producer: its number, pid, and wait status; or `reason`, where ringload itself ended it."""
+
+    producer: int
+    pid: int
+    status: int
+    reason: str = ""
+
+    @property
+    def cause(self) -> str:
+        """How it died, and what usually lies behind that."""
+        if self.reason:
+            return self.reason
+        code = os.waitstatus_to_exitcode(self.status)
+        if code >= 0:
+            return f"exit code {code}: something in the user's functions ended the process"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"{name}{CAUSES.get(name, '')}"
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether the signal is one that others send, too: then its sample need not be to blame."""
+        code = os.waitstatus_to_exitcode(self.status)
+        return not self.reason and code < 0 and -code in FROM_OUTSIDE
+
+
+FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+CAUSES = {
+    "SIGKILL": ": probably out of memory (the kernel's log, dmesg, says so), or killed by hand",
+    "SIGSEGV": ": a crash in native code",
+    "SIGABRT": ": native code gave up",
+    "SIGBUS": ": a file that is mapped into memory was truncated, or memory could not be had",
+    "SIGILL": ": native code for another CPU",
+    "SIGFPE": ": a division by zero in native code",
+    "SIGTERM": ": somebody asked it to end",
+}
+
+
+@dataclass
+class Event:
+    """What the server has told since it was last asked."""
+
+    died: list[Death]
+    n_reserved: int | None = None
+    short: str = ""
+    server_died: bool = False
+
+
+class Pool:
+    """Owns the server's process and the descriptors that tie it to the trainer."""
+
+    def __init__(self, job: Job, segments: list[Segment], method: StartMethod, preload: tuple[str, ...]) -> None:
+        """`segments` are those that the job's descriptors refer to; the pool closes them with itself."""
+        self._job, self._segments, self._method, self._preload = job, segments, method, preload
+        if method != "fork":
+            data = np.frombuffer(pickle.dumps(job), np.uint8)
+            self._segments = [Segment(0), *segments]
+            self._segments[0].write(0, data)
+        self._pid_of_owner = os.getpid()
+        self._server: subprocess.Popen[bytes] | _Forked | None = None
+        self._ready = False
+        self._n_reserved = 0
+        self.pids: list[int] = []
+        forks.keep(self)
+
+    @property
+    def fd(self) -> int:
+        """Readable when the server has something to tell, or has died."""
+        return self._socket.fileno()
+
+    @property
+    def server_pid(self) -> int:
+        return self._server.pid if self._server is not None else -1
+
+    def start(self, start: Start, n_reserved: int) -> None:
+        """Have producers started, and the slots from `n_reserved` on reserved. Does not wait for either."""
+        self._n_reserved = max(self._n_reserved, n_reserved)
+        if self._server is None:
+            self._start_server()
+        self._send({"start": asdict(start)})
+
+    def events(self) -> Event:
+        """What there is to hear, without waiting."""
+        event = Event([])
+        while self._server is not None:
+            try:
+                packet = self._socket.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                packet = b""
+            if not packet:
+                event.server_died = True
+                break
+            self._note(json.loads(packet), event)
+        return event
+
+    def clear(self) -> Event:
+        """Kill all producers and wait until they are gone. Returns what was heard meanwhile.
+
+        Raises:
+            Stalled: a process does not end within `END_S`; its memory must not be used again.
+        """
+        event = Event([])
+        deadline_s = time.monotonic() + END_S
+        self._send({"clear": True})
+        while self._server is not None and not event.server_died:
+            if not _readable(self.fd, deadline_s):
+                break
+            packet = self._recv()
+            if not packet:
+                event.server_died = True
+            elif self._note(json.loads(packet), event):
+                self.pids = []
+                return event
+        self._end_server(kill=True)
+        return event
+
+    def close(self) -> None:
+        """End all processes, within milliseconds. Again is nothing; in a fork of the trainer too."""
+        try:
+            if os.getpid() != self._pid_of_owner:
+                self.drop()
+            elif self._server is not None:
+                self._send({"exit": True})  # so that the server reaps its producers: not every container has an init
+                self._end_server(kill=False)
+        finally:
+            for segment in self._segments:
+                segment.close()
+
+    def drop(self) -> None:
+        """In a fork of the trainer: forget the producers, which belong to the parent."""
+        if self._server is not None:
+            if isinstance(self._server, subprocess.Popen):
+                self._server.returncode = 0  # not this process's child: nothing to wait for
+            self._server = None
+            self._close_fds()
+
+    def _note(self, message: dict[str, Any], event: Event) -> bool:
+        """Enter a message of the server into `event`. True: it was the answer to `clear`."""
+        if "ready" in message:
+            self._ready = True
+        elif "started" in message:
+            self.pids = message["started"]
+        elif "reserved" in message:
+            event.n_reserved = self._n_reserved = message["reserved"]
+        elif "short" in message:
+            event.short = message["short"]
+        else:
+            event.died += [Death(*one) for one in message.get("died", ())]
+        return "cleared" in message
+
+    def _start_server(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lifeline_out, self._lifeline = os.pipe2(os.O_CLOEXEC)
+        self._alive, alive_in = os.pipe2(os.O_CLOEXEC)
+        self._socket = ours
+        layout = self._job.layout
+        config = Config(
+            socket=theirs.fileno(),
+            lifeline=lifeline_out,
+            alive=alive_in,
+            ring=self._job.ring_fd,
+            job=self._segments[0].fd,
+            others=(*astuple(self._job.channel), *(segment.fd for segment in self._segments[1:])),
+            spawn=self._method == "spawn",
+            preload=self._preload,
+            slots_start=layout.slots_start,
+            slot_bytes=layout.slot_bytes,
+            n_reserved=self._n_reserved,
+            n_slots=layout.n_slots,
+        )
+        self._ready = False
+        try:
+            self._server = self._fork_server(config) if self._method == "fork" else _exec_server(config)
+        except BaseException:
+            self._close_fds()
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline_out)
+            os.close(alive_in)
+
+    def _fork_server(self, config: Config) -> _Forked:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # or what they hold would be written twice
+        pid = forks.fork_for(self)
+        if pid:
+            return _Forked(pid)
+        try:
+            os.setsid()
+            self._close_fds()  # the trainer's ends: this process must not keep its own lifeline open
+            become_server(config, self._job)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+
+    def _end_server(self, kill: bool) -> None:
+        """Wait until the server and all producers are gone; kill them first, or when they take too long."""
+        server = self._server
+        if server is None:
+            return
+        if kill or not _hung_up(self._alive, time.monotonic() + 1.0):
+            # The server was not reaped, so its number, which is also its group's, belongs to nobody else.
+            with suppress(ProcessLookupError):  # the user's code waits for any child, and no producer is left
+                os.killpg(server.pid, signal.SIGKILL)
+        gone = _hung_up(self._alive, time.monotonic() + END_S)
+        pids, self.pids, self._server = self.pids, [], None
+        self._close_fds()
+        code = server.wait()
+        if not gone:
+            raise Stalled(f"processes {pids} have not ended {END_S:g} s after SIGKILL: they hang in the kernel, in I/O perhaps")
+        if kill and not self._ready:
+            raise RingloadError(
+                f"the server of the producers ended at its start (exit code {code}); what it said is on stderr. "
+                f"It runs {sys.executable}"
+            )
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._socket.send(json.dumps(message).encode())
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the server died; who reads its socket next learns of it
+
+    def _recv(self) -> bytes:
+        try:
+            return self._socket.recv(PACKET_BYTES)
+        except ConnectionResetError:
+            return b""
+
+    def _close_fds(self) -> None:
+        self._socket.close()
+        os.close(self._lifeline)
+        os.close(self._alive)
+
+
+class _Forked:
+    """A forked server, with what `Popen` has of it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def wait(self) -> int:
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:
+            return 0  # the user's code waits for any child
+
+
+def _exec_server(config: Config) -> subprocess.Popen[bytes]:
+    code = "import sys; sys.path[:] = sys.argv[2:]; from ringload.workers.server import main; main()"
+    path = [os.path.abspath(entry) for entry in sys.path]
+    environment = {"PYTHONHASHSEED": "0", **os.environ, **ONE_THREAD}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(asdict(config)), *path],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        pass_fds=sorted({config.socket, *config.for_producers}),
+        start_new_session=True,
+    )
+
+
+def _readable(fd: int, deadline_s: float) -> bool:
+    wait = select.poll()
+    wait.register(fd, select.POLLIN)
+    return bool(wait.poll(max(0.0, deadline_s - time.monotonic()) * 1000))
+
+
+def _hung_up(fd: int, deadline_s: float) -> bool:
+    """Wait until the last write end of a pipe is closed; False if that takes until the deadline."""
+    return _readable(fd, deadline_s)  # nobody ever writes to it: what makes it readable is the hang-up

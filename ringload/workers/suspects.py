@@ -1,0 +1,124 @@
+"""What deaths say about samples: a sample that kills its producer again and again is found, and named.
+
+A death with a sample in hand is a strike against that row, until its task is done. `OWN` strikes make a killer of a sample
+whose producer ended by its own doing (a segfault, an exit); `OUTSIDE` ones where the signal may as well have come from
+outside (SIGKILL by the OOM killer or by hand, SIGTERM): among a thousand random kills some hit the same sample twice.
+A producer that died while it loaded several samples in one call accuses its batch, whose rows are then loaded singly.
+
+Also here: deaths, claims and leases in words, for messages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from ringload.ring.claims import WHOLE_TASK, Claim
+from ringload.ring.ring import Posted
+from ringload.workers.pool import Death
+from ringload.workers.worker import Start
+
+OWN = 2
+OUTSIDE = 5
+RESTARTS_WITHIN_S = 60.0
+
+
+class Suspects:
+    """Strikes, killers, and the rate of deaths."""
+
+    def __init__(self, restarts: int | None) -> None:
+        self._restarts = restarts
+        self._strikes: dict[tuple[int, int, int], int] = {}  # (epoch, number, row)
+        self._killers: dict[int, str] = {}
+        self._careful: set[tuple[int, int]] = set()
+        self._deaths_s: deque[float] = deque()
+
+    def too_many(self, n_deaths: int) -> bool:
+        """Enter deaths that happened now. Whether they are more than `restarts` within a minute."""
+        now_s = time.monotonic()
+        self._deaths_s.extend([now_s] * n_deaths)
+        while self._deaths_s and now_s - self._deaths_s[0] > RESTARTS_WITHIN_S:
+            self._deaths_s.popleft()
+        return self._restarts is not None and len(self._deaths_s) > self._restarts
+
+    @property
+    def any(self) -> bool:
+        """Whether any row is suspected."""
+        return bool(self._strikes)
+
+    def accuse(self, death: Death, claim: Claim, unfinished: Iterable[Posted]) -> None:
+        """Enter a death with `claim` in hand, if it is among what the books say is not done: else its report came before
+        its end, and it had nothing in hand."""
+        if not any(_has_undone(posted, claim) for posted in unfinished):
+            return
+        if claim.sample == WHOLE_TASK:
+            self._careful.add((claim.epoch, claim.number))
+            return
+        row = (claim.epoch, claim.number, claim.start)
+        self._strikes[row] = self._strikes.get(row, 0) + 1
+        if self._strikes[row] >= (OUTSIDE if death.from_outside else OWN):
+            self._killers[claim.sample] = f"killed its producer {self._strikes[row]} times in a row ({death.cause})"
+
+    def acquit(self, posted: Posted, task: int) -> None:
+        """A task was done: nothing in its rows is suspected any more."""
+        start, stop = posted.cut.bounds[task]
+        for row in range(start, stop):
+            self._strikes.pop((posted.epoch, posted.number, row), None)
+
+    def start(self, n_producers: int, unfinished: Iterable[Posted]) -> Start:
+        """What the next producers are told."""
+        self._careful &= {(posted.epoch, posted.number) for posted in unfinished}
+        return Start(n_producers, tuple(self._killers.items()), tuple(self._careful))
+
+
+def _has_undone(posted: Posted, claim: Claim) -> bool:
+    if (posted.epoch, posted.number) != (claim.epoch, claim.number):
+        return False
+    return any(
+        start <= claim.start < stop and bool(posted.undone >> task & 1) for task, (start, stop) in enumerate(posted.cut.bounds)
+    )
+
+
+def what(claim: Claim) -> str:
+    """What was in hand, in words."""
+    sample = f"rows {claim.start} to {claim.stop - 1}" if claim.sample == WHOLE_TASK else f"sample {claim.sample}"
+    return f"{sample} of batch {claim.number} of epoch {claim.epoch}"
+
+
+def who_died(death: Death) -> str:
+    """A death, in words."""
+    return f"producer {death.producer} (pid {death.pid}) died: {death.cause}" if death.pid >= 0 else death.cause
+
+
+def who_is_at_what(in_hand: dict[int, tuple[int, Claim]]) -> str:
+    """Which producers have what in hand, and since when."""
+    now_s = time.monotonic()
+    stuck = [
+        f"producer {producer} (pid {pid}) has had {what(claim)} in hand for {now_s - claim.since_s:.0f} s"
+        for producer, (pid, claim) in in_hand.items()
+    ]
+    return "; ".join(stuck) or "no producer has anything in hand"
+
+
+def who_holds_what(lent: dict[int, Posted]) -> str:
+    """Why there is no free slot."""
+    now_s = time.monotonic()
+    held = [
+        f"batch {posted.number} of epoch {posted.epoch} for {now_s - posted.since_s:.0f} s, taken at {_line(posted)}"
+        for posted in sorted(lent.values(), key=lambda posted: posted.since_s)
+    ]
+    shown = "; ".join(held[:3]) + (f"; ... {len(held)} in all" if len(held) > 3 else "")
+    return (
+        f"every slot of the ring is lent and none comes back: {shown}. An array of a batch, or a view of one, is kept: "
+        "keep copies (batch.copy(), or Loader(copy=True)), call batch.release(), or raise ram_budget"
+    )
+
+
+def _line(posted: Posted) -> str:
+    """The line of code that asked for a batch."""
+    if posted.holder is None:
+        return "an unknown place"
+    code, instruction = posted.holder
+    lines = [line for start, stop, line in code.co_lines() if start <= instruction < stop]
+    return f"{code.co_filename}:{lines[0] if lines else '?'}"

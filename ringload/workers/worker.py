@@ -1,0 +1,167 @@
+"""A producer: takes tasks, reads, decodes, writes the rows in place, reports.
+
+It ends with the trainer, however that ends: the kernel kills its whole process group when the trainer's end of the lifeline
+closes (see `server`). Until then it never ends by itself, so its end is a death, whatever the exit code.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ringload.data.fields import Producer
+from ringload.data.sampler import Order
+from ringload.data.sharing import unpack
+from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
+from ringload.ring.claims import Claims
+from ringload.ring.ring import Bad
+from ringload.ring.slots import MAX_TASKS, Layout
+from ringload.shared import map_shared
+from ringload.workers.filling import Filler, OnError
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a producer needs. `source` is pickled (see `sharing`), or for start_method="fork" the object itself."""
+
+    source: Any
+    order: Order
+    layout: Layout
+    on_error: OnError
+    ring_fd: int
+    channel: ChannelFds
+    scratch_bytes: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one start of the producers adds: what was learned from deaths before.
+
+    `killers`: (sample, how) of those that killed their producer twice. `careful`: (epoch, number) of batches whose rows are
+    loaded one at a time, because a producer died while it loaded several at once.
+    """
+
+    n_producers: int
+    killers: tuple[tuple[int, str], ...] = ()
+    careful: tuple[tuple[int, int], ...] = ()
+
+
+def run(job: Job, start: Start, producer: int) -> None:
+    """Be producer number `producer`. Does not return but by an error that it has reported."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(f"ringload:{producer}")  # what ps and top show
+    segment = map_shared(job.ring_fd, job.layout.n_bytes)
+    view = segment.data
+    layout = job.layout
+    hints = view[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]
+    end = ProducerEnd(job.channel, producer, hints)
+    try:
+        source = unpack(job.source) if isinstance(job.source, bytes) else job.source
+        if hasattr(source, "start"):
+            source.start(Producer(producer, start.n_producers, job.scratch_bytes, lambda: _exclusive(job.ring_fd)))
+        filler = Filler(source, job.order, job.on_error, dict(start.killers))
+        work = _Work(job, start, producer, source, filler, end, Claims(view))
+        work.forever(layout.arrays(segment))
+    except Exception:
+        end.failed(traceback.format_exc()[-MAX_TEXT_BYTES // 4 :])
+        raise SystemExit(1) from None
+
+
+class _Work:
+    """The loop of one producer."""
+
+    def __init__(
+        self, job: Job, start: Start, producer: int, source: Any, filler: Filler, end: ProducerEnd, claims: Claims
+    ) -> None:
+        self._producer = producer
+        self._careful = frozenset(start.careful)
+        self._prefetch = getattr(source, "prefetch", None)
+        self._filler = filler
+        self._end = end
+        self._claims = claims
+        self._ahead: deque[Task] = deque()
+
+    def forever(self, arrays: dict[str, Any]) -> None:
+        """Task after task. While one is filled, the files of the next are asked for."""
+        while True:
+            idle_from_s = time.monotonic()
+            if not self._ahead:
+                self._claims.clear(self._producer)
+                self._claim(wait=True)
+            begin_s = time.monotonic()
+            if self._prefetch is not None and len(self._ahead) < 2:
+                self._claim(wait=False)
+            task = self._ahead.popleft()
+            self._fill(task, {name: array[task.slot] for name, array in arrays.items()})
+            self._end.done(task, time.monotonic() - begin_s, begin_s - idle_from_s)
+
+    def _claim(self, wait: bool) -> None:
+        task = self._end.claim(wait)
+        if task is not None:
+            self._ahead.append(task)
+            if self._prefetch is not None:
+                self._prefetch(self._filler.indices(task.epoch, task.number, task.start, task.stop))
+
+    def _fill(self, task: Task, slot: dict[str, Any]) -> None:
+        def claim(sample: int, start: int, stop: int) -> None:
+            self._claims.write(self._producer, task.epoch, task.number, sample, start, stop)
+
+        careful = (task.epoch, task.number) in self._careful
+        for bad in self._filler.fill(task.epoch, task.number, task.start, task.stop, slot, claim, careful):
+            self._end.bad(task, bad.index, as_text(bad))
+
+
+def as_text(bad: Bad) -> str:
+    """A bad sample as JSON that fits into one record, its traceback shortened as far as it takes."""
+    kept = bad.traceback
+    while True:
+        text = json.dumps([bad.where, bad.reason, kept, bad.replaced_by], ensure_ascii=False)
+        excess = len(text.encode("utf-8", "replace")) - MAX_TEXT_BYTES
+        if excess <= 0 or not kept:
+            return text
+        kept = kept[max(1, min(excess, len(kept))) :]
+
+
+@contextmanager
+def _exclusive(fd: int) -> Iterator[None]:
+    """Held by one process at a time. The kernel takes a record lock from the dead."""
+    fcntl.lockf(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+
+
+def main() -> None:
+    """The entry of a producer that was spawned: `argv` is (what, start as JSON, producer, job's descriptor, *sys.path)."""
+    for fd in os.listdir("/proc/self/fd"):
+        if int(fd) > 2 and os.path.exists(f"/proc/self/fd/{fd}"):  # not the one that listed them
+            os.set_inheritable(int(fd), False)
+    start, producer, job_fd = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    run(read_job(job_fd), start_of(start), producer)
+
+
+def read_job(fd: int) -> Job:
+    """The job that the trainer wrote."""
+    with mmap.mmap(fd, os.fstat(fd).st_size, access=mmap.ACCESS_READ) as data:
+        job: Job = unpack(data[:])
+    return job
+
+
+def start_of(message: dict[str, Any]) -> Start:
+    """A Start as it comes out of JSON."""
+    return Start(
+        int(message["n_producers"]),
+        tuple((int(index), str(how)) for index, how in message["killers"]),
+        tuple((int(epoch), int(number)) for epoch, number in message["careful"]),
+    )
