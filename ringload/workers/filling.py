@@ -7,7 +7,9 @@ result depends on (seed, epoch, the sample's index) alone, never on who fills it
 from __future__ import annotations
 
 import random
+import struct
 import traceback
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 
@@ -151,7 +153,7 @@ class Filler:
             self._load_rows(np.array([index]), Rngs(self._order.seed, epoch, np.array([index])), out)
             return
         if self._global_random and rng is not None:
-            seed = int(rng.integers(1 << 32))
+            seed = zlib.crc32(struct.pack("<QQQ", self._order.seed, epoch, index))  # draws nothing from `rng`
             random.seed(seed)
             np.random.seed(seed)
         views = Row({name: array[0, ...] for name, array in out.items()})

@@ -122,14 +122,16 @@ class _Work:
 
 
 def as_text(bad: Bad) -> str:
-    """A bad sample as JSON that fits into one record, its traceback shortened as far as it takes."""
-    kept = bad.traceback
+    """A bad sample as JSON that fits into one record; of texts that are too long, the end of the traceback is kept."""
+    texts = [bad.traceback, bad.reason, bad.where]
     while True:
-        text = json.dumps([bad.where, bad.reason, kept, bad.replaced_by], ensure_ascii=False)
-        excess = len(text.encode("utf-8", "replace")) - MAX_TEXT_BYTES
-        if excess <= 0 or not kept:
+        text = json.dumps([texts[2], texts[1], texts[0], bad.replaced_by], ensure_ascii=False)
+        if len(text.encode("utf-8", "replace")) <= MAX_TEXT_BYTES:
             return text
-        kept = kept[max(1, min(excess, len(kept))) :]
+        longest = max(range(3), key=lambda which: len(texts[which]))
+        texts[longest] = (
+            texts[longest][len(texts[longest]) // 4 :] if longest == 0 else texts[longest][: -len(texts[longest]) // 4]
+        )
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+"""After every test, nothing of ringload's is left: no process, descriptor, mapping, zombie, or file in /dev/shm."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tests.helpers import photo
+
+
+def descriptors() -> Counter[str]:
+    """What this process has open of the kinds that ringload opens: kind -> how many."""
+    kinds: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue  # the one that listed them
+        if target.startswith(("/memfd:ringload", "pipe:", "socket:", "anon_inode:[event", "anon_inode:[pidfd")):
+            kinds[target.split(":[")[0]] += 1
+    return kinds
+
+
+def mapped() -> list[str]:
+    """The processes that map a segment of ringload's."""
+    found = []
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if "memfd:ringload" in maps.read_text():
+                found.append(f"{maps.parent.name} ({(maps.parent / 'comm').read_text().strip()})")
+        except OSError:
+            continue  # it ended
+    return found
+
+
+def leftovers(before: set[int]) -> str:
+    """What should not be there, in words; "" if nothing."""
+    children = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    parts = [f"child {p.pid} {p.name()} {p.status()}" for p in children if p.is_running()]
+    parts += [f"a mapping in process {process}" for process in mapped()]
+    return "; ".join(parts)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    fds, shm = descriptors(), set(os.listdir("/dev/shm"))
+    yield
+    gc.collect()
+    deadline_s = time.monotonic() + 1.0  # what the kernel kills is gone within milliseconds, not at once
+    while (left := leftovers(before)) and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    assert not left
+    assert not descriptors() - fds, "descriptors are left open"
+    assert not set(os.listdir("/dev/shm")) - shm
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 photo-like JPEG files in 3 folders, and the table photos.csv of them."""
+    root = tmp_path_factory.mktemp("photos")
+    rows = ["object_id,bi,multi,path"]
+    for index in range(24):
+        name = "abc"[index % 3]
+        (root / name).mkdir(exist_ok=True)
+        path = f"{name}/{index:02d}.jpg"
+        Image.fromarray(photo(index, 90 + index, 120)).save(root / path, quality=95)
+        rows.append(f"photo-{index:02d},{index % 2},{name},{path}")
+    (root / "photos.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from ringload import ConfigError
+from ringload.data.geometry import Box, Geometry, orient
+from tests.helpers import photo
+
+
+def test_stretch_takes_everything_and_crop_the_middle() -> None:
+    assert Geometry(10, 20).box(37, 91, None) == (0, 0, 37, 91)
+    assert Geometry(10, 10, "crop").box(30, 90, None) == (0, 30, 30, 30)
+    assert Geometry(10, 10, "crop").box(90, 30, None) == (30, 0, 30, 30)
+    assert Geometry(10, 20, "crop").box(50, 100, None) == (0, 0, 50, 100)
+    assert Geometry(10, 20, "crop").box(60, 100, None) == (5, 0, 50, 100)
+    assert Geometry(7, 5, "crop").box(1, 1, None) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("size", [(300, 500), (500, 300), (64, 64), (1, 1), (1, 4000), (3, 2)])
+def test_a_random_box_is_within_the_image_and_the_limits(size: tuple[int, int]) -> None:
+    height, width = size
+    geometry = Geometry(10, 10, "random_crop", (0.2, 0.6), (0.5, 2.0))
+    rng = np.random.default_rng(0)
+    boxes = [geometry.box(height, width, rng) for _ in range(300)]
+    for top, left, box_height, box_width in boxes:
+        assert 0 <= top <= top + box_height <= height
+        assert 0 <= left <= left + box_width <= width
+        assert min(box_height, box_width) > 0
+        if min(height, width) > 50:
+            assert 0.19 < box_height * box_width / (height * width) < 0.61
+            assert 0.48 < box_width / box_height < 2.1
+    if min(height, width) > 50:
+        assert len(set(boxes)) > 250
+        areas = [box.height * box.width / (height * width) for box in boxes]
+        assert abs(np.mean(areas) - 0.4) < 0.03  # uniform in the share of the area
+        ratios = [math.log(box.width / box.height) for box in boxes]
+        assert abs(np.mean(ratios)) < 0.2  # and in the log of the proportion, but for boxes that do not fit
+
+
+def test_a_box_that_never_fits_falls_back_to_the_middle() -> None:
+    box = Geometry(10, 10, "random_crop", (1.0, 1.0), (1.0, 1.0)).box(100, 300, np.random.default_rng(0))
+    assert box == (0, 100, 100, 100)
+
+
+def test_a_box_of_a_scaled_image() -> None:
+    pixels = np.arange(50 * 100).reshape(50, 100, 1)
+    np.testing.assert_array_equal(Box(20, 40, 60, 80).part_of(pixels, 100, 200), pixels[10:40, 20:60])
+    assert Box(99, 199, 1, 1).part_of(pixels, 100, 200).shape == (1, 1, 1)  # never empty
+
+
+@pytest.mark.parametrize("n_channels", [1, 3, 4])
+@pytest.mark.parametrize("interpolation", ["auto", "nearest", "linear", "area", "cubic", "lanczos"])
+def test_an_image_is_scaled_in_place(n_channels: int, interpolation: str) -> None:
+    pixels = np.repeat(photo(1, 120, 160), 2, axis=2)[:, :, :n_channels]
+    slot = np.full((3, 30, 40, n_channels), 7, np.uint8)
+    Geometry(30, 40, interpolation=interpolation).write(pixels[10:110, 20:140], slot[1])  # type: ignore[arg-type]
+    assert (slot[[0, 2]] == 7).all()
+    expected = np.asarray(Image.fromarray(pixels[10:110, 20:140, 0]).resize((40, 30), Image.Resampling.BOX))
+    assert np.abs(slot[1, :, :, 0].astype(int) - expected).mean() < 6
+
+
+def test_an_image_of_the_right_size_is_copied_as_it_is() -> None:
+    pixels, row = photo(1, 30, 40), np.zeros((30, 40, 3), np.uint8)
+    Geometry(30, 40).write(pixels, row)
+    np.testing.assert_array_equal(row, pixels)
+
+
+def test_a_strong_reduction_averages() -> None:
+    stripes = np.zeros((400, 400, 3), np.uint8)
+    stripes[:, ::2] = 200  # linear interpolation would see one colour or the other
+    row = np.zeros((40, 40, 3), np.uint8)
+    Geometry(40, 40).write(stripes, row)
+    assert (np.abs(row.astype(int) - 100) <= 1).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_are_pillows(orientation: int) -> None:
+    pixels = photo(2, 20, 30)
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    turned = orient(pixels, orientation)
+    np.testing.assert_array_equal(turned, np.asarray(ImageOps.exif_transpose(image)))
+    assert turned.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"height": 0},
+        {"width": -1},
+        {"resize": "nix"},
+        {"area": (0.0, 1.0)},
+        {"area": (0.5, 1.5)},
+        {"area": (0.6, 0.5)},
+        {"ratio": (0.0, 1.0)},
+        {"interpolation": "nix"},
+    ],
+)
+def test_geometries_that_cannot_be(arguments: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        Geometry(**{"height": 10, "width": 10, **arguments})  # type: ignore[arg-type]
