@@ -9,6 +9,7 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -130,11 +131,11 @@ def test_words_come_before_the_task_they_are_about(channel: Channel) -> None:
     channel.post(*records(0, 3, 1))
     tasks = [end.claim(True) for _ in range(3)]
     assert all(tasks)
-    end.done(tasks[0], 0, 0)  # type: ignore[arg-type]
-    end.bad(tasks[1], 41, "größer als 0")  # type: ignore[arg-type]
-    end.bad(tasks[1], 42, "x" * 10_000)  # type: ignore[arg-type]
-    end.done(tasks[1], 0, 0)  # type: ignore[arg-type]
-    end.done(tasks[2], 0, 0)  # type: ignore[arg-type]
+    end.done(tasks[0], 0, 0)
+    end.bad(tasks[1], 41, "größer als 0")
+    end.bad(tasks[1], 42, "x" * 10_000)
+    end.done(tasks[1], 0, 0)
+    end.done(tasks[2], 0, 0)
     end.failed("no more")
     words, done = channel.results()
     assert [(w.kind, w.producer, w.slot, w.task, w.sample) for w in words] == [
@@ -230,4 +231,4 @@ def test_a_batch_is_cut_into_tasks_that_cover_it(n_rows: int, rows_per_task: int
     assert len(bounds) <= MAX_TASKS
     assert bounds[0][0] == 0
     assert bounds[-1][1] == n_rows
-    assert all(stop == start for (_, stop), (start, _) in zip(bounds, bounds[1:], strict=False))
+    assert all(stop == start for (_, stop), (start, _) in pairwise(bounds))

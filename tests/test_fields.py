@@ -20,7 +20,7 @@ def test_a_field_has_a_shape_and_a_dtype() -> None:
 )
 def test_what_has_no_fixed_size_is_refused(shape: object, dtype: str) -> None:
     with pytest.raises(ConfigError, match="field"):
-        Field(shape, dtype)  # type: ignore[arg-type]
+        Field(shape, dtype)
 
 
 def test_pairs_stand_for_fields() -> None:

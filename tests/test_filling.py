@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,14 @@ def slot_for(source: Any, batch_size: int = 6, valid: bool = False) -> dict[str,
 class Failing(Truth):
     """Some samples cannot be loaded."""
 
-    def __init__(self, bad: set[int], error: Any = ValueError("no such luck")) -> None:
+    def __init__(self, bad: set[int], error: Any = None) -> None:
         super().__init__(20)
         self.bad, self.error = bad, error
 
     def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
         super().load(index, rng, out)
         if index in self.bad:
-            raise self.error
+            raise self.error or ValueError("no such luck")
 
     def describe(self, index: int) -> str:
         return f"file {index}"
@@ -47,7 +48,7 @@ class FailingRows(Failing, TruthRows):
     def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
         TruthRows.load_rows(self, indices, rngs, out)
         if self.bad & set(indices.tolist()):
-            raise self.error
+            raise self.error or ValueError("no such luck")
 
     load = None  # type: ignore[assignment]
 
@@ -74,7 +75,7 @@ def test_how_a_batch_is_cut_changes_nothing(cuts: list[int]) -> None:
     for source in (Truth(20), TruthRows(20)):
         for one_by_one in (False, True):
             slot, filler = slot_for(source), Filler(source, ORDER, "raise")
-            for start, stop in zip(cuts, cuts[1:], strict=False):
+            for start, stop in pairwise(cuts):
                 filler.fill(4, 1, start, stop, slot, one_by_one=one_by_one)
             results.append({name: array.tobytes() for name, array in slot.items()})
     whole = slot_for(Truth(20))
@@ -259,7 +260,8 @@ def test_sources_that_draw_nothing_get_no_generator() -> None:
 
 def test_a_source_that_loads_nothing_is_refused() -> None:
     class Empty:
-        fields = {"x": Field((), "i8")}
+        def __init__(self) -> None:
+            self.fields = {"x": Field((), "i8")}
 
     with pytest.raises(ConfigError, match="Empty has neither load"):
         Filler(Empty(), ORDER, "raise")

@@ -200,7 +200,7 @@ def test_splits_that_cannot_be(arguments: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         ImageFrame(table(), size=SIZE).split(*arguments)
     with pytest.raises(ConfigError, match="how is"):
-        ImageFrame(table(), size=SIZE).split(0.5, how="nix")  # type: ignore[arg-type]
+        ImageFrame(table(), size=SIZE).split(0.5, how="nix")
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_a_box_of_a_scaled_image() -> None:
 def test_an_image_is_scaled_in_place(n_channels: int, interpolation: str) -> None:
     pixels = np.repeat(photo(1, 120, 160), 2, axis=2)[:, :, :n_channels]
     slot = np.full((3, 30, 40, n_channels), 7, np.uint8)
-    Geometry(30, 40, interpolation=interpolation).write(pixels[10:110, 20:140], slot[1])  # type: ignore[arg-type]
+    Geometry(30, 40, interpolation=interpolation).write(pixels[10:110, 20:140], slot[1])
     assert (slot[[0, 2]] == 7).all()
     expected = np.asarray(Image.fromarray(pixels[10:110, 20:140, 0]).resize((40, 30), Image.Resampling.BOX))
     assert np.abs(slot[1, :, :, 0].astype(int) - expected).mean() < 6
@@ -102,4 +102,4 @@ def test_orientations_are_pillows(orientation: int) -> None:
 )
 def test_geometries_that_cannot_be(arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        Geometry(**{"height": 10, "width": 10, **arguments})  # type: ignore[arg-type]
+        Geometry(**{"height": 10, "width": 10, **arguments})

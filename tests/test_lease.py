@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -122,9 +123,16 @@ def test_release_ends_the_lease_at_once(memory: np.ndarray) -> None:
     batch.release()
     batch.release()
     assert releases.ends == [posted.end]
-    for use in (lambda: batch["image"], lambda: batch.index, lambda: list(batch), lambda: len(batch), batch.copy):
+    uses: list[Callable[[Batch], Any]] = [
+        lambda batch: batch["image"],
+        lambda batch: batch.index,
+        list,
+        len,
+        Batch.copy,
+    ]
+    for use in uses:
         with pytest.raises(Closed, match="batch 1 of epoch 2 was released"):
-            use()
+            use(batch)
     assert "released" in repr(batch)
     assert kept.shape == (4, 5, 7, 3)  # still mapped: what it shows is another batch's, and no crash
     del batch, kept

@@ -30,7 +30,8 @@ def proc(tmp_path: Path, version: int, path: str, root: str = "/", *, mount: str
         tmp_path / "proc",
         {
             "self/cgroup": line,
-            "self/mountinfo": f"24 1 0:22 / /proc rw - proc proc rw\n31 24 0:27 {root} {escaped} rw shared:9 - {kind} {kind} {options}\n",
+            "self/mountinfo": "24 1 0:22 / /proc rw - proc proc rw\n"
+            f"31 24 0:27 {root} {escaped} rw shared:9 - {kind} {kind} {options}\n",
         },
     )
     return tmp_path / "proc"

@@ -32,7 +32,9 @@ class Setup:
 
     def __init__(self, method: Any, source: Any = None) -> None:
         self.source = source or Truth(20)
-        self.layout = Layout({"image": Field((8, 6, 3), "u1"), "label": Field((), "i8"), "draw": Field((), "i8")}, 4, 6, 2, False)
+        self.layout = Layout(
+            {"image": Field((8, 6, 3), "u1"), "label": Field((), "i8"), "draw": Field((), "i8")}, 4, 6, 2, False
+        )
         self.ring = Segment(self.layout.n_bytes)
         self.ring.reserve(0, self.layout.slots_start + 2 * self.layout.slot_bytes)
         self.channel = Channel()
@@ -74,13 +76,17 @@ def started(setup: Setup, n: int = 2) -> list[int]:
 
 
 def alive(*pids: int) -> bool:
-    """Whether any of them lives. Orphans are zombies until init reaps them."""
+    """Whether any of them lives. One that has given up its memory and descriptors is given the moment until its end."""
     for pid in pids:
         try:
-            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
             continue
+        try:
+            if not select.select([pidfd], [], [], 1)[0]:
+                return True
+        finally:
+            os.close(pidfd)
     return False
 
 
@@ -177,7 +183,9 @@ def test_a_source_that_does_not_start_is_told_with_its_traceback(method: Any) ->
     event = hear(made, lambda heard: len(heard.died) == 2)
     assert {death.status for death in event.died} == {256}
     words, _ = made.channel.results()
-    assert sorted(word.text.strip().splitlines()[-1] for word in words) == [f"RuntimeError: no luck in {n} of 2" for n in (0, 1)]
+    assert sorted(word.text.strip().splitlines()[-1] for word in words) == [
+        f"RuntimeError: no luck in {n} of 2" for n in (0, 1)
+    ]
     made.close()
 
 

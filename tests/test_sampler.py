@@ -56,7 +56,7 @@ def test_where_a_sample_goes_is_uniform() -> None:
 )
 def test_shares_of_an_epoch(n: int, batch_size: int, world: int, last: str) -> None:
     try:
-        orders = [Order(n, batch_size, True, 5, last, rank, world) for rank in range(world)]  # type: ignore[arg-type]
+        orders = [Order(n, batch_size, True, 5, last, rank, world) for rank in range(world)]
     except ConfigError:
         assert last == "drop"
         assert n < batch_size * world
@@ -124,7 +124,7 @@ def test_rows_of_a_batch_across_chunks() -> None:
 )
 def test_orders_that_cannot_be(arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        Order(**{"n_samples": 100, "batch_size": 10, **arguments})  # type: ignore[arg-type]
+        Order(**{"n_samples": 100, "batch_size": 10, **arguments})
 
 
 def test_what_follows_a_batch() -> None:

@@ -29,7 +29,7 @@ def test_fields_are_aligned_and_do_not_overlap() -> None:
 def test_producers_and_the_trainer_see_the_same_bytes() -> None:
     segment = np.zeros(LAYOUT.n_bytes, np.uint8)
     arrays = LAYOUT.arrays(segment)
-    for name, array in arrays.items():
+    for array in arrays.values():
         assert array.shape[:2] == (6, 4)
         for slot in range(6):
             array[slot] = np.arange(array[slot].size).reshape(array[slot].shape) + slot

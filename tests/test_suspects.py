@@ -7,7 +7,6 @@ import pytest
 
 from ringload.ring.claims import WHOLE_TASK, Claim
 from ringload.ring.ring import Posted, Ring
-from ringload.workers import suspects
 from ringload.workers.pool import Death
 from ringload.workers.suspects import OUTSIDE, OWN, Suspects, who_holds_what, who_is_at_what
 
@@ -48,13 +47,13 @@ def test_causes_are_told(status: int, said: str) -> None:
 )
 def test_who_kills_in_a_row_is_a_killer(status: int, strikes: int) -> None:
     known, batch = Suspects(None), posted()
-    for strike in range(1, strikes + 1):
+    for _ in range(1, strikes + 1):
         assert known.start(2, [batch]).killers == ()
         known.accuse(by(status), claim(), [batch])
         assert known.any
     ((sample, how),) = known.start(2, [batch]).killers
     assert sample == 77
-    assert how.startswith(f"killed its producer {strike} times in a row (")
+    assert how.startswith(f"killed its producer {strikes} times in a row (")
 
 
 def test_who_was_loaded_meanwhile_is_acquitted() -> None:
@@ -84,7 +83,7 @@ def test_who_died_with_several_samples_in_hand_has_them_loaded_singly() -> None:
 
 def test_the_rate_of_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
-    monkeypatch.setattr(suspects.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
     known = Suspects(3)
     assert [known.too_many(1) for _ in range(4)] == [False, False, False, True]
     now_s += 61
@@ -100,5 +99,5 @@ def test_words() -> None:
     assert who_is_at_what({}) == "no producer has anything in hand"
     batch: Any = posted()
     batch.holder = (test_words.__code__, 0)
-    assert f"batch 5 of epoch 3 for" in who_holds_what({0: batch})
+    assert "batch 5 of epoch 3 for" in who_holds_what({0: batch})
     assert f"taken at {__file__}:" in who_holds_what({0: batch})

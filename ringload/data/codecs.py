@@ -71,7 +71,7 @@ class Jpeg:
     def orientation(self) -> int:
         """1..8, as EXIF says."""
         for marker, start, stop in segments(self._data):
-            if marker == APP1 and self._data[start : start + 6] == b"Exif\0\0":
+            if marker == APP1 and bytes(self._data[start : start + 6]) == b"Exif\0\0":
                 exif = Image.Exif()
                 exif.load(bytes(self._data[start:stop]))
                 return as_orientation(exif.get(ORIENTATION))

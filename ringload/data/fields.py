@@ -150,13 +150,13 @@ class Row(MutableMapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class Producer:
-    """What a source's `start` is told: the producer's number, and how many there are (0: the trainer itself loads).
+    """What a source's `start` is told: the producer's `id`, and how many there are (0: the trainer itself loads).
 
     `scratch_bytes` is what this producer may use at any time while it loads a sample; who needs more does it inside
     `with exclusive():`, which one producer at a time is let into.
     """
 
-    number: int
+    id: int
     n_producers: int
     scratch_bytes: int
     exclusive: Callable[[], AbstractContextManager[Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,9 +100,7 @@ class ImageFrame:
         self._table: pd.DataFrame | None = table  # to split by its columns; producers do not get it
         self.rows = np.arange(len(table))
         self._ahead = ReadAhead()
-        self.fields: dict[str, Field] = as_fields(
-            {IMAGE: self._decoder.field} | {one.name: one.field for one in self._labels}
-        )
+        self.fields: dict[str, Field] = as_fields({IMAGE: self._decoder.field} | {one.name: one.field for one in self._labels})
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -208,9 +206,7 @@ class ImageFrame:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def split(
-        self, fraction: float, seed: int = 0, by: Any = None, how: How = "stratify"
-    ) -> tuple[ImageFrame, ImageFrame]:
+    def split(self, fraction: float, seed: int = 0, by: Any = None, how: How = "stratify") -> tuple[ImageFrame, ImageFrame]:
         """Two parts, for training and validation; the second gets `fraction` of the samples.
 
         Without `by`: round(fraction * N) samples at random. by=column, how="stratify": of each value's n samples

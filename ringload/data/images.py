@@ -65,7 +65,9 @@ class ImageDecoder:
         if dtype not in ("uint8", "float32"):
             raise ConfigError(f"dtype is 'uint8' or 'float32', not {dtype!r}")
         if max_pixels < geometry.height * geometry.width:
-            raise ConfigError(f"max_pixels={max_pixels:,} is less than the size asked for, {geometry.height} x {geometry.width}")
+            raise ConfigError(
+                f"max_pixels={max_pixels:,} is less than the size asked for, {geometry.height} x {geometry.width}"
+            )
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform is a function transform(image, rng) -> image, not {transform!r}")
         self.geometry, self.color, self.exif, self.flip, self.max_pixels = geometry, color, exif, flip, max_pixels
@@ -104,7 +106,7 @@ class ImageDecoder:
         if len(self._scratch.file) < min(n_bytes, KEPT_FILE_BYTES):
             self._scratch.file = bytearray(min(n_bytes + n_bytes // 4, KEPT_FILE_BYTES))
         data = read_whole(fd, n_bytes, self._scratch.file)
-        if data[:3] != b"\xff\xd8\xff" or not self._load_jpeg(data, rng, row):
+        if bytes(data[:3]) != b"\xff\xd8\xff" or not self._load_jpeg(data, rng, row):
             self._load_other(data, rng, row)
 
     def _load_jpeg(self, data: memoryview, rng: np.random.Generator | None, row: np.ndarray) -> bool:

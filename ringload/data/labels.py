@@ -131,8 +131,7 @@ def _classes(name: str, column: pd.Series[Any], classes: Sequence[Any] | None, m
     if unknown.any():
         row = int(np.flatnonzero(unknown[codes])[0])
         raise ConfigError(
-            f"column {column.name!r} has {found[codes[row]]!r} in row {column.index[row]}, which is not among "
-            f"classes={names}"
+            f"column {column.name!r} has {found[codes[row]]!r} in row {column.index[row]}, which is not among classes={names}"
         )
     values = np.array([number_of[value] for value in found], np.int64)[codes]
     if mode == "binary":

@@ -69,7 +69,7 @@ def unpack(data: bytes) -> Any:
     return pickle.loads(data)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):
     """Moves large arrays into a segment, and refuses what cloudpickle would silently turn into something else."""
 
     def __init__(self, buffer: io.BytesIO) -> None:
@@ -99,9 +99,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return self.segment.fd, start, rows.nbytes, rows.shape, array.dtype, transposed
 
 
-def _attach(
-    fd: int, start: int, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any], transposed: bool
-) -> np.ndarray:
+def _attach(fd: int, start: int, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any], transposed: bool) -> np.ndarray:
     """An array in the segment, mapped privately."""
     mapped = mmap.mmap(fd, n_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=start)
     array = np.frombuffer(mapped, np.uint8, n_bytes).view(dtype).reshape(shape)
@@ -130,9 +128,7 @@ def _map_again(
     skipped = start % mmap.ALLOCATIONGRANULARITY
     with open(path, "rb") as file:
         prot = mmap.PROT_READ | mmap.PROT_WRITE
-        mapped = mmap.mmap(
-            file.fileno(), skipped + n_bytes, flags=mmap.MAP_PRIVATE, prot=prot, offset=start - skipped
-        )
+        mapped = mmap.mmap(file.fileno(), skipped + n_bytes, flags=mmap.MAP_PRIVATE, prot=prot, offset=start - skipped)
     return np.ndarray(shape, dtype, mapped, skipped + first, strides)
 
 
