@@ -164,4 +164,4 @@ def test_leases_end_from_any_thread(memory: np.ndarray) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(lender.released.get_nowait().posted.number for _ in range(3)) == [0, 1, 2]  # type: ignore[union-attr]
+    assert sorted(lender.released.get_nowait().posted.number for _ in range(3)) == [0, 1, 2]
