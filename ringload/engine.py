@@ -31,7 +31,7 @@ from ringload.data.sampler import Order
 from ringload.errors import Closed, ConfigError, ProducerDied, Stalled, Starved
 from ringload.ring.channel import FAILED
 from ringload.ring.claims import Claim
-from ringload.ring.lease import LeaseEnd, Lender
+from ringload.ring.lease import Batch, LeaseEnd, Lender
 from ringload.ring.ring import Bad, Posted, Ring
 from ringload.ring.slots import Layout
 from ringload.workers.crew import FILLING, FULL, HEARD, RANG, WORDS, Crew
@@ -92,7 +92,7 @@ class Engine:
         self._closing = False
         self._down = False
         self._forked = False
-        self._due = (0, 0)  # (epoch, number) of the batch that is received next
+        self.due = (0, 0)  # (epoch, number) of the batch that is received next: where the trainer is
         timeout_s = settings.sample_timeout
         self._tick_s = TICK_S if timeout_s is None else min(TICK_S, timeout_s / 4)
         self._row_s = 0.0  # running mean of a sample's cost
@@ -105,8 +105,9 @@ class Engine:
 
     # -- for the loader -----------------------------------------------------------------------------------------------
 
-    def next_batch(self, holder: tuple[CodeType, int]) -> Posted:
-        """Wait for the batch that is due, and lend it to `holder` (code, instruction).
+    def next_batch(self, holder: tuple[CodeType, int]) -> tuple[Batch, list[tuple[int, Bad]]]:
+        """Wait for the batch that is due, and lend it to `holder` (code, instruction). With it comes what was bad in it:
+        (task, bad).
 
         Raises:
             Closed, ConfigError, ProducerDied, Stalled, Starved: as `Loader` says.
@@ -124,23 +125,25 @@ class Engine:
                     self._wait_for_due(state, begin_s)
                 posted = self._ring.lend()
                 posted.since_s, posted.holder = time.monotonic(), holder
-                self._due = self._order.after(posted.epoch, posted.number)
                 counters = self.counters
                 counters.n_batches += 1
                 counters.n_samples += posted.n_rows
                 counters.first_s, counters.last_s = counters.first_s or begin_s, posted.since_s
+                batch, posted.batch = posted.batch, None
+                assert batch is not None, "a batch is lent once"
+                self.due = self._order.after(posted.epoch, posted.number)  # last: what was interrupted before comes again
             except BaseException as error:
                 self._leave(error)
                 raise
             self._torn = False
             if self._closing:
                 self._take_down()
-            return posted
+            return batch, posted.bad
 
     def seek(self, epoch: int, number: int) -> None:
         """The next batch is `number` of `epoch`. What was filled ahead is lost, unless it is just that."""
         with self._lock, _Books(self):
-            if (epoch, number) != self._due:
+            if (epoch, number) != self.due:
                 self._collect()
                 for task in self._crew.take_back():
                     self._ring.take_back(task.slot, task.task)
@@ -148,7 +151,7 @@ class Engine:
                     posted.undone = 0
                 self._unposted = []
                 self._ring.cancel()
-                self._due = (epoch, number)
+                self.due = (epoch, number)
             self._turn_over()
 
     def release(self, end: LeaseEnd) -> None:
@@ -209,19 +212,20 @@ class Engine:
 
     def _take_down(self) -> None:
         if not self._down:
-            self._down = True
             self._ring = Ring(0)
             self._lender.drop()
             self._crew.close()
+            self._down = True  # last: if it was interrupted, the next one goes on
 
     def _start_over(self) -> None:
         """An interruption left the books torn: clear the crew and post anew what was not received."""
         self._crew.clear()
         self._crew.collect()
         self._crew.forget()
-        for posted in self._ring.lent.values():
+        lent = {slot: posted for slot, posted in self._ring.lent.items() if posted.batch is None}  # the others got no further
+        for posted in lent.values():
             posted.undone = 0  # it was full: reports of it that nobody will read any more are not missed
-        self._ring = Ring(self._n_reserved, self._ring.lent)
+        self._ring = Ring(self._n_reserved, lent)
         self._unposted = []
         self._crew.start(self._suspects.start(self._layout.n_producers, ()), self._n_reserved)
         self._post()
@@ -233,9 +237,11 @@ class Engine:
         self._collect()
         released = self._lender.released
         while not released.empty():
-            if (end := released.get_nowait()) is not None:
-                self._ring.give_back(end.posted)
-                end.posted.end = None  # they name each other: now none but the reference counts is needed to free them
+            end = released.get_nowait()
+            posted = getattr(end, "posted", None)  # none, if its making was interrupted
+            if posted is not None:
+                self._ring.give_back(posted)
+                posted.end = None  # they name each other: now none but the reference counts is needed to free them
         if self._growing:
             self._heed(self._crew.heard())
         self._post()
@@ -275,10 +281,10 @@ class Engine:
                 return
         ring, order = self._ring, self._order
         newest = ring.newest()
-        epoch, number = self._due if newest is None else order.after(newest.epoch, newest.number)
+        epoch, number = self.due if newest is None else order.after(newest.epoch, newest.number)
         batches = []
         for _ in range(min(MAX_LAG, ring.n_free, self._crew.max_ahead - ring.n_in_flight)):
-            if epoch == self._settings.epochs:
+            if self._settings.epochs is not None and epoch >= self._settings.epochs:
                 break
             n_rows = order.n_rows(number)
             posted = ring.fill(epoch, number, n_rows, self._rows_of_task(n_rows))

@@ -22,7 +22,7 @@ from ringload.ring.channel import Channel
 from ringload.ring.lease import Batch
 from ringload.ring.limits import usable_cpus, usable_memory
 from ringload.ring.memory import Plan, make_plan
-from ringload.ring.ring import Bad, Posted
+from ringload.ring.ring import Bad
 from ringload.ring.slots import Layout
 from ringload.shared import Segment
 from ringload.workers.crew import Crew, InProcess, Producers
@@ -107,31 +107,33 @@ class Loader:
         fields: Mapping[str, Any] | None = None,
         n_samples: int | None = None,
     ) -> None:
-        if not hasattr(source, "fields"):
-            if not callable(source):
-                raise ConfigError(f"a source has `fields`, or is a function with fields=...; {source!r} is neither")
-            source = FunctionSource(source, fields, n_samples)
-        self.source = source
+        self.source = source = _as_source(source, fields, n_samples)
         self.fields = as_fields(source.fields)
-        self.batch_size = _positive("batch_size", batch_size)
+        self.batch_size = _integer("batch_size", batch_size, 1)
         self.workers = n_workers(workers)
-        rank, world = shard
+        if not isinstance(shard, list | tuple) or len(shard) != 2:
+            raise ConfigError(f"shard is (rank, world), not {shard!r}")
+        rank, world = _integer("rank", shard[0], 0), _integer("world", shard[1], 1)
         self.order = Order(len(source), self.batch_size, shuffle, seed, last, rank, world)
         if on_error not in ("raise", "skip", "replace"):
             raise ConfigError(f"on_error is 'raise', 'skip' or 'replace', not {on_error!r}")
         if start_method not in ("forkserver", "spawn", "fork"):
             raise ConfigError(f"start_method is 'forkserver', 'spawn' or 'fork', not {start_method!r}")
         self._on_error: OnError = on_error
-        self._max_bad = max(10, len(source) // 100) if max_bad is None else max_bad
+        self._max_bad = max(10, len(source) // 100) if max_bad is None else _integer("max_bad", max_bad, 0)
         self._copy = copy
-        self._epochs = epochs
-        settings = Settings(epochs, sample_timeout, stall_timeout, restarts)
+        self._epochs = None if epochs is None else _integer("epochs", epochs, 0)
+        settings = Settings(
+            self._epochs,
+            None if sample_timeout is None else _seconds("sample_timeout", sample_timeout),
+            _seconds("stall_timeout", stall_timeout),
+            None if restarts is None else _integer("restarts", restarts, 0),
+        )
         packed = None if self.workers == 0 or start_method == "fork" else pack(source)
         self._plan = self._make_plan(ram_budget, packed)
         self._layout, self._engine = self._start(packed, settings, start_method)
-        self._epoch, self._position = 0, 0  # of the batch that is received next
         self._iteration = 0  # the number of the present iteration
-        self._left = False  # an iteration of this epoch was begun: another begins the next epoch
+        self._begun = False  # an iteration of this epoch was begun: another begins the next epoch
         self._bad: list[Bad] = []
         self._n_bad = 0
         weakref.finalize(self, Engine.close, self._engine)
@@ -201,21 +203,17 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over what is left of this epoch; over the next one, if this one was left before its end."""
-        if self._left and self._position:
-            self._epoch, self._position = self._epoch + 1, 0
-        self._left = True
-        if self._epochs is None or self._epoch < self._epochs:
-            self._engine.seek(self._epoch, self._position)
+        epoch, position = self._engine.due
+        self._engine.seek(*((epoch + 1, 0) if self._begun and position else (epoch, position)))
+        self._begun = True
         self._iteration += 1
         return _Pass(self)
 
-    def _received(self, posted: Posted) -> Batch:
+    def _received(self, batch: Batch, bad: list[tuple[int, Bad]]) -> Batch:
         """A batch that was lent and needs a second look: bad samples, or a copy."""
-        batch, posted.batch = posted.batch, None
-        assert batch is not None
-        if posted.bad:
+        if bad:
             try:
-                self._judge([bad for _, bad in posted.bad])
+                self._judge([one for _, one in bad])
             except SampleError:
                 batch.release()
                 raise
@@ -241,7 +239,12 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """The next `for` passes over `epoch`, from its beginning."""
-        self._epoch, self._position, self._left = int(epoch), 0, False
+        self._go_to(_integer("epoch", epoch, 0), 0)
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        self._engine.seek(epoch, position)
+        self._begun = False
+        self._iteration += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Where the trainer is: what it has received, never what was produced ahead. JSON can hold it."""
@@ -249,8 +252,8 @@ class Loader:
         return {
             "version": STATE_VERSION,
             "seed": order.seed,
-            "epoch": self._epoch,
-            "position": self._position,
+            "epoch": self.epoch,
+            "position": self.position,
             "n_samples": order.n_samples,
             "batch_size": order.batch_size,
             "shuffle": order.shuffle,
@@ -274,17 +277,17 @@ class Loader:
         epoch, position = int(state["epoch"]), int(state["position"])
         if epoch < 0 or not 0 <= position < len(self):
             raise ConfigError(f"epoch {epoch}, position {position}: an epoch has {len(self)} batches")
-        self._epoch, self._position, self._left = epoch, position, False
+        self._go_to(epoch, position)
 
     @property
     def epoch(self) -> int:
         """The epoch of the batch that comes next."""
-        return self._epoch
+        return self._engine.due[0]
 
     @property
     def position(self) -> int:
         """How many batches of this epoch were received."""
-        return self._position
+        return self._engine.due[1]
 
     # -- insight ------------------------------------------------------------------------------------------------------
 
@@ -333,7 +336,7 @@ class _Pass:
     __slots__ = ("_epoch", "_iteration", "_loader")
 
     def __init__(self, loader: Loader) -> None:
-        self._loader, self._epoch, self._iteration = loader, loader._epoch, loader._iteration
+        self._loader, self._epoch, self._iteration = loader, loader.epoch, loader._iteration
 
     def __iter__(self) -> _Pass:
         return self
@@ -341,19 +344,13 @@ class _Pass:
     def __next__(self) -> Batch:
         loader = self._loader
         if loader._iteration != self._iteration:
-            raise RuntimeError("another iter(loader) was made since; a loader is iterated by one at a time")
-        if loader._epoch != self._epoch or self._epoch == loader._epochs:
+            raise RuntimeError("another iter(loader) was made since, or it was sent elsewhere: one iterates at a time")
+        engine = loader._engine
+        if engine.due[0] != self._epoch or self._epoch == loader._epochs:
             raise StopIteration
         frame = sys._getframe(1)
-        posted = loader._engine.next_batch((frame.f_code, frame.f_lasti))
-        loader._position += 1
-        if loader._position == loader.order.n_batches:
-            loader._epoch, loader._position, loader._left = self._epoch + 1, 0, False
-        if posted.bad or loader._copy:
-            return loader._received(posted)
-        batch, posted.batch = posted.batch, None
-        assert batch is not None, "a batch is lent once"
-        return batch
+        batch, bad = engine.next_batch((frame.f_code, frame.f_lasti))
+        return loader._received(batch, bad) if bad or loader._copy else batch
 
 
 def n_workers(workers: int | Literal["auto"]) -> int:
@@ -372,10 +369,30 @@ def preload(source: Any) -> tuple[str, ...]:
     return (module,) if module.startswith("ringload.") else ()
 
 
-def _positive(name: str, value: Any) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value <= 0:
-        raise ConfigError(f"{name} is a positive integer, not {value!r}")
+def _as_source(source: Any, fields: Mapping[str, Any] | None, n_samples: int | None) -> Any:
+    if not hasattr(source, "fields"):
+        if not callable(source):
+            raise ConfigError(f"a source has `fields`, or is a function with fields=...; {source!r} is neither")
+        return FunctionSource(source, fields, n_samples)
+    if fields is not None or n_samples is not None:
+        raise ConfigError("fields and n_samples are for a function as a source; this one has its own")
+    if not (getattr(source, "load", None) or getattr(source, "load_rows", None)):
+        raise ConfigError(f"{type(source).__name__} has neither load(index, rng, out) nor load_rows(indices, rngs, out)")
+    if not hasattr(source, "__len__"):
+        raise ConfigError(f"{type(source).__name__} has no __len__: how many samples there are")
+    return source
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is an integer from {least} on, not {value!r}")
     return int(value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if not isinstance(value, int | float | np.number) or not value > 0:
+        raise ConfigError(f"{name} is a positive number of seconds, not {value!r}")
+    return float(value)
 
 
 def _plain(value: Any) -> Any:

@@ -109,7 +109,7 @@ class Channel:
         os.set_blocking(self._tasks_in, False)  # the write end is the trainer's alone: it never waits for producers
         os.set_blocking(self._results_out, False)
         self._rest = b""  # the beginning of a record whose text was not read yet
-        self.closed = False
+        self._fds = [self._tasks_out, self._tasks_in, self._results_out, self._results_in, self._free, self.filled]
 
     @property
     def for_producers(self) -> ChannelFds:
@@ -182,11 +182,9 @@ class Channel:
             os.set_blocking(self._tasks_out, True)
 
     def close(self) -> None:
-        """Close all descriptors. Again is nothing."""
-        if not self.closed:
-            self.closed = True
-            for fd in (self._tasks_out, self._tasks_in, self._results_out, self._results_in, self._free, self.filled):
-                os.close(fd)
+        """Close all descriptors. Again is nothing, or the rest, if it was interrupted."""
+        while self._fds:
+            os.close(self._fds.pop())
 
 
 class ProducerEnd:

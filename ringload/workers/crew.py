@@ -20,6 +20,7 @@ import random
 import select
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from select import PIPE_BUF
 from typing import Any, Protocol
 
@@ -148,7 +149,8 @@ class Producers:
 
     def _unregister(self) -> None:
         if self._registered >= 0:
-            self._epoll.unregister(self._registered)
+            with suppress(OSError):  # an interruption came before it was registered, or after it was not any more
+                self._epoll.unregister(self._registered)
             self._registered = -1
 
 

@@ -103,6 +103,7 @@ class Pool:
         self._server: subprocess.Popen[bytes] | _Forked | None = None
         self._ready = False
         self._n_reserved = 0
+        self._n_clears = 0  # how often `clear` was asked for: an answer that nobody waited for is told from the present one
         self.pids: list[int] = []
         forks.keep(self)
 
@@ -146,7 +147,8 @@ class Pool:
         """
         event = Event([])
         deadline_s = time.monotonic() + END_S
-        self._send({"clear": True})
+        self._n_clears += 1
+        self._send({"clear": self._n_clears})
         while self._server is not None and not event.server_died:
             if not _readable(self.fd, deadline_s):
                 break
@@ -189,14 +191,14 @@ class Pool:
             event.n_reserved = self._n_reserved = message["reserved"]
         elif "short" in message:
             event.short = message["short"]
-        else:
-            event.died += [Death(*one) for one in message.get("died", ())]
-        return "cleared" in message
+        event.died += [Death(*one) for one in message.get("died", ())]
+        return message.get("cleared") == self._n_clears
 
     def _start_server(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        lifeline_out, self._lifeline = os.pipe2(os.O_CLOEXEC)
-        self._alive, alive_in = os.pipe2(os.O_CLOEXEC)
+        lifeline_out, lifeline_in = os.pipe2(os.O_CLOEXEC)
+        alive_out, alive_in = os.pipe2(os.O_CLOEXEC)
+        self._lifeline, self._alive = open(lifeline_in, "wb", buffering=0), open(alive_out, "rb", buffering=0)
         self._socket = ours
         layout = self._job.layout
         config = Config(
@@ -244,14 +246,16 @@ class Pool:
         server = self._server
         if server is None:
             return
-        if kill or not _hung_up(self._alive, time.monotonic() + 1.0):
+        alive = self._alive.fileno()
+        if not _hung_up(alive, time.monotonic() + (0.0 if kill else 1.0)):
             # The server was not reaped, so its number, which is also its group's, belongs to nobody else.
             with suppress(ProcessLookupError):  # the user's code waits for any child, and no producer is left
                 os.killpg(server.pid, signal.SIGKILL)
-        gone = _hung_up(self._alive, time.monotonic() + END_S)
-        pids, self.pids, self._server = self.pids, [], None
-        self._close_fds()
+        gone = _hung_up(alive, time.monotonic() + END_S)
+        pids = self.pids
         code = server.wait()
+        self._close_fds()
+        self.pids, self._server = [], None  # last: if it was interrupted, the next one does it again
         if not gone:
             raise Stalled(f"processes {pids} have not ended {END_S:g} s after SIGKILL: they hang in the kernel, in I/O perhaps")
         if kill and not self._ready:
@@ -273,9 +277,8 @@ class Pool:
             return b""
 
     def _close_fds(self) -> None:
-        self._socket.close()
-        os.close(self._lifeline)
-        os.close(self._alive)
+        for end in (self._socket, self._lifeline, self._alive):
+            end.close()  # again is nothing
 
 
 class _Forked:

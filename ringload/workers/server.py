@@ -13,8 +13,8 @@ Every member holds the write end of a second pipe, `alive`. When the trainer fin
 nobody who could still write to the ring: a process's memory is given up before its descriptors are (do_exit in the kernel).
 
 Messages are JSON, one a packet, on a socket pair:
-    trainer: {"start": {n_producers, killers, careful}} | {"clear": true} | {"exit": true}
-    server:  {"ready": pid} | {"started": [pid, ...]} | {"died": [[producer, pid, status], ...]} | {"cleared": [same]}
+    trainer: {"start": {n_producers, killers, careful}} | {"clear": n} | {"exit": true}
+    server:  {"ready": pid} | {"started": [pid, ...]} | {"died": [[producer, pid, status], ...]} | {"cleared": n}
              | {"reserved": slots} | {"short": reason}
 """
 
@@ -98,10 +98,10 @@ class Server:
         else:
             for pidfd in self._children:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            dead = self._reap(list(self._children))
+            self._reap(list(self._children))
             if "exit" in message:
                 return False
-            self._send({"cleared": dead})
+            self._send({"cleared": message["clear"]})
         return True
 
     def _start(self, message: dict[str, Any]) -> None:
