@@ -221,7 +221,7 @@ class Engine:
         """An interruption left the books torn: clear the crew and post anew what was not received."""
         self._crew.clear()
         self._crew.collect()
-        self._crew.forget()
+        self._crew.forget(())
         lent = {slot: posted for slot, posted in self._ring.lent.items() if posted.batch is None}  # the others got no further
         for posted in lent.values():
             posted.undone = 0  # it was full: reports of it that nobody will read any more are not missed
@@ -388,7 +388,7 @@ class Engine:
         self.counters.deaths += deaths
         self._collect()
         in_hand = self._crew.in_hand()
-        self._crew.forget()
+        self._crew.forget(self._ring.in_flight)
         self._ring.forget()
         self._heed(Event([], heard.n_reserved, heard.short))
         unfinished = self._ring.unfinished()

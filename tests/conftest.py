@@ -31,12 +31,13 @@ def descriptors() -> Counter[str]:
 
 
 def mapped() -> list[str]:
-    """The processes that map a segment of ringload's."""
+    """The processes that are ringload's, or map a segment of it; orphans too, which are no children of this one."""
     found = []
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
-            if "memfd:ringload" in maps.read_text():
-                found.append(f"{maps.parent.name} ({(maps.parent / 'comm').read_text().strip()})")
+            name = (maps.parent / "comm").read_text().strip()
+            if "memfd:ringload" in maps.read_text() or name.startswith("ringload:"):
+                found.append(f"{maps.parent.name} ({name})")
         except OSError:
             continue  # it ended
     return found

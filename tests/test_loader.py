@@ -439,17 +439,15 @@ def test_who_keeps_everything_is_told_and_can_go_on(recwarn: pytest.WarningsReco
             out["wide"][:1] = 1
 
     with loader(Wide(), ram_budget="170MB", stall_timeout=0.5) as made:
-        kept, iterator = [], iter(made)
-        with pytest.raises(
-            Starved, match=r"every slot .* is lent .* batch 0 of epoch 0 .* taken at .*test_loader.py"
-        ) as caught:
-            for batch in iterator:
-                kept.append(batch)
+        iterator = iter(made)
+        kept: list[ringload.Batch] = []
+        said = r"every slot .* is lent .* batch 0 of epoch 0 .* taken at .*test_loader.py"
+        with pytest.raises(Starved, match=said) as caught:
+            kept.extend(iterator)
         assert len(kept) == made.plan().n_slots >= 3
         assert "copy" in str(caught.value)
         last = kept[-1].number
         kept.clear()
-        del batch
         assert check(next(iterator)).size == 8
         assert made.position == last + 2
 
@@ -587,7 +585,8 @@ def test_interruptions_while_waiting_lose_nothing(interrupt_soon: Any, expected:
             time.sleep(0.01)
 
     with loader(Slow(100)) as made:
-        iterator, found, n_interrupted = iter(made), [], 0
+        iterator, n_interrupted = iter(made), 0
+        found: list[dict[str, bytes]] = []
         while len(found) < 12:
             interrupt_soon(0.015)  # a batch takes 0.04
             try:
@@ -698,7 +697,7 @@ def test_a_budget_that_is_too_small_says_what_would_do(workers: int) -> None:
 
 
 def test_a_budget_beyond_what_there_is_is_refused() -> None:
-    with pytest.raises(BudgetError, match="memory available on this machine|left of the memory limit"):
+    with pytest.raises(BudgetError, match=r"memory available on this machine|left of the memory limit"):
         loader(ram_budget="100TB")
 
 

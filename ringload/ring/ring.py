@@ -120,6 +120,11 @@ class Ring:
         return len(self._in_flight)
 
     @property
+    def in_flight(self) -> Iterable[Posted]:
+        """The batches that are filling or full, in the order in which they are due."""
+        return self._in_flight
+
+    @property
     def n_full(self) -> int:
         """Batches that were reported full, and are not lent yet."""
         return sum(posted.undone == 0 for posted in self._in_flight)

@@ -8,7 +8,7 @@ wait(timeout_s)           until RANG: a slot is full, or `wake` was called; HEAR
 heard() -> Event          deaths, and memory that was reserved, without waiting
 wake()                    end a wait, from another thread or a signal handler
 clear() -> Event          end whoever may still write; what they had reported can still be collected
-forget()                  after clear(): nothing is posted and nothing in anybody's hands
+forget(batches)           after clear(): nothing is posted or in anybody's hands, and `batches` are as the books say
 start(start)              begin, again
 in_hand()                 (pid, claim) of each who has something in hand
 close()                   for good
@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 import select
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from select import PIPE_BUF
 from typing import Any, Protocol
@@ -53,7 +53,7 @@ class Crew(Protocol):
     def heard(self) -> Event: ...
     def wake(self) -> None: ...
     def clear(self) -> Event: ...
-    def forget(self) -> None: ...
+    def forget(self, batches: Iterable[Posted]) -> None: ...
     def start(self, start: Start, n_reserved: int) -> None: ...
     def in_hand(self) -> dict[int, tuple[int, Claim]]: ...
     def close(self) -> None: ...
@@ -83,8 +83,7 @@ class Producers:
                 of_one = posted.records()
                 if len(records) + len(of_one) > PIPE_BUF:
                     break
-                first, hints = posted.slot * MAX_TASKS, posted.hints()
-                self._hints[first : first + len(hints)] = hints  # before the records: nobody writes here until they are read
+                self._write_hints(posted)  # before the records: nobody writes here until they are read
                 records += of_one
                 n_tasks += posted.undone.bit_count()
                 n_taken += 1
@@ -123,10 +122,17 @@ class Producers:
         self._unregister()  # the pool may replace its server, and with it the descriptor
         return self._pool.clear()
 
-    def forget(self) -> None:
+    def forget(self, batches: Iterable[Posted]) -> None:
+        """Who died after its record and before its hint left a batch that is done, and does not look it."""
         self._channel.empty()
+        for posted in batches:
+            self._write_hints(posted)
         for producer in range(self._n_producers):
             self._claims.clear(producer)
+
+    def _write_hints(self, posted: Posted) -> None:
+        first, hints = posted.slot * MAX_TASKS, posted.hints()
+        self._hints[first : first + len(hints)] = hints
 
     def start(self, start: Start, n_reserved: int) -> None:
         self._pool.start(start, n_reserved)
@@ -214,7 +220,7 @@ class InProcess:
     def clear(self) -> Event:
         return Event([])
 
-    def forget(self) -> None:
+    def forget(self, batches: Iterable[Posted]) -> None:
         self.collect()
 
     def start(self, start: Start, n_reserved: int) -> None:

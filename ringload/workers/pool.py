@@ -12,6 +12,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -198,7 +199,7 @@ class Pool:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         lifeline_out, lifeline_in = os.pipe2(os.O_CLOEXEC)
         alive_out, alive_in = os.pipe2(os.O_CLOEXEC)
-        self._lifeline, self._alive = open(lifeline_in, "wb", buffering=0), open(alive_out, "rb", buffering=0)
+        self._lifeline, self._alive = io.FileIO(lifeline_in, "w"), io.FileIO(alive_out)  # closed once, whoever interrupts
         self._socket = ours
         layout = self._job.layout
         config = Config(
@@ -258,7 +259,7 @@ class Pool:
         self.pids, self._server = [], None  # last: if it was interrupted, the next one does it again
         if not gone:
             raise Stalled(f"processes {pids} have not ended {END_S:g} s after SIGKILL: they hang in the kernel, in I/O perhaps")
-        if kill and not self._ready:
+        if kill and not self._ready and code >= 0:  # by a signal: as any other death, it may be made good
             raise RingloadError(
                 f"the server of the producers ended at its start (exit code {code}); what it said is on stderr. "
                 f"It runs {sys.executable}"
