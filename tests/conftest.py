@@ -16,6 +16,9 @@ from PIL import Image
 
 from tests.helpers import photo
 
+SESSION = f"RINGLOAD_TESTS={os.getpid()}"  # in the environment of every script that the tests start
+os.environ.update([SESSION.split("=")])
+
 
 def descriptors() -> Counter[str]:
     """What this process has open of the kinds that ringload opens: kind -> how many."""
@@ -31,14 +34,20 @@ def descriptors() -> Counter[str]:
 
 
 def mapped() -> list[str]:
-    """The processes that are ringload's, or map a segment of it; orphans too, which are no children of this one."""
+    """The processes that are ringload's, or map a segment of it, and that this test session has started; orphans too."""
     found = []
-    for maps in Path("/proc").glob("[0-9]*/maps"):
+    mine = {process.pid for process in psutil.Process().children(recursive=True)} | {os.getpid()}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            name = (maps.parent / "comm").read_text().strip()
-            if "memfd:ringload" in maps.read_text() or name.startswith("ringload:"):
-                found.append(f"{maps.parent.name} ({name})")
-        except OSError:
+            name = (folder / "comm").read_text().strip()
+            if "memfd:ringload" not in (folder / "maps").read_text() and not name.startswith("ringload:"):
+                continue
+            is_zombie = (folder / "stat").read_text().rpartition(")")[2].split()[
+                0
+            ] == "Z"  # an orphan that init has yet to reap
+            if not is_zombie and (int(folder.name) in mine or SESSION.encode() in (folder / "environ").read_bytes()):
+                found.append(f"{folder.name} ({name})")
+        except (OSError, IndexError):
             continue  # it ended
     return found
 
