@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers import photo
 
 SESSION = f"RINGLOAD_TESTS={os.getpid()}"  # in the environment of every script that the tests start
-os.environ.update([SESSION.split("=")])
+os.environ["RINGLOAD_TESTS"] = SESSION.partition("=")[2]
 
 
 def descriptors() -> Counter[str]:
