@@ -22,7 +22,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import CodeType, TracebackType
+from types import TracebackType
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from ringload.ring.claims import Claim
 from ringload.ring.lease import Batch, LeaseEnd, Lender
 from ringload.ring.ring import Bad, Posted, Ring
 from ringload.ring.slots import Layout
-from ringload.workers.crew import FILLING, FULL, HEARD, RANG, WORDS, Crew
+from ringload.workers.crew import FILLING, HEARD, RANG, WORDS, Crew
 from ringload.workers.pool import Death, Event
 from ringload.workers.suspects import Suspects, what, who_died, who_holds_what, who_is_at_what
 
@@ -44,7 +44,7 @@ FIRST_ROWS = 8  # rows a task, at most, before a sample's cost was measured
 WHOLE_BATCH_S = 0.001  # a batch that costs less is one task
 MAX_LAG = 16  # slots that are given back and posted at once, at most
 FORKED = "this process is a fork of the one that made the loader; make a loader of its own here"
-TICK_S = 1.0  # how often a wait looks at what no event tells: claims and time-outs
+TICK_S = 10.0  # how often, at least, a wait looks at what no event tells: claims and time-outs
 WARN_S = 5.0  # a wait that is this long for want of a free slot is warned about
 
 
@@ -71,6 +71,15 @@ class Counters:
     idle_s: float = 0.0
     deaths: list[Death] = field(default_factory=list)
 
+    def count(self, n_rows: int, asked_s: float, received_s: float) -> None:
+        """A batch was received."""
+        if self.n_batches == 0:
+            self.first_s = asked_s
+        self.n_batches += 1
+        self.n_samples += n_rows
+        self.wait_s += received_s - asked_s
+        self.last_s = received_s
+
 
 class Engine:
     """Keeps the crew busy with the batches that are due, and lends them in order. Owns the crew and the mapping."""
@@ -93,8 +102,7 @@ class Engine:
         self._down = False
         self._forked = False
         self.due = (0, 0)  # (epoch, number) of the batch that is received next: where the trainer is
-        timeout_s = settings.sample_timeout
-        self._tick_s = TICK_S if timeout_s is None else min(TICK_S, timeout_s / 4)
+        self._tick_s = min(TICK_S, settings.stall_timeout / 4, (settings.sample_timeout or TICK_S) / 4)
         self._row_s = 0.0  # running mean of a sample's cost
         self._progress_s = time.monotonic()
         self.counters = Counters()
@@ -105,9 +113,8 @@ class Engine:
 
     # -- for the loader -----------------------------------------------------------------------------------------------
 
-    def next_batch(self, holder: tuple[CodeType, int]) -> tuple[Batch, list[tuple[int, Bad]]]:
-        """Wait for the batch that is due, and lend it to `holder` (code, instruction). With it comes what was bad in it:
-        (task, bad).
+    def next_batch(self) -> tuple[Batch, list[tuple[int, Bad]]]:
+        """Wait for the batch that is due, and lend it. With it comes what was bad in it: (task, bad).
 
         Raises:
             Closed, ConfigError, ProducerDied, Stalled, Starved: as `Loader` says.
@@ -120,18 +127,15 @@ class Engine:
             try:
                 if self._lender.released.qsize() >= self._lag:
                     self._turn_over()
-                state = self._crew.state(self._ring.due())
-                if state != FULL:
-                    self._wait_for_due(state, begin_s)
+                posted = self._ring.due()
+                if posted is None or posted.hints_now != posted.hints_full:
+                    self._wait_for_due(begin_s)
                 posted = self._ring.lend()
-                posted.since_s, posted.holder = time.monotonic(), holder
-                counters = self.counters
-                counters.n_batches += 1
-                counters.n_samples += posted.n_rows
-                counters.first_s, counters.last_s = counters.first_s or begin_s, posted.since_s
+                posted.since_s = now_s = time.monotonic()
+                self.counters.count(posted.n_rows, begin_s, now_s)
                 batch, posted.batch = posted.batch, None
                 assert batch is not None, "a batch is lent once"
-                self.due = self._order.after(posted.epoch, posted.number)  # last: what was interrupted before comes again
+                self.due = posted.after  # last: what was interrupted before comes again
             except BaseException as error:
                 self._leave(error)
                 raise
@@ -290,7 +294,7 @@ class Engine:
             posted = ring.fill(epoch, number, n_rows, self._rows_of_task(n_rows))
             self._lender.prepare(posted)
             batches.append(posted)
-            epoch, number = order.after(epoch, number)
+            epoch, number = posted.after = order.after(epoch, number)
         for _ in range(len(batches) - self._crew.post(batches)):
             ring.unfill()
 
@@ -306,29 +310,31 @@ class Engine:
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
-    def _wait_for_due(self, state: int, begin_s: float) -> None:
+    def _wait_for_due(self, begin_s: float) -> None:
         """Until the batch that is due is full, and what was bad in it is known."""
         ring, crew = self._ring, self._crew
         self._progress_s = begin_s
-        try:
-            while state == FILLING:
-                if ring.due() is None:
-                    self._turn_over()
-                if ring.starving:
-                    self._wait_for_slot(begin_s)
-                else:
-                    self._torn = False  # the books are whole, and most interruptions come here
-                    event = crew.wait(self._tick_s)
-                    self._torn = True
-                    if event != RANG:
-                        self._look_around(event)
-                if self._closing:
-                    raise Closed("the loader was closed while a batch was waited for")
-                state = crew.state(ring.due())
-            if state == WORDS:
-                self._collect()
-        finally:
-            self.counters.wait_s += time.monotonic() - begin_s
+        while True:
+            posted = ring.due()
+            state = FILLING if posted is None else crew.state(posted)
+            if state != FILLING:
+                break
+            if posted is None:
+                self._turn_over()
+            if ring.starving:
+                self._wait_for_slot(begin_s)
+                continue
+            self._torn = False  # the books are whole, and most interruptions come here
+            event = crew.wait(self._tick_s)
+            self._torn = True
+            if event != RANG:
+                self._look_around(event)
+            elif posted is not None and posted.hints_now == posted.hints_full:
+                return  # the usual case
+            if self._closing:
+                raise Closed("the loader was closed while a batch was waited for")
+        if state == WORDS:
+            self._collect()
 
     def _look_around(self, event: int) -> None:
         """Hear what the server has to tell; at a tick, look for who is stuck."""
@@ -349,6 +355,8 @@ class Engine:
         if waited_s > limit_s:
             raise Starved(who_holds_what(self._ring.lent))
         next_s = WARN_S if waited_s < WARN_S < limit_s else limit_s
+        if self._closing:
+            raise Closed("the loader was closed while a slot was waited for")
         try:
             self._torn = False  # as in _wait_for_due
             end = self._lender.released.get(timeout=next_s - waited_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -348,8 +347,7 @@ class _Pass:
         engine = loader._engine
         if engine.due[0] != self._epoch or self._epoch == loader._epochs:
             raise StopIteration
-        frame = sys._getframe(1)
-        batch, bad = engine.next_batch((frame.f_code, frame.f_lasti))
+        batch, bad = engine.next_batch()
         return loader._received(batch, bad) if bad or loader._copy else batch
 
 

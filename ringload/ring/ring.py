@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from types import CodeType
 
 from ringload.ring.channel import TASK_BEGIN, TASK_END, Done
 from ringload.ring.lease import Batch, LeaseEnd
@@ -46,6 +45,11 @@ class Cut:
     bounds: tuple[tuple[int, int], ...]
 
     @cached_property
+    def hints_full(self) -> bytes:
+        """The hint bytes when all tasks are done, and nothing was bad."""
+        return bytes([HINT_DONE]) * len(self.bounds)
+
+    @cached_property
     def endings(self) -> tuple[bytes, ...]:
         """What each task's record ends in, after the part that all tasks of a batch share."""
         n_tasks = len(self.bounds)
@@ -62,20 +66,38 @@ def cut(n_rows: int, rows_per_task: int) -> Cut:
 class Posted:
     """A batch in a slot, from its posting to the end of its lease.
 
-    `undone` has a bit for each task that was not reported yet. `batch` is what will be lent; `end` is its lease's end, a weak
-    reference, which has to be kept to call back. `since_s` (time.monotonic) and `holder` (code, instruction) are the lease's.
+    `undone` has a bit for each task that was not reported yet. `hints_now` shows the hint bytes of its tasks as they are;
+    when it equals `hints_full`, all are done and nothing was bad. `batch` is what will be lent; `end` is its lease's end, a
+    weak reference, which has to be kept to call back; `since_s` (time.monotonic) is when it was lent. `after` is the (epoch,
+    number) that follows.
     """
 
-    __slots__ = ("bad", "batch", "cut", "end", "epoch", "holder", "n_rows", "number", "since_s", "slot", "undone")
+    __slots__ = (
+        "after",
+        "bad",
+        "batch",
+        "cut",
+        "end",
+        "epoch",
+        "hints_full",
+        "hints_now",
+        "n_rows",
+        "number",
+        "since_s",
+        "slot",
+        "undone",
+    )
 
     def __init__(self, epoch: int, number: int, n_rows: int, slot: int, cut: Cut) -> None:
         self.epoch, self.number, self.n_rows, self.slot, self.cut = epoch, number, n_rows, slot, cut
         self.undone = (1 << len(cut.bounds)) - 1
+        self.hints_now: memoryview | bytes = b""
+        self.hints_full = cut.hints_full
+        self.after = (epoch, number + 1)
         self.bad: list[tuple[int, Bad]] = []  # (task, what was bad)
         self.batch: Batch | None = None
         self.end: LeaseEnd | None = None
         self.since_s = 0.0
-        self.holder: tuple[CodeType, int] | None = None
 
     def records(self) -> bytes:
         """The TASK records of what is not done."""

@@ -1,7 +1,8 @@
 """Who fills the ring: producers, or for workers=0 the trainer itself. The engine calls either in the same way.
 
 post(batches) -> int      have batches filled; returns how many of them, the others not now
-state(posted)             FILLING; FULL; or WORDS: full, and what was bad in it is to be collected
+state(posted)             FILLING; FULL; or WORDS: full, and what was bad in it is to be collected. `posted.hints_now ==
+                          posted.hints_full` says FULL too
 collect() -> words, done  what was reported, without waiting
 take_back() -> tasks      what is posted and in nobody's hands
 wait(timeout_s)           until RANG: a slot is full, or `wake` was called; HEARD: ask heard(); or TICK: the time is over
@@ -46,7 +47,7 @@ class Crew(Protocol):
     max_ahead: int
 
     def post(self, batches: Sequence[Posted]) -> int: ...
-    def state(self, posted: Posted | None) -> int: ...
+    def state(self, posted: Posted) -> int: ...
     def collect(self) -> tuple[list[Word], list[Done]]: ...
     def take_back(self) -> list[Task]: ...
     def wait(self, timeout_s: float) -> int: ...
@@ -72,6 +73,7 @@ class Producers:
         self._n_producers = layout.n_producers
         self._epoll = select.epoll()
         self._epoll.register(channel.filled, select.EPOLLIN | select.EPOLLET)  # each ring wakes once, and none is read
+        self._rang = [(channel.filled, select.EPOLLIN)]
         self._registered = -1
 
     def post(self, batches: Sequence[Posted]) -> int:
@@ -92,11 +94,10 @@ class Producers:
             n_posted += n_taken
         return n_posted
 
-    def state(self, posted: Posted | None) -> int:
-        if posted is None:
-            return FILLING
-        first = posted.slot * MAX_TASKS
-        hints = bytes(self._hints[first : first + len(posted.cut.bounds)])
+    def state(self, posted: Posted) -> int:
+        hints = posted.hints_now
+        if hints == posted.hints_full:
+            return FULL
         return FILLING if 0 in hints else WORDS if HINT_WORDS in hints else FULL
 
     def collect(self) -> tuple[list[Word], list[Done]]:
@@ -107,9 +108,9 @@ class Producers:
 
     def wait(self, timeout_s: float) -> int:
         events = self._epoll.poll(timeout_s)
-        if not events:
-            return TICK
-        return HEARD if events[0][0] == self._registered or events[-1][0] == self._registered else RANG
+        if events == self._rang:
+            return RANG
+        return HEARD if events else TICK
 
     def heard(self) -> Event:
         return self._pool.events()
@@ -133,6 +134,7 @@ class Producers:
     def _write_hints(self, posted: Posted) -> None:
         first, hints = posted.slot * MAX_TASKS, posted.hints()
         self._hints[first : first + len(hints)] = hints
+        posted.hints_now = self._hints[first : first + len(hints)]
 
     def start(self, start: Start, n_reserved: int) -> None:
         self._pool.start(start, n_reserved)
@@ -197,8 +199,8 @@ class InProcess:
         self._words += [Word(BAD, 0, posted.slot, 0, one.index, as_text(one)) for one in bad]
         self._done += [(posted.slot, task, 0, 0.0, 0.0) for task in range(len(posted.cut.bounds))]
 
-    def state(self, posted: Posted | None) -> int:
-        return FILLING if posted is None else WORDS
+    def state(self, posted: Posted) -> int:
+        return WORDS
 
     def collect(self) -> tuple[list[Word], list[Done]]:
         words, done = self._words, self._done

@@ -29,7 +29,6 @@ import select
 import signal
 import socket
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +37,6 @@ from ringload.shared import reserve
 from ringload.workers import worker
 
 RESERVE_BYTES = 16 << 20  # reserved at a time: 5 ms, after which messages and deaths are looked at
-REPORT_S = 0.1  # how often progress in reserving is reported
 PACKET_BYTES = 1 << 16
 
 
@@ -73,7 +71,7 @@ class Server:
         self._socket = socket.socket(fileno=config.socket)
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (producer, pid)
         self._n_reserved = config.n_reserved
-        self._reported = (time.monotonic(), config.n_reserved)
+        self._n_reported = config.n_reserved
         self._poll = select.poll()
         self._poll.register(config.socket, select.POLLIN)
 
@@ -154,7 +152,7 @@ class Server:
         return dead
 
     def _reserve_some(self) -> None:
-        """Reserve the next slots; report now and then, and at the end."""
+        """Reserve the next slots; report when they have doubled, and at the end: each report wakes the trainer."""
         config = self._config
         first = self._n_reserved
         stop = min(config.n_slots, first + max(1, RESERVE_BYTES // config.slot_bytes))
@@ -167,10 +165,9 @@ class Server:
             self._n_reserved = config.n_slots  # nothing more is tried
             return
         self._n_reserved = stop
-        now_s = time.monotonic()
-        if stop == config.n_slots or now_s - self._reported[0] > REPORT_S:
+        if stop == config.n_slots or stop >= 2 * self._n_reported:
             self._send({"reserved": stop})
-            self._reported = (now_s, stop)
+            self._n_reported = stop
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

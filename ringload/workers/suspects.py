@@ -105,7 +105,7 @@ def who_holds_what(lent: dict[int, Posted]) -> str:
     """Why there is no free slot."""
     now_s = time.monotonic()
     held = [
-        f"batch {posted.number} of epoch {posted.epoch} for {now_s - posted.since_s:.0f} s, taken at {_line(posted)}"
+        f"batch {posted.number} of epoch {posted.epoch} for {now_s - posted.since_s:.0f} s"
         for posted in sorted(lent.values(), key=lambda posted: posted.since_s)
     ]
     shown = "; ".join(held[:3]) + (f"; ... {len(held)} in all" if len(held) > 3 else "")
@@ -113,12 +113,3 @@ def who_holds_what(lent: dict[int, Posted]) -> str:
         f"every slot of the ring is lent and none comes back: {shown}. An array of a batch, or a view of one, is kept: "
         "keep copies (batch.copy(), or Loader(copy=True)), call batch.release(), or raise ram_budget"
     )
-
-
-def _line(posted: Posted) -> str:
-    """The line of code that asked for a batch."""
-    if posted.holder is None:
-        return "an unknown place"
-    code, instruction = posted.holder
-    lines = [line for start, stop, line in code.co_lines() if start <= instruction < stop]
-    return f"{code.co_filename}:{lines[0] if lines else '?'}"
