@@ -20,7 +20,6 @@ import queue
 import threading
 import time
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -28,7 +27,7 @@ import numpy as np
 
 from ringload import forks
 from ringload.data.sampler import Order
-from ringload.errors import Closed, ConfigError, ProducerDied, Stalled, Starved
+from ringload.errors import Closed, ConfigError, ProducerDied, RingloadError, Stalled, Starved
 from ringload.ring.channel import FAILED
 from ringload.ring.claims import Claim
 from ringload.ring.lease import Batch, LeaseEnd, Lender
@@ -45,6 +44,7 @@ WHOLE_BATCH_S = 0.001  # a batch that costs less is one task
 MAX_LAG = 16  # slots that are given back and posted at once, at most
 FORKED = "this process is a fork of the one that made the loader; make a loader of its own here"
 TICK_S = 10.0  # how often, at least, a wait looks at what no event tells: claims and time-outs
+GROWING_S = 0.02  # how often a wait for a free slot looks whether more were reserved
 WARN_S = 5.0  # a wait that is this long for want of a free slot is warned about
 
 
@@ -101,6 +101,8 @@ class Engine:
         self._closing = False
         self._down = False
         self._forked = False
+        self._why = ""  # what closed it, if no user did; not the error itself, whose traceback would keep the loader alive
+        self._unsaid: RingloadError | None = None  # the error, if nobody was told yet
         self.due = (0, 0)  # (epoch, number) of the batch that is received next: where the trainer is
         self._tick_s = min(TICK_S, settings.stall_timeout / 4, (settings.sample_timeout or TICK_S) / 4)
         self._row_s = 0.0  # running mean of a sample's cost
@@ -113,8 +115,8 @@ class Engine:
 
     # -- for the loader -----------------------------------------------------------------------------------------------
 
-    def next_batch(self) -> tuple[Batch, list[tuple[int, Bad]]]:
-        """Wait for the batch that is due, and lend it. With it comes what was bad in it: (task, bad).
+    def next_batch(self, epoch: int) -> tuple[Batch, list[tuple[int, Bad]]] | None:
+        """Wait for the batch that is due, and lend it. With it comes what was bad in it: (task, bad). None if `epoch` is over.
 
         Raises:
             Closed, ConfigError, ProducerDied, Stalled, Starved: as `Loader` says.
@@ -123,6 +125,8 @@ class Engine:
         with self._lock:
             if self._closing or self._torn:
                 self._mend()
+            if self.due[0] != epoch:
+                return None
             self._torn = True
             try:
                 if self._lender.released.qsize() >= self._lag:
@@ -167,8 +171,12 @@ class Engine:
         """Read reports, give slots back and post, unless somebody is at the books."""
         if not self._closing and self._lock.acquire(blocking=False):
             try:
-                with suppress(Closed), _Books(self):
+                with _Books(self):
                     self._turn_over()
+            except Closed:
+                pass
+            except RingloadError as error:  # for who asks for the next batch, not for who looks at statistics
+                self._unsaid = error.with_traceback(None)
             finally:
                 self._lock.release()
 
@@ -200,7 +208,10 @@ class Engine:
         """Begin, where the last one did not end as it should."""
         if self._closing:
             self._take_down()
-            raise Closed(FORKED if self._forked else "the loader is closed")
+            error, self._unsaid = self._unsaid, None
+            if error is not None:
+                raise error
+            raise Closed(FORKED if self._forked else f"the loader is closed{self._why}")
         if self._torn:
             self._start_over()
 
@@ -210,12 +221,14 @@ class Engine:
         if isinstance(error, Closed | Stalled | Starved):
             self._torn = False
         elif isinstance(error, Exception):
-            self._closing = True
+            self._closing, self._why = True, f": it ended with {type(error).__name__}: {error}"
         if self._closing:
             self._take_down()
 
     def _take_down(self) -> None:
         if not self._down:
+            for posted in self._ring.lent.values():
+                posted.end = None  # nobody waits for it any more; and they name each other
             self._ring = Ring(0)
             self._lender.drop()
             self._crew.close()
@@ -314,6 +327,7 @@ class Engine:
         """Until the batch that is due is full, and what was bad in it is known."""
         ring, crew = self._ring, self._crew
         self._progress_s = begin_s
+        look_s = begin_s + self._tick_s
         while True:
             posted = ring.due()
             state = FILLING if posted is None else crew.state(posted)
@@ -327,34 +341,37 @@ class Engine:
             self._torn = False  # the books are whole, and most interruptions come here
             event = crew.wait(self._tick_s)
             self._torn = True
-            if event != RANG:
-                self._look_around(event)
-            elif posted is not None and posted.hints_now == posted.hints_full:
+            if event == RANG and posted is not None and posted.hints_now == posted.hints_full:
                 return  # the usual case
+            if event == HEARD:
+                self._heed(crew.heard())
+            self._collect()  # who found the pipe of results full rang too, and waits for room
+            if time.monotonic() > look_s:
+                self._look_for_stuck()
+                look_s = time.monotonic() + self._tick_s
             if self._closing:
                 raise Closed("the loader was closed while a batch was waited for")
         if state == WORDS:
             self._collect()
 
-    def _look_around(self, event: int) -> None:
-        """Hear what the server has to tell; at a tick, look for who is stuck."""
-        if event == HEARD:
-            self._heed(self._crew.heard())
-            return
+    def _look_for_stuck(self) -> None:
+        """End who takes too long for a sample; raise if nothing was finished for too long."""
         if self._settings.sample_timeout is not None:
             self._end_who_is_stuck(self._settings.sample_timeout)
         if time.monotonic() - self._progress_s > self._settings.stall_timeout:
-            self._collect()  # tasks that were done, of a slot that is not full yet
-            if time.monotonic() - self._progress_s > self._settings.stall_timeout:
-                stuck = who_is_at_what(self._crew.in_hand())
-                raise Stalled(f"nothing was finished for {self._settings.stall_timeout:g} s: {stuck}")
+            stuck = who_is_at_what(self._crew.in_hand())
+            raise Stalled(f"nothing was finished for {self._settings.stall_timeout:g} s: {stuck}")
 
     def _wait_for_slot(self, begin_s: float) -> None:
         """Every slot is lent: until a lease ends."""
         waited_s, limit_s = time.monotonic() - begin_s, self._settings.stall_timeout
         if waited_s > limit_s:
             raise Starved(who_holds_what(self._ring.lent))
-        next_s = WARN_S if waited_s < WARN_S < limit_s else limit_s
+        if self._growing:  # there may be slots in a moment
+            self._heed(self._crew.heard())
+            next_s = waited_s + GROWING_S
+        else:
+            next_s = WARN_S if waited_s < WARN_S < limit_s else limit_s
         if self._closing:
             raise Closed("the loader was closed while a slot was waited for")
         try:

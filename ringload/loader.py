@@ -19,8 +19,8 @@ from ringload.errors import ConfigError, SampleError, TooManyBad
 from ringload.insight.stats import Stats
 from ringload.ring.channel import Channel
 from ringload.ring.lease import Batch
-from ringload.ring.limits import usable_cpus, usable_memory
-from ringload.ring.memory import Plan, make_plan
+from ringload.ring.limits import Usable, usable_cpus, usable_memory
+from ringload.ring.memory import Plan, make_plan, parse_bytes
 from ringload.ring.ring import Bad
 from ringload.ring.slots import Layout
 from ringload.shared import Segment
@@ -113,7 +113,9 @@ class Loader:
         if not isinstance(shard, list | tuple) or len(shard) != 2:
             raise ConfigError(f"shard is (rank, world), not {shard!r}")
         rank, world = _integer("rank", shard[0], 0), _integer("world", shard[1], 1)
-        self.order = Order(len(source), self.batch_size, shuffle, seed, last, rank, world)
+        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+            raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {seed!r}")
+        self.order = Order(len(source), self.batch_size, bool(shuffle), int(seed), last, rank, world)
         if on_error not in ("raise", "skip", "replace"):
             raise ConfigError(f"on_error is 'raise', 'skip' or 'replace', not {on_error!r}")
         if start_method not in ("forkserver", "spawn", "fork"):
@@ -128,8 +130,10 @@ class Loader:
             _seconds("stall_timeout", stall_timeout),
             None if restarts is None else _integer("restarts", restarts, 0),
         )
-        packed = None if self.workers == 0 or start_method == "fork" else pack(source)
-        self._plan = self._make_plan(ram_budget, packed)
+        usable = usable_memory()  # before anything is taken of it
+        limit_bytes = usable.n_bytes if ram_budget == "auto" else parse_bytes(ram_budget, usable)
+        packed = None if self.workers == 0 or start_method == "fork" else pack(source, limit_bytes)
+        self._plan = self._make_plan(ram_budget, packed, usable)
         self._layout, self._engine = self._start(packed, settings, start_method)
         self._iteration = 0  # the number of the present iteration
         self._begun = False  # an iteration of this epoch was begun: another begins the next epoch
@@ -139,14 +143,15 @@ class Loader:
 
     # -- setting up ---------------------------------------------------------------------------------------------------
 
-    def _make_plan(self, ram_budget: int | float | str, packed: Packed | None) -> Plan:
+    def _make_plan(self, ram_budget: int | float | str, packed: Packed | None, usable: Usable) -> Plan:
         return make_plan(
             self.fields,
             self.batch_size,
             self.workers,
             ram_budget,
-            usable_memory(),
-            index_bytes=packed.shared_bytes if packed is not None else 0,
+            usable,
+            index_bytes=packed.shared_bytes + len(packed.data) if packed is not None else 0,
+            source_bytes=len(packed.data) if packed is not None else 0,
             max_sample_bytes=getattr(self.source, "scratch_bytes", 0),
             with_valid=self.order.last == "pad" or self._on_error == "skip",
             max_slots=2**62 if self._epochs is None else self._epochs * self.order.n_batches,
@@ -345,9 +350,12 @@ class _Pass:
         if loader._iteration != self._iteration:
             raise RuntimeError("another iter(loader) was made since, or it was sent elsewhere: one iterates at a time")
         engine = loader._engine
-        if engine.due[0] != self._epoch or self._epoch == loader._epochs:
+        if loader._epochs is not None and self._epoch >= loader._epochs:
             raise StopIteration
-        batch, bad = engine.next_batch()
+        received = engine.next_batch(self._epoch)
+        if received is None:
+            raise StopIteration
+        batch, bad = received
         return loader._received(batch, bad) if bad or loader._copy else batch
 
 

@@ -10,13 +10,13 @@ and 3/4 as well, whose transforms have no SIMD (November 2026, EPYC, libjpeg-tur
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Color = Literal["rgb", "gray", "rgba"]
 
@@ -72,15 +72,13 @@ class Jpeg:
         """1..8, as EXIF says."""
         for marker, start, stop in segments(self._data):
             if marker == APP1 and bytes(self._data[start : start + 6]) == b"Exif\0\0":
-                exif = Image.Exif()
-                exif.load(bytes(self._data[start:stop]))
-                return as_orientation(exif.get(ORIENTATION))
+                return orientation_of(lambda: _exif(bytes(self._data[start:stop])))  # noqa: B023  (called at once)
         return 1
 
-    def needed_bytes(self, min_height: int, min_width: int) -> int:
-        """What `decode` takes of memory."""
+    def needed_bytes(self, min_height: int, min_width: int, copies: int = 1) -> int:
+        """What `decode` takes of memory, and copies of what it gives."""
         height, width, *_ = simplejpeg.decode_jpeg_header(self._data, min_height, min_width, 2)
-        n_bytes = int(height * width * N_CHANNELS[self._color]) + BASELINE_BYTES
+        n_bytes = int(height * width * N_CHANNELS[self._color]) * copies + BASELINE_BYTES
         if is_progressive(self._data):
             n_bytes += self.height * self.width * PROGRESSIVE_PIXEL_BYTES
         return n_bytes
@@ -108,14 +106,19 @@ class Other:
     """Any file, by Pillow.
 
     Raises:
-        PIL.UnidentifiedImageError: it is none of `FORMATS`.
+        ValueError: it is none of `FORMATS`.
     """
 
-    def __init__(self, data: memoryview, color: Color) -> None:
+    def __init__(self, fd: int, color: Color) -> None:
         self._color = color
+        os.lseek(fd, 0, os.SEEK_SET)
+        file = open(fd, "rb", closefd=False)  # noqa: SIM115  (the descriptor is the caller's)
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the caller has a limit of its own
         try:
-            self._image = Image.open(io.BytesIO(data), formats=FORMATS)
+            self._image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            first = os.pread(fd, 16, 0)
+            raise ValueError(f"cannot identify image file: it begins with {first!r}; {', '.join(FORMATS)} are read") from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
         self.width, self.height = self._image.size
@@ -132,11 +135,11 @@ class Other:
         """
         image: Image.Image = self._image
         image.load()  # after which Pillow has turned TIFF upright, and has read what PNG has behind its pixels
-        orientation = as_orientation(image.getexif().get(ORIENTATION)) if exif else 1
+        orientation = orientation_of(image.getexif) if exif else 1
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range is not known: convert the file to 8 or 16 bits")
         if image.mode.startswith("I"):
-            image = _from_16_bits(image)
+            image = _from_16_bits(image)  # 16 bits, or 32 of which 16 are used
         elif image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         mode = PILLOW_MODES[self._color]
@@ -146,14 +149,24 @@ class Other:
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     wide = np.asarray(image)
-    if wide.min() < 0 or wide.max() > 0xFFFF:
-        raise ValueError(f"pixels beyond 16 bits ({wide.min()} to {wide.max()}): convert the file to 8 or 16 bits")
+    if wide.min() < 0 or wide.max() > 0xFFFF or (image.mode == "I" and wide.max() <= 0xFF):
+        raise ValueError(f"pixels not of 16 bits ({wide.min()} to {wide.max()}): convert the file to 8 or 16 bits")
     return Image.fromarray((wide >> 8).astype(np.uint8))
 
 
-def as_orientation(value: Any) -> int:
-    """The EXIF tag's value, if it is one."""
+def orientation_of(read: Callable[[], Image.Exif]) -> int:
+    """1..8, by the EXIF that `read` gives; 1 if there is none, or it cannot be read."""
+    try:
+        value = read().get(ORIENTATION)
+    except Exception:  # SyntaxError, struct.error, ...: the metadata are damaged, the image need not be
+        return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _exif(data: bytes) -> Image.Exif:
+    exif = Image.Exif()
+    exif.load(data)
+    return exif
 
 
 def segments(data: memoryview) -> Iterator[tuple[int, int, int]]:

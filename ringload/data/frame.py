@@ -226,8 +226,20 @@ class ImageFrame:
         return self.subset(np.flatnonzero(~chosen)), self.subset(np.flatnonzero(chosen))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageFrame:
-        """The samples `indices`, in that order."""
-        chosen = np.asarray(indices, np.int64)
+        """The samples `indices`, in that order; or those where a mask of bools is True.
+
+        Raises:
+            ConfigError: there are none, or no such ones.
+        """
+        chosen = np.asarray(indices)
+        if chosen.dtype == bool and chosen.shape == (len(self),):
+            chosen = np.flatnonzero(chosen)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or len(chosen) == 0:
+            raise ConfigError(
+                f"indices are integers, or one bool a sample, and at least one; not {chosen.shape} {chosen.dtype}"
+            )
+        if chosen.min() < 0 or chosen.max() >= len(self):
+            raise ConfigError(f"indices are from 0 to {len(self) - 1}, not {chosen.min()} to {chosen.max()}")
         part: ImageFrame = object.__new__(type(self))
         part.__dict__.update(self.__getstate__())
         part._decoder = self._decoder.twin()

@@ -10,8 +10,9 @@ scratch waits for its turn (`Producer.exclusive`), so that one such image at a t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import cv2
@@ -77,6 +78,7 @@ class ImageDecoder:
         self._direct = self._levels is None and not flip and transform is None  # resized straight into the row
         self._scratch = Scratch()
         self._producer: Producer | None = None
+        self._has_turn = False
 
     def twin(self) -> ImageDecoder:
         """A decoder like this one, with scratch of its own."""
@@ -103,11 +105,15 @@ class ImageDecoder:
         """
         if n_bytes > worst_scratch_bytes(self.max_pixels):
             raise ValueError(f"a file of {n_bytes:,} bytes cannot be an image of at most {self.max_pixels:,} pixels")
+        with self._turn(n_bytes):
+            is_done = os.pread(fd, 3, 0) == b"\xff\xd8\xff" and self._load_jpeg(self._read(fd, n_bytes), rng, row)
+        if not is_done:
+            self._load_other(fd, n_bytes, rng, row)
+
+    def _read(self, fd: int, n_bytes: int) -> memoryview:
         if len(self._scratch.file) < min(n_bytes, KEPT_FILE_BYTES):
             self._scratch.file = bytearray(min(n_bytes + n_bytes // 4, KEPT_FILE_BYTES))
-        data = read_whole(fd, n_bytes, self._scratch.file)
-        if bytes(data[:3]) != b"\xff\xd8\xff" or not self._load_jpeg(data, rng, row):
-            self._load_other(data, rng, row)
+        return read_whole(fd, n_bytes, self._scratch.file)
 
     def _load_jpeg(self, data: memoryview, rng: np.random.Generator | None, row: np.ndarray) -> bool:
         """Try the fast decoder. False: it is not one for it, and nothing was drawn from `rng`."""
@@ -123,7 +129,7 @@ class ImageDecoder:
         min_height = -(-self.geometry.height * height // box.height)  # of the whole image, for the box to be large enough
         min_width = -(-self.geometry.width * width // box.width)
         sizes = upright(min(min_height, height), min(min_width, width), orientation)
-        needed_bytes = jpeg.needed_bytes(*sizes)
+        needed_bytes = len(data) + jpeg.needed_bytes(*sizes, copies=1 if orientation == 1 else 2)
         with self._turn(needed_bytes):
             try:
                 pixels = jpeg.decode(*sizes, keep=not self._is_large(needed_bytes))
@@ -136,10 +142,10 @@ class ImageDecoder:
             self._show(box.part_of(pixels, height, width), rng, row)
         return True
 
-    def _load_other(self, data: memoryview, rng: np.random.Generator | None, row: np.ndarray) -> None:
-        image = Other(data, self.color)
+    def _load_other(self, fd: int, n_bytes: int, rng: np.random.Generator | None, row: np.ndarray) -> None:
+        image = Other(fd, self.color)
         self._check(image.height, image.width)
-        with self._turn(image.needed_bytes(len(data))):
+        with self._turn(image.needed_bytes(n_bytes)):
             pixels, orientation = image.decode(self.exif)
             if orientation != 1:
                 pixels = orient(pixels, orientation)
@@ -153,11 +159,18 @@ class ImageDecoder:
     def _is_large(self, needed_bytes: int) -> bool:
         return self._producer is not None and needed_bytes > self._producer.scratch_bytes
 
-    def _turn(self, needed_bytes: int) -> AbstractContextManager[Any]:
-        """For what needs so much memory, one producer at a time."""
-        if self._producer is not None and self._is_large(needed_bytes):
-            return self._producer.exclusive()
-        return nullcontext()
+    @contextmanager
+    def _turn(self, needed_bytes: int) -> Iterator[None]:
+        """For what needs so much memory, one producer at a time. Inside of another, it is the same turn."""
+        if self._producer is None or self._has_turn or not self._is_large(needed_bytes):
+            yield
+            return
+        with self._producer.exclusive():
+            self._has_turn = True
+            try:
+                yield
+            finally:
+                self._has_turn = False
 
     def _show(self, pixels: np.ndarray, rng: np.random.Generator | None, row: np.ndarray) -> None:
         """Bring the part `pixels (h, w, C)` into `row (H, W, C)`."""

@@ -6,8 +6,8 @@
     "binary"       () float32        a column of two classes: 0 or 1
     "multi_hot"    (K,) float32      a column of lists of classes, or several columns of 0 and 1
     "float"        () or (K,) float32  a column of numbers, or of vectors of one length, or several columns
-    "auto"         bool: binary; float: float; other classes: int; lists of floats: float, of others: multi_hot; several
-                   columns: multi_hot if all are 0 and 1, else float
+    "auto"         bool: binary; float: float; other classes: int; lists: float if they are vectors (of one length, of floats
+                   or of nothing but 0 and 1), else multi_hot; several columns: multi_hot if all are 0 and 1, else float
 Classes are sorted (numbers by size, strings alphabetically) unless their order is given.
 """
 
@@ -99,8 +99,7 @@ def _encode(table: pd.DataFrame, name: str, columns: Any, classes: Sequence[Any]
     column = present(table, columns)
     lists = _lists(column)
     if lists is not None:
-        floats = mode == "float" or (mode == "auto" and classes is None and _all_floats(lists))
-        if floats:
+        if mode == "float" or (mode == "auto" and classes is None and _are_vectors(lists)):
             return _vectors(name, column, lists)
         if mode in ("auto", "multi_hot"):
             return _multi_hot(name, column, lists, classes)
@@ -150,6 +149,12 @@ def _multi_hot(name: str, column: pd.Series[Any], lists: list[Any], classes: Seq
     names = _sorted(list(dict.fromkeys(flat)), column) if classes is None else _checked(classes)
     if not names:
         raise ConfigError(f"column {column.name!r} holds empty lists only: give the classes by classes=[...]")
+    twice = next((row for row, one in enumerate(lists) if len(set(_plain(one))) != len(one)), None)
+    if twice is not None and all(isinstance(value, bool | int | float) for value in names):
+        raise ConfigError(
+            f"column {column.name!r} names a class twice in row {column.index[twice]}: {list(lists[twice])!r}. For vectors use "
+            "label_mode='float'"
+        )
     number_of = {value: number for number, value in enumerate(names)}
     try:
         values = np.array([number_of[value] for value in flat], np.int64)
@@ -173,6 +178,10 @@ def _vectors(name: str, column: pd.Series[Any], lists: list[Any]) -> Label:
         values = np.array([list(one) for one in lists], np.float32)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"column {column.name!r} holds vectors of something other than numbers: {error}") from error
+    if values.ndim != 2:
+        raise ConfigError(
+            f"column {column.name!r} holds arrays of {values.ndim - 1} dimensions; a label is a vector or a number"
+        )
     return Label(name, Field((sizes[0],), "float32"), (), values)
 
 
@@ -195,8 +204,13 @@ def present(table: pd.DataFrame, name: Any) -> pd.Series[Any]:
     Raises:
         ConfigError: there is none, or values are missing.
     """
-    if name not in table.columns:
-        raise ConfigError(f"the table has no column {name!r}; it has {list(table.columns)}")
+    try:
+        n_columns = int((table.columns == name).sum()) if np.ndim(name) == 0 else 0
+    except TypeError:
+        n_columns = 0
+    if n_columns != 1:
+        there = f"{n_columns} columns {name!r}" if n_columns else f"no column {name!r}"
+        raise ConfigError(f"the table has {there}; it has {list(table.columns)}")
     column: pd.Series[Any] = table[name]
     missing = np.flatnonzero(column.isna())
     if len(missing):
@@ -229,15 +243,21 @@ def _lists(column: pd.Series[Any]) -> list[Any] | None:
     """The rows of a column of lists, else None."""
     if column.dtype.kind != "O" or not isinstance(column.iloc[0], list | tuple | set | frozenset | np.ndarray):
         return None
-    rows = [sorted(row) if isinstance(row, set | frozenset) else row for row in column]
+    rows = [sorted(row, key=str) if isinstance(row, set | frozenset) else row for row in column]
     for row, value in enumerate(rows):
         if not isinstance(value, list | tuple | np.ndarray):
             raise ConfigError(f"column {column.name!r} holds lists, but in row {column.index[row]} {value!r}")
     return rows
 
 
-def _all_floats(lists: list[Any]) -> bool:
-    return any(len(one) for one in lists) and all(isinstance(value, float | np.floating) for one in lists for value in one)
+def _are_vectors(lists: list[Any]) -> bool:
+    """Whether they are vectors, of floats or of 0 and 1, and not lists of classes."""
+    kinds = {type(value) for one in lists for value in one}
+    if kinds and all(issubclass(kind, float | np.floating) for kind in kinds):
+        return True
+    numbers_only = all(issubclass(kind, bool | int | float | np.generic) for kind in kinds)
+    of_one_length = len({len(one) for one in lists}) == 1 and len(lists[0]) > 1
+    return numbers_only and of_one_length and {value for one in lists for value in one} <= {0, 1}
 
 
 def _sorted(values: list[Any], column: pd.Series[Any]) -> list[Any]:

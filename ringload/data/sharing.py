@@ -19,13 +19,14 @@ import sys
 import threading
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
-from ringload.errors import ConfigError
+from ringload.errors import BudgetError, ConfigError
 from ringload.shared import Segment, round_up
 
 SHARE_FROM_BYTES = 1 << 16
@@ -42,15 +43,15 @@ class Packed:
     shared_bytes: int
 
 
-def pack(source: Any) -> Packed:
-    """Pickle a source for producers.
+def pack(source: Any, limit_bytes: int = 1 << 62) -> Packed:
+    """Pickle a source for producers; its large arrays may take `limit_bytes`.
 
     Raises:
         ConfigError: something in it cannot be sent; the message names what, and where it is.
         BudgetError: its arrays do not fit into memory.
     """
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer)
+    pickler = _Pickler(buffer, limit_bytes)
     try:
         pickler.dump(source)
     except ConfigError:
@@ -72,8 +73,9 @@ def unpack(data: bytes) -> Any:
 class _Pickler(cloudpickle.Pickler):
     """Moves large arrays into a segment, and refuses what cloudpickle would silently turn into something else."""
 
-    def __init__(self, buffer: io.BytesIO) -> None:
+    def __init__(self, buffer: io.BytesIO, limit_bytes: int) -> None:
         super().__init__(buffer, protocol=pickle.HIGHEST_PROTOCOL)
+        self._limit_bytes = limit_bytes
         self.segment: Segment | None = None
         self.shared_bytes = 0
 
@@ -92,8 +94,13 @@ class _Pickler(cloudpickle.Pickler):
         if self.segment is None:
             self.segment = Segment(0)
         transposed = array.flags.f_contiguous and not array.flags.c_contiguous
-        rows = np.ascontiguousarray(array.T if transposed else array)
         start = self.shared_bytes
+        if start + array.nbytes > self._limit_bytes:
+            raise BudgetError(
+                f"the source's arrays take {start + array.nbytes:,} bytes or more, and there are {self._limit_bytes:,} for "
+                "them: raise ram_budget, or memory-map them from files (np.load(mmap_mode='r'))"
+            )
+        rows = np.ascontiguousarray(array.T if transposed else array)
         self.segment.write(start, rows)
         self.shared_bytes += round_up(rows.nbytes)
         return self.segment.fd, start, rows.nbytes, rows.shape, array.dtype, transposed
@@ -179,7 +186,8 @@ def _parts(obj: Any, name: str) -> Iterator[tuple[Any, str]]:
     if isinstance(obj, types.FunctionType):
         if not _is_importable(obj):
             for variable, cell in zip(obj.__code__.co_freevars, obj.__closure__ or (), strict=True):
-                yield cell.cell_contents, f"{name} -> variable {variable!r}"
+                with suppress(ValueError):  # a variable that has no value yet
+                    yield cell.cell_contents, f"{name} -> variable {variable!r}"
             for variable in obj.__code__.co_names:
                 if variable in obj.__globals__:
                     yield obj.__globals__[variable], f"{name} -> global {variable!r}"

@@ -108,6 +108,7 @@ class Channel:
         self.filled = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         os.set_blocking(self._tasks_in, False)  # the write end is the trainer's alone: it never waits for producers
         os.set_blocking(self._results_out, False)
+        os.set_blocking(self._results_in, False)  # a producer that finds it full rings first, then waits for room
         self._rest = b""  # the beginning of a record whose text was not read yet
         self._fds = [self._tasks_out, self._tasks_in, self._results_out, self._results_in, self._free, self.filled]
 
@@ -198,6 +199,8 @@ class ProducerEnd:
         self._has_token = False
         self._wait = select.poll()
         self._wait.register(fds.free, select.POLLIN)
+        self._room = select.poll()
+        self._room.register(fds.results, select.POLLOUT)
 
     def claim(self, wait: bool) -> Task | None:
         """The next task; None if there is none and `wait` is False."""
@@ -219,7 +222,7 @@ class ProducerEnd:
     def done(self, task: Task, busy_s: float, idle_s: float) -> None:
         """Report a task whose rows are written, and ring if it was its slot's last. Steps 2 to 5 of the module's text."""
         rows = task.stop - task.start
-        os.write(self._fds.results, RESULT.pack(DONE, self._producer, task.slot, task.task, 0, rows, busy_s, idle_s, 0))
+        self._write(RESULT.pack(DONE, self._producer, task.slot, task.task, 0, rows, busy_s, idle_s, 0))
         # Died here: the record counts, the hint is not set. The trainer rewrites hints from its books at a reset.
         first = task.slot * MAX_TASKS
         self._hints[first + task.task] = self._hint
@@ -241,7 +244,17 @@ class ProducerEnd:
 
     def _say(self, kind: int, slot: int, task: int, sample: int, text: str) -> None:
         data = text.encode("utf-8", "replace")[:MAX_TEXT_BYTES]
-        os.write(self._fds.results, RESULT.pack(kind, self._producer, slot, task, len(data), 0, 0, 0, sample) + data)
+        self._write(RESULT.pack(kind, self._producer, slot, task, len(data), 0, 0, 0, sample) + data)
+
+    def _write(self, record: bytes) -> None:
+        """Write a record, whole. If there is no room, ask the trainer to read, which it does not for every record."""
+        while True:
+            try:
+                os.write(self._fds.results, record)
+                return
+            except BlockingIOError:
+                os.eventfd_write(self._fds.filled, 1)
+                self._room.poll()
 
 
 def _pipe() -> tuple[int, int]:

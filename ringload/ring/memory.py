@@ -20,6 +20,7 @@ from ringload.ring.slots import Layout
 
 SERVER_BYTES = 64 << 20  # the server's process, with numpy and the decoders (measured: 45 MB)
 PRODUCER_BYTES = 24 << 20  # what a producer has of its own beside its scratch (measured: 15 MB)
+OBJECT_FACTOR = 4  # of a pickle's size: what its objects take in each producer (measured: 4 for a list of paths)
 MIN_SLOTS = 3  # one lent, one that the trainer has just given back and nobody has posted yet, one filling
 MAX_SLOTS = 1 << 14  # more batches ahead than this help nobody
 AUTO_SLOTS = 64
@@ -105,11 +106,12 @@ def make_plan(
     usable: Usable,
     *,
     index_bytes: int = 0,
+    source_bytes: int = 0,
     max_sample_bytes: int = 0,
     with_valid: bool = False,
     max_slots: int = MAX_SLOTS,
 ) -> Plan:
-    """Divide the budget.
+    """Divide the budget. `index_bytes` are shared by all; `source_bytes` is what else of the source each producer unpickles.
 
     Raises:
         BudgetError: the budget is below the least that works, or above what this process may use.
@@ -132,7 +134,7 @@ def make_plan(
         layout.slots_start,
         index_bytes,
         SERVER_BYTES if n_workers else 0,
-        PRODUCER_BYTES,
+        PRODUCER_BYTES + OBJECT_FACTOR * source_bytes,
         scratch_bytes,
         exclusive_bytes,
         budget_bytes,

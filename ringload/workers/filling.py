@@ -111,10 +111,10 @@ class Filler:
     def _fill_at_once(self, epoch: int, rows: dict[str, np.ndarray]) -> bool:
         """Try `load_rows` on all rows; False if it raised: then they are tried one by one, to find out which is bad."""
         assert self._load_rows is not None
-        indices = rows["index"]
+        indices = rows["index"].copy()  # the user's function may sort it, say
         out = {name: array for name, array in rows.items() if name not in ("index", "valid")}
         try:
-            self._load_rows(indices, Rngs(self._order.seed, epoch, indices), out)
+            self._load_rows(indices.copy(), Rngs(self._order.seed, epoch, indices), out)
         except Exception:  # whatever a user's function raises; said when its row is tried alone
             return False
         return True
