@@ -54,6 +54,8 @@ class Loader:
     An iteration that is left before its end (`break`) ends its epoch: the next `for` begins the next one. To go on where one
     was left, keep its iterator. Only one iterates at a time: a new `iter(loader)` ends the one before.
 
+    Attributes: `source`, `fields`, `batch_size`, `workers` (how many), `order`, `has_valid` (whether batches have that field).
+
     Arguments:
         source: an ImageFrame, ImageFolder or Arrays; any object of the protocol in `ringload.data.fields`; or a function
             `load(index, rng, out)`, with `fields` and `n_samples`.
@@ -122,6 +124,7 @@ class Loader:
             raise ConfigError(f"start_method is 'forkserver', 'spawn' or 'fork', not {start_method!r}")
         self._on_error: OnError = on_error
         self._max_bad = max(10, len(source) // 100) if max_bad is None else _integer("max_bad", max_bad, 0)
+        self.has_valid = self.order.last == "pad" or on_error == "skip"
         self._copy = copy
         self._epochs = None if epochs is None else _integer("epochs", epochs, 0)
         settings = Settings(
@@ -153,15 +156,14 @@ class Loader:
             index_bytes=packed.shared_bytes + len(packed.data) if packed is not None else 0,
             source_bytes=len(packed.data) if packed is not None else 0,
             max_sample_bytes=getattr(self.source, "scratch_bytes", 0),
-            with_valid=self.order.last == "pad" or self._on_error == "skip",
+            with_valid=self.has_valid,
             max_slots=2**62 if self._epochs is None else self._epochs * self.order.n_batches,
         )
 
     def _start(self, packed: Packed | None, settings: Settings, method: StartMethod) -> tuple[Layout, Engine]:
         """Reserve the first slots, start the producers, and post the first batches. Waits for none of them."""
         plan = self._plan
-        with_valid = self.order.last == "pad" or self._on_error == "skip"
-        layout = Layout(self.fields, self.batch_size, plan.n_slots, self.workers, with_valid)
+        layout = Layout(self.fields, self.batch_size, plan.n_slots, self.workers, self.has_valid)
         segment = Segment(layout.n_bytes)
         n_first = plan.n_slots
         if self.workers:

@@ -203,6 +203,22 @@ def test_splits_that_cannot_be(arguments: Any, said: str) -> None:
         ImageFrame(table(), size=SIZE).split(0.5, how="nix")
 
 
+def test_subsets_by_indices_and_masks() -> None:
+    source = ImageFrame(table(10), size=SIZE)
+    assert source.subset([7, 2, 2]).filenames == ["7.jpg", "2.jpg", "2.jpg"]
+    assert source.subset(np.arange(10) > 7).filenames == ["8.jpg", "9.jpg"]
+    wrong_ones: list[Any] = [[], [10], [-1], [0.5], [True, False], [[1]]]
+    for wrong in wrong_ones:
+        with pytest.raises(ConfigError, match="indices are"):
+            source.subset(wrong)
+
+
+def test_columns_that_are_there_twice_are_named() -> None:
+    twice = pd.concat([table(10), table(10)[["path", "kind"]]], axis=1)
+    with pytest.raises(ConfigError, match="2 columns 'path'"):
+        ImageFrame(twice, size=SIZE)
+
+
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 

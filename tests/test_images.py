@@ -128,6 +128,13 @@ def test_exif_orientation(tmp_path: Path, name: str, orientation: int) -> None:
     assert difference(decode(tmp_path / name), np.asarray(stored)) < 3
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_damaged_exif_spoils_no_image(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    Image.fromarray(photo(5, 90, 120)).save(path, exif=b"Exif\0\0garbage-not-a-tiff-header")
+    np.testing.assert_array_equal(decode(path, exif=True), decode(path))
+
+
 def test_exif_orientation_and_crop_go_together(tmp_path: Path) -> None:
     pixels = photo(5, 400, 900)
     exif = Image.Exif()

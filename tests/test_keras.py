@@ -106,6 +106,45 @@ print("done")
     assert keras_says(code) == "done\n"
 
 
+def test_passes_that_end_early_put_nothing_out_of_step() -> None:
+    code = """
+x = np.arange(40, dtype="float32")[:, None]
+net = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+net.compile("sgd", "mse")
+with ringload.Loader(ringload.Arrays(image=x, label=x[:, 0]), 8, workers=1, shuffle=False, ram_budget="200MB") as made:
+    d = ringload.keras.dataset(made)
+    for steps in (None, 2, 1, None, 3):
+        net.evaluate(d, steps=steps, verbose=0)
+        np.testing.assert_array_equal(net.predict(d, verbose=0)[:, 0], x[:, 0])
+with loader() as train, loader(40, shuffle=False) as held:
+    m = model()
+    one = dataset(held)
+    m.fit(dataset(train), validation_data=one, validation_steps=2, epochs=3, verbose=0)
+    for epoch in range(3):
+        assert m.seen[epoch * 70 + 60:][:10] == list(range(10)), m.seen[epoch * 70 + 60:][:10]
+print("done")
+"""
+    assert keras_says(code) == "done\n"
+
+
+def test_rows_without_a_sample_weigh_nothing() -> None:
+    code = """
+x = np.ones((21, 1), "float32")
+net = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+net.compile("sgd", weighted_metrics=["mae"], loss="mae")
+weight = np.linspace(1, 2, 21, dtype="float32")
+for fields, expected in (({}, 2.0), ({"weight": weight}, 2.0)):
+    source = ringload.Arrays(x=x, y=x - 2, **fields)
+    with ringload.Loader(source, 8, last="pad", workers=1, ram_budget="200MB") as made:
+        d = ringload.keras.dataset(made, x="x", y="y")
+        batches = [d[i] for i in range(3)]
+        np.testing.assert_allclose(sum(w.sum() for _, _, w in batches), 21 if not fields else weight.sum(), rtol=1e-5)
+        assert abs(net.evaluate(d, verbose=0, return_dict=True)["mae"] - expected) < 1e-5
+print("done")
+"""
+    assert keras_says(code) == "done\n"
+
+
 @pytest.mark.parametrize(("arguments", "said"), [('x="pixels"', "no fields ['pixels']"), ('y="kind"', "no fields ['kind']")])
 def test_fields_that_are_not_there(arguments: str, said: str) -> None:
     code = f"""

@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -235,6 +236,41 @@ def test_resuming_with_other_workers(before: int, after: int, position: int, exp
         assert made.epoch == state["epoch"] + 1
 
 
+@WITH_AND_WITHOUT
+def test_a_pass_beyond_the_last_epoch_is_empty(workers: int) -> None:
+    with loader(workers=workers, epochs=3) as made:
+        made.set_epoch(7)
+        assert list(made) == []
+        made.set_epoch(2)
+        assert [batch.epoch for batch in made] == [2] * 12
+
+
+def test_threads_that_share_an_iterator_share_its_epoch() -> None:
+    with loader(Truth(400), 4, epochs=3) as made:
+        for epoch in range(3):
+            iterator = iter(made)
+            got: queue.Queue[tuple[int, int]] = queue.Queue()
+
+            def take(iterator: Any = iterator, got: Any = got) -> None:
+                for batch in iterator:
+                    check(batch)
+                    got.put((batch.epoch, batch.number))
+
+            threads = [threading.Thread(target=take) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sorted(got.get() for _ in range(got.qsize())) == [(epoch, number) for number in range(100)]
+
+
+@pytest.mark.parametrize("seed", [np.int32(5), np.uint8(5), np.int64(5)])
+def test_numbers_of_numpys_are_numbers(seed: Any, expected: Any) -> None:
+    with loader(workers=0, seed=seed, shuffle=np.True_) as made:
+        assert content(made) == expected[:12]
+        assert json.loads(json.dumps(made.state_dict()))["seed"] == 5
+
+
 def test_going_back_and_forth(expected: Any) -> None:
     with loader(ram_budget="600MB") as made:
         rng = random.Random(0)
@@ -388,6 +424,32 @@ def test_bad_files_of_every_kind_through_the_ring(photos: Path, tmp_path: Path) 
         assert said in reasons[f"{name}.jpg"]
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_so_many_bad_samples_that_their_words_fill_the_pipe(on_error: Any) -> None:
+    def load(index: int, rng: Any, out: Any) -> None:
+        raise ValueError("x" * 3000)
+
+    options: dict[str, Any] = {"fields": {"x": ((), "i8")}, "n_samples": 3000, "stall_timeout": 30, "max_bad": 3000}
+    with loader(load, 1500, on_error=on_error, epochs=1, **options) as made:
+        if on_error == "raise":
+            with pytest.raises(SampleError):
+                list(made)
+        else:
+            assert [int(batch["valid"].sum()) for batch in made] == [0, 0]
+            assert made.stats.n_bad == 3000
+
+
+def test_what_a_function_does_to_its_indices_is_its_own() -> None:
+    class Sorting(TruthRows):
+        def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
+            super().load_rows(indices, rngs, out)
+            indices.sort()
+
+    with loader(Sorting(100)) as made:
+        for batch in made:
+            check(batch)
+
+
 # -- leases -----------------------------------------------------------------------------------------------------------
 
 
@@ -450,6 +512,23 @@ def test_who_keeps_everything_is_told_and_can_go_on(recwarn: pytest.WarningsReco
         kept.clear()
         assert check(next(iterator)).size == 8
         assert made.position == last + 2
+
+
+def test_holding_many_while_the_ring_is_still_reserved() -> None:
+    class Large(Truth):
+        def __init__(self) -> None:
+            super().__init__(1000)
+            self.fields |= {"wide": Field((5_000_000,), "u1")}
+
+        def load(self, index: int, rng: Any, out: Any) -> None:
+            super().load(index, rng, out)
+            out["wide"][:1] = 1
+
+    with warnings.catch_warnings(), loader(Large(), 6, ram_budget="2GB") as made:
+        warnings.simplefilter("error")
+        iterator = iter(made)
+        kept = [next(iterator) for _ in range(20)]
+        assert len({array["draw"].ctypes.data for array in kept}) == 20
 
 
 def test_writing_into_a_batch_changes_no_other() -> None:
@@ -710,8 +789,34 @@ def test_a_source_that_fails_to_start_is_told(method: Any) -> None:
     with loader(BadStart(100), start_method=method) as made:
         with pytest.raises(ConfigError, match="RuntimeError: no database"):
             next(iter(made))
-        with pytest.raises(Closed):
+        with pytest.raises(Closed, match="it ended with ConfigError"):
             next(iter(made))
+
+
+def test_who_looks_at_statistics_takes_no_error_away() -> None:
+    class BadStart(Truth):
+        def start(self, producer: Any) -> None:
+            raise RuntimeError("no database")
+
+    with loader(BadStart(100)) as made:
+        deadline_s = time.monotonic() + 20
+        while not made._engine._closing and time.monotonic() < deadline_s:
+            assert made.stats.n_batches == 0
+            time.sleep(0.01)
+        with pytest.raises(ConfigError, match="no database"):
+            next(iter(made))
+
+
+def test_a_stuck_sample_is_ended_while_others_go_on() -> None:
+    def load(index: int, rng: Any, out: Any) -> None:
+        time.sleep(1000 if index == 0 else 0.02)
+        out["x"] = index
+
+    options: dict[str, Any] = {"fields": {"x": ((), "i8")}, "n_samples": 4000, "shuffle": False, "on_error": "replace"}
+    with loader(load, 2, sample_timeout=0.5, **options) as made:
+        batch = next(iter(made))
+        assert 0 not in batch.index
+        assert made.stats.n_full < 1000  # it did not wait until the others had filled the ring
 
 
 def test_public_names_are_what_the_design_says() -> None:

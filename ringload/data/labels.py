@@ -110,7 +110,11 @@ def _encode(table: pd.DataFrame, name: str, columns: Any, classes: Sequence[Any]
         mode = {"b": "binary", "f": "float"}.get(getattr(column.dtype, "kind", "O"), "int")
     if mode == "float":
         return Label(name, Field((), "float32"), (), numbers(column))
-    return _classes(name, column, classes, "int" if mode == "auto" else mode)
+    try:
+        return _classes(name, column, classes, "int" if mode == "auto" else mode)
+    except TypeError as error:  # not hashable
+        kinds = " and ".join(sorted({type(value).__name__ for value in column}))
+        raise ConfigError(f"column {columns!r} holds {kinds}: a class is a string, a number or a bool ({error})") from error
 
 
 def _classes(name: str, column: pd.Series[Any], classes: Sequence[Any] | None, mode: str) -> Label:
