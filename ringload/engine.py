@@ -382,7 +382,7 @@ class Engine:
         except queue.Empty:
             self._torn = True
             if next_s == WARN_S:
-                warnings.warn(who_holds_what(self._ring.lent), RuntimeWarning, stacklevel=7)
+                warnings.warn(who_holds_what(self._ring.lent), RuntimeWarning, stacklevel=5)
 
     def _heed(self, event: Event) -> None:
         """Act on what the pool has told."""
@@ -390,7 +390,7 @@ class Engine:
             self._grow(event.n_reserved)
         if event.short:
             self._growing = False
-            warnings.warn(f"the ring stays at {self._n_reserved} slots: {event.short}", RuntimeWarning, stacklevel=7)
+            warnings.warn(f"the ring stays at {self._n_reserved} slots: {event.short}", RuntimeWarning, stacklevel=5)
         if event.died or event.server_died:
             self._recover(event.died)
 

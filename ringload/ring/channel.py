@@ -17,6 +17,9 @@ complete rings. Each producer (1) writes the rows, (2) writes its record to the 
 through the lock of the same eventfd in (4), so the later one sees in (5) what the earlier one did in (3): both may ring,
 never neither. And who sees a hint set sees the rows: the lock of the pipe in (2) lies between them.
 
+A pipe of results that is full (thousands of bad samples, or nobody asked for long) is no deadlock: who finds it full rings
+until there is room, and a trainer that waits reads at each ring.
+
 The trainer takes a batch for full when all its hints are set. Its books, which decide what is posted and what is posted
 again, are made from the records alone, and are up to date whenever a slot is given back.
 
@@ -47,6 +50,7 @@ TASK_END = struct.Struct("<IIHH")
 # kind B, pad, producer H, slot I, task H, bytes of text after the record H, rows I, busy f, idle f (seconds), sample q
 RESULT = struct.Struct("<BxHIHHIffq")
 MAX_TEXT_BYTES = select.PIPE_BUF - RESULT.size
+RING_AGAIN_MS = 50  # how often a producer that finds the pipe full rings
 
 DONE = 1  # the task's rows are written
 BAD = 2  # one sample of the task is bad: the text says why; DONE follows
@@ -254,7 +258,7 @@ class ProducerEnd:
                 return
             except BlockingIOError:
                 os.eventfd_write(self._fds.filled, 1)
-                self._room.poll()
+                self._room.poll(RING_AGAIN_MS)  # that ring may have gone unheard, beside one for a full slot
 
 
 def _pipe() -> tuple[int, int]:
