@@ -227,8 +227,7 @@ class Engine:
 
     def _take_down(self) -> None:
         if not self._down:
-            for posted in self._ring.lent.values():
-                posted.end = None  # nobody waits for it any more; and they name each other
+            self._ring.abandon()
             self._ring = Ring(0)
             self._lender.drop()
             self._crew.close()

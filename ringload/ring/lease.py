@@ -44,7 +44,7 @@ class LeaseEnd(weakref.ref):
 
     __slots__ = ("posted",)
 
-    posted: Posted
+    posted: Posted | None
 
 
 class Lender:

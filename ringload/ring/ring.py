@@ -229,6 +229,13 @@ class Ring:
                 self._free.append(posted.slot)
         self._in_flight.clear()
 
+    def abandon(self) -> None:
+        """The end: nobody waits for any lease's end. Leases and batches name each other; now only what is lent is kept."""
+        for posted in (*self._in_flight, *self._cancelled.values(), *self._lent.values()):
+            if posted.end is not None:
+                posted.end.posted, posted.end = None, None
+            posted.hints_now = b""
+
     def forget(self) -> None:
         """Once all producers are dead: cancelled slots are free."""
         for slot in self._cancelled:
