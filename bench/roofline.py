@@ -132,7 +132,10 @@ def copy_ring(loader: ringload.Loader, seconds: float) -> float:
 def trainer_cpu_us(loader: ringload.Loader, n: int, ready: bool) -> float:
     """Microseconds of CPU of the trainer's thread a batch. `ready`: it asks only when batches are there."""
     stream = iter(loader)
-    next(stream)
+    begin_s = time.monotonic()
+    while time.monotonic() - begin_s < 4.0:  # until the whole ring is reserved: a start is not what is measured here
+        if next(stream, None) is None:
+            stream = iter(loader)
     total_s = 0.0
     for _ in range(n):
         while ready and loader.stats.n_full < 2:
@@ -226,7 +229,7 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
 
     for batch_size in (64, 256, 1024):
         with ringload.Loader(source, batch_size, workers=workers) as loader:
-            waiting = [trainer_cpu_us(loader, max(4, 2048 // batch_size), False) for _ in range(3)]
+            waiting = [trainer_cpu_us(loader, max(4, 2048 // batch_size), False) for _ in range(2)]
             ready = [trainer_cpu_us(loader, 8, True) for _ in range(3)]
         for how, values in (("waiting", waiting), ("ready", ready)):
             row = [f"trainer's CPU, batch {batch_size}, {how}", f"{statistics.median(values):.0f} us", "", ""]
