@@ -219,7 +219,7 @@ class Loader:
         """A batch that was lent and needs a second look: bad samples, or a copy."""
         if bad:
             try:
-                self._judge([one for _, one in bad])
+                self._judge([one for _, one in sorted(bad, key=lambda pair: pair[0])])  # by rows, whoever was first to tell
             except SampleError:
                 batch.release()
                 raise
