@@ -1,12 +1,13 @@
 # make demo   train a small Keras model on 3,000 photographs through the ring
 # make test   lint, types and tests
+# make stress the faults of make test in large numbers, and a long random mix of them; an hour
 # make bench  how close the ring comes to what this machine can do
 # Each sets up all it needs in .venv. PYTHON chooses the interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench
+.PHONY: demo test stress bench
 .DELETE_ON_ERROR:
 
 demo: .venv/installed data/photos/photos.csv
@@ -17,6 +18,9 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+stress: .venv/installed
+	$(BIN)/pytest --stress -m fault --report RELIABILITY.md
 
 bench: .venv/installed data/photos/photos.csv
 	$(BIN)/python bench/roofline.py

@@ -1,4 +1,9 @@
-"""After every test, nothing of ringload's is left: no process, descriptor, mapping, zombie, or file in /dev/shm."""
+"""After every test, nothing of ringload's is left: no process, descriptor, mapping, zombie, or file in /dev/shm.
+
+Faults: tests that are marked `fault` inject some, as often as `times` says: a few in `make test`, very many in `make stress`,
+which alone runs what is marked `stress`. What was injected, and what was lost by it, they tell `injected`, and a table of it
+ends the run; with `--report FILE` it is written there, between two lines that say so.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,9 @@ import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,8 +22,58 @@ from PIL import Image
 
 from tests.helpers import photo
 
+Injected = Callable[..., None]  # injected(what, n, lost=0)
+Times = Callable[[int, int], int]  # times(in make test, in make stress)
+REPORT_BEGIN, REPORT_END = "<!-- begin: written by make stress -->", "<!-- end -->"
+COUNTS: dict[str, list[int]] = {}  # what was injected -> [how often, samples that were lost, wrong or repeated]
+
 SESSION = f"RINGLOAD_TESTS={os.getpid()}"  # in the environment of every script that the tests start
 os.environ["RINGLOAD_TESTS"] = SESSION.partition("=")[2]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ringload")
+    group.addoption("--stress", action="store_true", help="inject faults in the numbers of make stress")
+    group.addoption("--report", type=Path, metavar="FILE", help="write the table of what was injected into FILE")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--stress"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("stress")])
+        items[:] = [item for item in items if not item.get_closest_marker("stress")]
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    if not COUNTS:
+        return
+    rows = [f"| {what} | {n:,} | {lost:,} |" for what, (n, lost) in sorted(COUNTS.items())]
+    table = "\n".join(["| injected | times | samples lost, wrong or repeated |", "|---|---:|---:|", *rows])
+    terminalreporter.section("injected faults")
+    terminalreporter.write_line(table)
+    report: Path | None = config.getoption("--report")
+    if report is not None and exitstatus == 0:
+        before, _, rest = report.read_text().partition(REPORT_BEGIN)
+        report.write_text(f"{before}{REPORT_BEGIN}\n{table}\n{REPORT_END}{rest.partition(REPORT_END)[2]}")
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Times:
+    """How often to inject a fault."""
+    stress = bool(request.config.getoption("--stress"))
+    return lambda short, long: long if stress else short
+
+
+@pytest.fixture
+def injected() -> Injected:
+    """Tell what was injected how often, and how many samples were lost, wrong or repeated by it."""
+
+    def tell(what: str, n: int, lost: int = 0) -> None:
+        counts = COUNTS.setdefault(what, [0, 0])
+        counts[0] += n
+        counts[1] += lost
+        assert lost == 0
+
+    return tell
 
 
 def descriptors() -> Counter[str]:
