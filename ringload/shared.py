@@ -20,6 +20,8 @@ import numpy as np
 from ringload.errors import BudgetError
 
 PAGE_BYTES = mmap.PAGESIZE
+FAULT_AROUND_BYTES = 1 << 16  # what the kernel maps at once when a page is read that nobody has to make first
+ZEROS = bytes(1 << 20)
 
 
 def round_up(n_bytes: int, unit: int = PAGE_BYTES) -> int:
@@ -82,6 +84,21 @@ def reserve(fd: int, start: int, stop: int) -> None:
         raise BudgetError(
             f"cannot reserve bytes {start:,} to {stop:,} of shared memory: {error.strerror}; lower ram_budget"
         ) from error
+
+
+def zero(fd: int, start: int, stop: int) -> None:
+    """Write zeros to reserved bytes, so that their pages are there when they are read (see `map_in`)."""
+    while start < stop:
+        start += os.pwrite(fd, ZEROS[: stop - start], start)
+
+
+def map_in(array: np.ndarray) -> None:
+    """Map the pages of a contiguous array of a segment into this process, before it is written to.
+
+    A first write maps a page, a first read the 16 around it, and those of shared memory may then be written to. In
+    microseconds a page: 1.3 by writing, 0.2 by reading; 0.002 where it is mapped (2-core EPYC VM, Linux 6.18, November 2026).
+    """
+    array.reshape(-1).view(np.uint8)[::FAULT_AROUND_BYTES].max()
 
 
 def map_shared(fd: int, n_bytes: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Reading files: opened before they are needed, so that the storage's latency is hidden behind decoding.
 
 `ReadAhead.ask` opens files and asks the kernel to read them (posix_fadvise WILLNEED, which returns at once); `take` hands
-over one that was asked for, or opens it. Where opening is slow in itself (NFS, FUSE, a disk that sleeps), threads do it.
+over one that was asked for. Where opening is slow in itself (NFS, FUSE, a disk that sleeps), threads do it.
 
 Nothing but regular files is opened for reading: a FIFO would block for good, a device may never end.
 `read_table` reads the tables that samples are listed in.
@@ -101,25 +101,27 @@ class ReadAhead:
 
     def ask(self, files: Iterable[tuple[int, Path]]) -> None:
         """Have files opened and read: (key, path). What cannot be opened says so when it is taken."""
+        begin_s, n_opened = time.monotonic(), 0
         for key, path in files:
             if key in self._ready:
                 continue
             if len(self._ready) >= MAX_OPEN:
-                return
+                break
             if self._open_s > SLOW_OPEN_S:
                 if self._threads is None:
                     self._threads = ThreadPoolExecutor(N_THREADS, "ringload-open")
                 self._ready[key] = self._threads.submit(_open_ahead, path)
                 continue
-            begin_s = time.monotonic()
             try:
                 self._ready[key] = _open_ahead(path)
             except (OSError, ValueError) as error:
                 self._ready[key] = error
-            self._open_s += (time.monotonic() - begin_s - self._open_s) / 8
+            n_opened += 1
+        if n_opened:
+            self._open_s += ((time.monotonic() - begin_s) / n_opened - self._open_s) * (1 - (7 / 8) ** n_opened)
 
-    def take(self, key: int, path: Path) -> Opened:
-        """A file that was asked for by `key`, or, if none was, the one at `path`; the descriptor is the caller's.
+    def take(self, key: int) -> Opened | None:
+        """A file that was asked for by `key`; the descriptor is the caller's. None if it was not asked for.
 
         Raises:
             OSError, ValueError: as `open_regular`.
@@ -129,15 +131,17 @@ class ReadAhead:
             return ready.result()
         if isinstance(ready, Exception):
             raise ready
-        return open_regular(path) if ready is None else ready
+        return ready
 
     def close(self) -> None:
         """Close what nobody took."""
         for key in list(self._ready):
             try:
-                os.close(self.take(key, b"")[0])
+                opened = self.take(key)
             except (OSError, ValueError):
-                pass  # it could not be opened: there is nothing to close
+                continue  # it could not be opened: there is nothing to close
+            if opened is not None:
+                os.close(opened[0])
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None

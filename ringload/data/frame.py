@@ -11,7 +11,7 @@ import numpy as np
 
 from ringload.data.codecs import Color
 from ringload.data.fields import Field, Producer, Row, as_fields
-from ringload.data.files import ReadAhead, read_table
+from ringload.data.files import ReadAhead, open_regular, read_table
 from ringload.data.geometry import Geometry, Interpolation, Resize
 from ringload.data.images import MAX_PIXELS, Dtype, ImageDecoder, worst_scratch_bytes
 from ringload.data.index import Strings
@@ -89,7 +89,7 @@ class ImageFrame:
             raise ConfigError(f"size is (height, width) in pixels, not {size!r}")
         geometry = Geometry(int(size[0]), int(size[1]), resize, crop_area, crop_ratio, interpolation)
         self._decoder = ImageDecoder(geometry, color, dtype, scale, exif, flip, transform, max_pixels)
-        self._root = os.fsencode(os.path.abspath(root if root is not None else "."))
+        self._root = os.path.join(os.fsencode(os.path.abspath(root if root is not None else ".")), b"")  # ends in a slash
         self._paths = Strings.of(present(table, path).tolist(), f"column {path!r}, row")
         self._labels = encode(table, label, classes, label_mode)
         if weight is not None:
@@ -128,11 +128,11 @@ class ImageFrame:
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Open the files of samples that are loaded next, and have them read."""
-        self._ahead.ask((int(index), self._full_path(int(index))) for index in indices)
+        self._ahead.ask([(index, self._full_path(index)) for index in indices.tolist()])
 
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
-        fd, n_bytes = self._ahead.take(index, self._full_path(index))
+        fd, n_bytes = self._ahead.take(index) or open_regular(self._full_path(index))
         try:
             self._decoder.load(fd, n_bytes, rng, out[IMAGE])
         finally:
@@ -145,7 +145,8 @@ class ImageFrame:
         return os.fsdecode(self._full_path(index))
 
     def _full_path(self, index: int) -> bytes:
-        return os.path.join(self._root, self._paths[index])
+        path = self._paths[index]
+        return path if path.startswith(b"/") else self._root + path
 
     # -- what users of Keras' flow_from_dataframe read ----------------------------------------------------------------
 

@@ -62,6 +62,7 @@ class Filler:
         self._global_random = self._random and getattr(source, "global_random", True)
         self._load_rows: Callable[..., None] | None = getattr(source, "load_rows", None)
         self._load: Callable[..., Any] | None = getattr(source, "load", None)
+        self._names = tuple(source.fields)
         if self._load is None and self._load_rows is None:
             raise ConfigError(f"{type(source).__name__} has neither load(index, rng, out) nor load_rows(indices, rngs, out)")
 
@@ -99,10 +100,10 @@ class Filler:
             if self._fill_at_once(epoch, {name: array[:n_present] for name, array in rows.items()}):
                 return []
         bad = []
-        for row in range(n_present):
-            claim(int(indices[row]), start + row, start + row + 1)
-            if (problem := self._fill_row(epoch, {name: array[row : row + 1] for name, array in rows.items()})) is not None:
-                bad.append(problem)
+        for row, index in enumerate(indices[:n_present].tolist()):
+            claim(index, start + row, start + row + 1)
+            if (problem := self._load_row(epoch, index, row, rows)) is not None:
+                bad.append(self._make_good(problem, epoch, row, rows))
         return bad
 
     def _any_killer(self, indices: np.ndarray) -> bool:
@@ -110,58 +111,55 @@ class Filler:
 
     def _fill_at_once(self, epoch: int, rows: dict[str, np.ndarray]) -> bool:
         """Try `load_rows` on all rows; False if it raised: then they are tried one by one, to find out which is bad."""
-        assert self._load_rows is not None
         indices = rows["index"].copy()  # the user's function may sort it, say
-        out = {name: array for name, array in rows.items() if name not in ("index", "valid")}
         try:
-            self._load_rows(indices.copy(), Rngs(self._order.seed, epoch, indices), out)
+            self._load_rows_into(epoch, indices, rows, slice(None))
         except Exception:  # whatever a user's function raises; said when its row is tried alone
             return False
         return True
 
-    def _fill_row(self, epoch: int, row: dict[str, np.ndarray]) -> Bad | None:
-        """Fill one row; `row` is field -> `(1, ...)`. Returns what was bad about it."""
-        index = int(row["index"][0])
-        problem = self._try(epoch, index, row)
-        if problem is None:
-            return None
-        if self._on_error == "replace":
-            for other in substitutes(self._order, epoch, index, N_SUBSTITUTES):
-                if self._try(epoch, int(other), row) is None:
-                    row["index"][0] = problem.replaced_by = int(other)
-                    return problem
-        for name, array in row.items():
-            if name != "index":  # `valid` too becomes False
-                array[:] = np.zeros((), array.dtype)
-        return problem
+    def _load_rows_into(self, epoch: int, indices: np.ndarray, rows: dict[str, np.ndarray], which: slice) -> None:
+        assert self._load_rows is not None
+        out = {name: rows[name][which] for name in self._names}
+        self._load_rows(indices.copy(), Rngs(self._order.seed, epoch, indices), out)
 
-    def _try(self, epoch: int, index: int, row: dict[str, np.ndarray]) -> Bad | None:
-        """Load sample `index` into a row. Returns what was wrong with it."""
-        if (how := self._killers.get(index)) is not None:
-            return Bad(index, self._where(index), how, "")
+    def _load_row(self, epoch: int, index: int, row: int, rows: dict[str, np.ndarray]) -> Bad | None:
+        """Load sample `index` into one row of `rows`, field -> `(n, ...)`. Returns what was wrong with it.
+
+        One function, because in a producer, whose caches the decoders fill, each call costs a microsecond.
+        """
+        if index in self._killers:
+            return Bad(index, self._where(index), self._killers[index], "")
         try:
-            self._load_into(epoch, index, row)
+            if self._load is None:
+                self._load_rows_into(epoch, np.array([index]), rows, slice(row, row + 1))
+                return None
+            rng = self._randomness.of(epoch, index) if self._random else None
+            if self._global_random:
+                seed = zlib.crc32(struct.pack("<QQQ", self._order.seed, epoch, index))  # draws nothing from `rng`
+                random.seed(seed)
+                np.random.seed(seed)
+            views = Row({name: rows[name][row, ...] for name in self._names})
+            result = self._load(index, rng, views)
+            if result is not None:
+                raise TypeError(f"load() returned a {type(result).__name__}; it has to write into `out` and return nothing")
+            if untouched := views.untouched():
+                raise ValueError(f"load() did not write the fields {sorted(untouched)}")
         except Exception as error:  # whatever a decoder or a user's function raises: it belongs to this sample
             return self._bad(index, error)
         return None
 
-    def _load_into(self, epoch: int, index: int, row: dict[str, np.ndarray]) -> None:
-        rng = self._randomness.of(epoch, index) if self._random else None
-        out = {name: array for name, array in row.items() if name not in ("index", "valid")}
-        if self._load is None:
-            assert self._load_rows is not None
-            self._load_rows(np.array([index]), Rngs(self._order.seed, epoch, np.array([index])), out)
-            return
-        if self._global_random and rng is not None:
-            seed = zlib.crc32(struct.pack("<QQQ", self._order.seed, epoch, index))  # draws nothing from `rng`
-            random.seed(seed)
-            np.random.seed(seed)
-        views = Row({name: array[0, ...] for name, array in out.items()})
-        result = self._load(index, rng, views)
-        if result is not None:
-            raise TypeError(f"load() returned a {type(result).__name__}; it has to write into `out` and return nothing")
-        if untouched := views.untouched():
-            raise ValueError(f"load() did not write the fields {sorted(untouched)}")
+    def _make_good(self, problem: Bad, epoch: int, row: int, rows: dict[str, np.ndarray]) -> Bad:
+        """Put another sample in the place of a bad one, or zeros."""
+        if self._on_error == "replace":
+            for other in substitutes(self._order, epoch, problem.index, N_SUBSTITUTES).tolist():
+                if self._load_row(epoch, other, row, rows) is None:
+                    rows["index"][row] = problem.replaced_by = other
+                    return problem
+        for name, array in rows.items():
+            if name != "index":  # `valid` too becomes False
+                array[row] = np.zeros((), array.dtype)
+        return problem
 
     def _bad(self, index: int, error: Exception) -> Bad:
         reason = bounded(traceback.format_exception_only(error)[-1].strip(), MAX_REASON)

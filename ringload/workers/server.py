@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ringload.errors import BudgetError
-from ringload.shared import reserve
+from ringload.shared import reserve, zero
 from ringload.workers import worker
 
 RESERVE_BYTES = 16 << 20  # reserved at a time: 5 ms, after which messages and deaths are looked at
@@ -166,6 +166,7 @@ class Server:
         start = config.slots_start + first * config.slot_bytes
         try:
             reserve(config.ring, start, start + (stop - first) * config.slot_bytes)
+            zero(config.ring, start, start + (stop - first) * config.slot_bytes)
         except BudgetError as error:
             self._send({"reserved": first})
             self._send({"short": str(error)})

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ringload.data.fields import Producer
@@ -26,7 +27,7 @@ from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
 from ringload.ring.claims import Claims
 from ringload.ring.ring import Bad
 from ringload.ring.slots import MAX_TASKS, Layout
-from ringload.shared import map_shared
+from ringload.shared import map_in, map_shared
 from ringload.workers.filling import Filler, OnError
 
 
@@ -113,9 +114,9 @@ class _Work:
                 self._prefetch(self._filler.indices(task.epoch, task.number, task.start, task.stop))
 
     def _fill(self, task: Task, slot: dict[str, Any]) -> None:
-        def claim(sample: int, start: int, stop: int) -> None:
-            self._claims.write(self._producer, task.epoch, task.number, sample, start, stop)
-
+        claim = partial(self._claims.write, self._producer, task.epoch, task.number)
+        for array in slot.values():
+            map_in(array[task.start : task.stop])
         careful = (task.epoch, task.number) in self._careful
         for bad in self._filler.fill(task.epoch, task.number, task.start, task.stop, slot, claim, careful):
             self._end.bad(task, bad.index, as_text(bad))
