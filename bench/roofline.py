@@ -10,7 +10,8 @@
 5. memory       peak of the PSS of all processes of ringload, ring and index included, over ram_budget
 
 The two sides of a ratio are measured one right after the other, because this kind of machine changes its speed by 2 within
-minutes. Producers of a loader that nobody asks are blocked, and use no CPU while the other side is measured.
+minutes. A loader is measured in its steady state: its whole ring was reserved and used, and what was filled ahead is gone
+before the time counts. While the other side is measured its ring is full, and its producers are blocked.
 """
 
 from __future__ import annotations
@@ -79,21 +80,23 @@ def decode_roofline(source: ringload.ImageFrame, workers: int, seconds: float) -
     return in_processes(workers, work)
 
 
-def decode_ring(source: ringload.ImageFrame, workers: int, seconds: float) -> float:
-    """Images/s through the ring, batches of 64."""
-    with ringload.Loader(source, 64, workers=workers, epochs=None, ram_budget="auto", last="drop") as loader:
-        return samples_per_s(loader, seconds, n_warm=24)
-
-
-def samples_per_s(loader: ringload.Loader, seconds: float, n_warm: int) -> float:
-    """Samples/s, after `n_warm` batches that nobody times."""
+def samples_per_s(loader: ringload.Loader, seconds: float) -> float:
+    """Samples/s as they are made, when none are ahead. Ends with a full ring."""
     stream = forever(loader)
-    for _ in range(n_warm):
+    for _ in range(loader.plan().n_slots + 8):
         next(stream)
     begin_s, n = time.perf_counter(), 0
     while time.perf_counter() - begin_s < seconds:
         n += len(next(stream).index)
-    return n / (time.perf_counter() - begin_s)
+    rate = n / (time.perf_counter() - begin_s)
+    fill(loader)
+    return rate
+
+
+def fill(loader: ringload.Loader) -> None:
+    """Wait until all slots are full, and so all reserved, and the producers blocked."""
+    while loader.stats.n_full < loader.plan().n_slots - 1:  # the iterator may still hold one
+        time.sleep(0.02)
 
 
 def forever(loader: ringload.Loader) -> Iterator[ringload.Batch]:
@@ -123,10 +126,6 @@ def copy_roofline(source: ringload.Arrays, ring_bytes: int, workers: int, second
         return n / (time.perf_counter() - begin_s)
 
     return in_processes(workers, work)
-
-
-def copy_ring(loader: ringload.Loader, seconds: float) -> float:
-    return samples_per_s(loader, seconds, n_warm=2 * loader.plan().n_slots)
 
 
 def trainer_cpu_us(loader: ringload.Loader, n: int, ready: bool) -> float:
@@ -211,17 +210,20 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
         table.add_column(name)
     source = photos(images)
 
-    found, ring, roof = ratios(
-        lambda: decode_ring(source, workers, seconds), lambda: decode_roofline(source, workers, seconds), rounds
-    )
+    with ringload.Loader(source, 64, workers=workers) as loader:
+        fill(loader)
+        found, ring, roof = ratios(
+            lambda: samples_per_s(loader, seconds), lambda: decode_roofline(source, workers, seconds), rounds
+        )
     row = ["decoding, 224 x 224, batch 64", f"{ring:,.0f} images/s", f"{roof:,.0f} images/s"]
     table.add_row(*row, f"{statistics.median(found):.3f}", spread(found), ">= 0.97")
 
     arrays = copy_source()
     with ringload.Loader(arrays, 256, workers=workers, ram_budget=900 * MB) as loader:
         ring_bytes = loader.plan().ring_bytes
+        fill(loader)
         found, ring, plain = ratios(
-            lambda: copy_ring(loader, seconds), lambda: copy_roofline(arrays, ring_bytes, workers, seconds), rounds
+            lambda: samples_per_s(loader, seconds), lambda: copy_roofline(arrays, ring_bytes, workers, seconds), rounds
         )
     sample_gb = np.prod(SIZE) * 3 / 1e9
     row = ["transport, 38.5 MB batches", f"{ring * sample_gb:.1f} GB/s", f"{plain * sample_gb:.1f} GB/s"]
