@@ -24,8 +24,8 @@ from tests.helpers import photo
 
 Injected = Callable[..., None]  # injected(what, n, lost=0)
 Times = Callable[[int, int], int]  # times(in make test, in make stress)
+INJECTED = "injected"  # the name of a property of a test
 REPORT_BEGIN, REPORT_END = "<!-- begin: written by make stress -->", "<!-- end -->"
-COUNTS: dict[str, list[int]] = {}  # what was injected -> [how often, samples that were lost, wrong or repeated]
 
 SESSION = f"RINGLOAD_TESTS={os.getpid()}"  # in the environment of every script that the tests start
 os.environ["RINGLOAD_TESTS"] = SESSION.partition("=")[2]
@@ -44,16 +44,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    if not COUNTS:
+    counts: Counter[str] = Counter()
+    losses: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for what, n, lost in (value for name, value in getattr(report, "user_properties", ()) if name == INJECTED):
+                counts[what] += n
+                losses[what] += lost
+    if not counts:
         return
-    rows = [f"| {what} | {n:,} | {lost:,} |" for what, (n, lost) in sorted(COUNTS.items())]
+    rows = [f"| {what} | {n:,} | {losses[what]:,} |" for what, n in sorted(counts.items())]
     table = "\n".join(["| injected | times | samples lost, wrong or repeated |", "|---|---:|---:|", *rows])
     terminalreporter.section("injected faults")
     terminalreporter.write_line(table)
-    report: Path | None = config.getoption("--report")
-    if report is not None and exitstatus == 0:
-        before, _, rest = report.read_text().partition(REPORT_BEGIN)
-        report.write_text(f"{before}{REPORT_BEGIN}\n{table}\n{REPORT_END}{rest.partition(REPORT_END)[2]}")
+    path: Path | None = config.getoption("--report")
+    if path is not None and exitstatus == 0:
+        before, _, rest = path.read_text().partition(REPORT_BEGIN)
+        path.write_text(f"{before}{REPORT_BEGIN}\n{table}\n{REPORT_END}{rest.partition(REPORT_END)[2]}")
 
 
 @pytest.fixture
@@ -64,13 +71,11 @@ def times(request: pytest.FixtureRequest) -> Times:
 
 
 @pytest.fixture
-def injected() -> Injected:
+def injected(request: pytest.FixtureRequest) -> Injected:
     """Tell what was injected how often, and how many samples were lost, wrong or repeated by it."""
 
     def tell(what: str, n: int, lost: int = 0) -> None:
-        counts = COUNTS.setdefault(what, [0, 0])
-        counts[0] += n
-        counts[1] += lost
+        request.node.user_properties.append((INJECTED, (what, n, lost)))  # which reach the process that prints the table
         assert lost == 0
 
     return tell
