@@ -43,12 +43,14 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 @dataclass(frozen=True)
 class Death:
-    """The end of a producer: its number, pid, and wait status; or `reason`, where ringload itself ended it."""
+    """The end of a producer: its number, pid, and wait status; or `reason`, where ringload itself ended it. `oom` is what
+    the OOM killer is known to have done."""
 
     producer: int
     pid: int
     status: int
     reason: str = ""
+    oom: str = ""
 
     @property
     def cause(self) -> str:
@@ -59,7 +61,7 @@ class Death:
         if code >= 0:
             return f"exit code {code}: something in the user's functions ended the process"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"{name}{CAUSES.get(name, '')}"
+        return f"{name}: {self.oom}" if self.oom and code == -signal.SIGKILL else f"{name}{CAUSES.get(name, '')}"
 
     @property
     def from_outside(self) -> bool:

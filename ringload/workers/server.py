@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ringload.errors import BudgetError
+from ringload.ring.limits import require
 from ringload.shared import reserve
 from ringload.workers import worker
 
@@ -165,6 +166,7 @@ class Server:
         stop = min(config.n_slots, first + max(1, RESERVE_BYTES // config.slot_bytes))
         start = config.slots_start + first * config.slot_bytes
         try:
+            require((stop - first) * config.slot_bytes)
             reserve(config.ring, start, start + (stop - first) * config.slot_bytes)
         except BudgetError as error:
             self._send({"reserved": first})

@@ -24,6 +24,7 @@ from ringload.data.sampler import Order
 from ringload.data.sharing import unpack
 from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
 from ringload.ring.claims import Claims
+from ringload.ring.limits import be_taken_first
 from ringload.ring.ring import Bad
 from ringload.ring.slots import MAX_TASKS, Layout
 from ringload.shared import map_shared
@@ -60,6 +61,7 @@ def run(job: Job, start: Start, producer: int) -> None:
     """Be producer number `producer`. Does not return but by an error that it has reported."""
     with open("/proc/self/comm", "w") as comm:
         comm.write(f"ringload:{producer}")  # what ps and top show
+    be_taken_first()
     segment = map_shared(job.ring_fd, job.layout.n_bytes)
     view = segment.data
     layout = job.layout
