@@ -77,21 +77,21 @@ def memory_group(limit_bytes: int) -> Iterator[Group]:
 
 
 @contextmanager
-def started_in(folder: Path, code: str, *arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def started_in(folder: Path, code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A script in an interpreter that is in a cgroup from its first byte on; killed at the end, if it still runs."""
     join = 'echo $$ > "$0"/cgroup.procs && exec "$@"'
     command = ["sh", "-c", join, str(folder), sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, cwd=ROOT, **pipes, **options) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def run_in(folder: Path, code: str, *arguments: object, timeout_s: float = 100, **options: Any) -> tuple[str, str, int]:
+def run_in(folder: Path, code: str, *arguments: object, timeout_s: float = 100) -> tuple[str, str, int]:
     """Run it: (stdout, stderr, exit code)."""
-    with started_in(folder, code, *arguments, **options) as process:
+    with started_in(folder, code, *arguments) as process:
         out, err = process.communicate(timeout=timeout_s)
         return out, err, process.returncode
 

@@ -22,6 +22,7 @@ from typing import Any
 from ringload.data.fields import Producer
 from ringload.data.sampler import Order
 from ringload.data.sharing import unpack
+from ringload.errors import BudgetError
 from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
 from ringload.ring.claims import Claims
 from ringload.ring.limits import be_taken_first
@@ -62,7 +63,11 @@ def run(job: Job, start: Start, producer: int) -> None:
     with open("/proc/self/comm", "w") as comm:
         comm.write(f"ringload:{producer}")  # what ps and top show
     be_taken_first()
-    segment = map_shared(job.ring_fd, job.layout.n_bytes)
+    try:
+        segment = map_shared(job.ring_fd, job.layout.n_bytes)
+    except BudgetError as error:
+        ProducerEnd(job.channel, producer, memoryview(b"")).failed(str(error))
+        raise SystemExit(1) from None
     view = segment.data
     layout = job.layout
     hints = view[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]
