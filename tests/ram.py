@@ -163,18 +163,27 @@ def check_blocks(index: int, image: np.ndarray) -> None:
     assert abs(middles - colours(index)).max() <= TOLERANCE, f"sample {index} is not what it should be"
 
 
-def save_blocks(folder: Path, n: int, n_pixels: int) -> list[str]:
-    """Files of `n` images of every kind, baseline and progressive JPEG and PNG, each third of `n_pixels`, the others small."""
+def save_palette(path: Path, index: int, height: int, width: int) -> None:
+    """Image `index` as a PNG with a palette and transparency, of which Pillow makes two more before it is RGB."""
+    rows, columns = np.arange(height) * BLOCKS // height, np.arange(width) * BLOCKS // width
+    image = Image.fromarray((rows[:, None] * BLOCKS + columns).astype(np.uint8), "L")
+    image.putpalette(colours(index).tobytes())
+    image.save(path, transparency=BLOCKS * BLOCKS, compress_level=1)
+
+
+def save_blocks(folder: Path, n: int, n_pixels: int, mixed: bool) -> None:
+    """Files of `n` images: palettes of `n_pixels`; or mixed: of every kind, each third of `n_pixels`, the others small."""
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("jpg", {"quality": 95}),
         ("jpg", {"quality": 95, "progressive": True}),
         ("png", {"compress_level": 1}),
     ]
-    names = []
     for index in range(n):
+        is_huge = not mixed or index % 3 == 0
+        height = int((n_pixels * 2 / 3) ** 0.5) if is_huge else 90 + index
+        width = n_pixels // height if is_huge else 130
         suffix, options = kinds[index // 3 % 3]
-        names.append(f"{index}.{suffix}")
-        height = int((n_pixels * 2 / 3) ** 0.5) if index % 3 == 0 else 90 + index
-        width = n_pixels // height if index % 3 == 0 else 130
-        Image.fromarray(blocks(index, height, width)).save(folder / names[-1], **options)
-    return names
+        if mixed:
+            Image.fromarray(blocks(index, height, width)).save(folder / f"{index}.{suffix}", **options)
+        else:
+            save_palette(folder / f"{index}.png", index, height, width)

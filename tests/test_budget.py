@@ -52,24 +52,24 @@ IMAGES_WITHIN = """
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize(("workers", "mixed"), [(1, True), (4, True), (4, False)])
 def test_images_up_to_the_pixel_limit_stay_within_the_budget(
-    tmp_path: Path, workers: int, times: Times, injected: Injected
+    tmp_path: Path, workers: int, mixed: bool, times: Times, injected: Injected
 ) -> None:
     """At 12 megapixels, Pillow takes two hundred megabytes for one image: so it is one at a time."""
-    n_pixels, n_images, n_epochs = times(12_000_000, 24_000_000), times(18, 36), times(2, 8)
-    save_blocks(tmp_path, n_images, n_pixels)
+    n_pixels, n_images, n_epochs = times(12_000_000, 24_000_000), times(18, 36) if mixed else 8, times(2, 8)
+    save_blocks(tmp_path, n_images, n_pixels, mixed)
     budget_bytes = {1: times(330_000_000, 530_000_000), 4: times(520_000_000, 720_000_000)}[
         workers
     ]  # little more than the least
     with memory_group(1 << 40) as group:
-        out, err, code = run_in(
-            group.folder, IMAGES_WITHIN, group.version, group.folder, tmp_path, n_pixels, budget_bytes, workers, n_epochs
-        )
+        arguments = (group.version, group.folder, tmp_path, n_pixels, budget_bytes, workers, n_epochs)
+        out, err, code = run_in(group.folder, IMAGES_WITHIN, *arguments, timeout_s=300)
         assert (err, code) == ("", 0)
         assert group.oom_kills == 0
     print(f"{workers} producers: peak {int(out) / 1e6:.0f} MB of {budget_bytes / 1e6:.0f} MB", file=sys.stderr)
-    injected("an image of max_pixels inside a cgroup that has no more than the budget", n_images // 3 * n_epochs)
+    n_huge = n_images // 3 if mixed else n_images
+    injected("an image of max_pixels inside a cgroup that has no more than the budget", n_huge * n_epochs)
 
 
 def test_a_full_ring_of_arrays_stays_within_the_budget() -> None:
