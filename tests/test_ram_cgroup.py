@@ -181,9 +181,9 @@ HOG = """
 """
 
 
-# The OOM killer takes who has the higher score, first.
+# The OOM killer takes who has the higher score, first. A death is noticed when a batch is waited for: one producer may do.
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("score", "hog_score", "said"), [(700, 0, "went on [1-3]$|died: .*the OOM"), (0, 1000, "went on 0$")])
+@pytest.mark.parametrize(("score", "hog_score", "said"), [(700, 0, "went on [0-3]$|died: .*the OOM"), (0, 1000, "went on 0$")])
 def test_a_hog_beside_it_costs_a_producer_and_not_the_trainer(
     score: int, hog_score: int, said: str, times: Times, injected: Injected
 ) -> None:
