@@ -20,7 +20,7 @@ import queue
 import threading
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
@@ -31,6 +31,7 @@ from ringload.errors import Closed, ConfigError, ProducerDied, RingloadError, St
 from ringload.ring.channel import FAILED
 from ringload.ring.claims import Claim
 from ringload.ring.lease import Batch, LeaseEnd, Lender
+from ringload.ring.limits import OomKills
 from ringload.ring.ring import Bad, Posted, Ring
 from ringload.ring.slots import Layout
 from ringload.workers.crew import FILLING, HEARD, RANG, WORDS, Crew
@@ -96,6 +97,7 @@ class Engine:
         self._lender = Lender(memory, layout, self.release)
         self._unposted: list[Posted] = []  # batches to be posted again that the pipe had no room for
         self._suspects = Suspects(settings.restarts)
+        self._oom_kills = OomKills()
         self._lock = threading.Lock()
         self._torn = False
         self._closing = False
@@ -408,7 +410,10 @@ class Engine:
         Once all are known to be gone nobody else can write, so no row ever has two writers.
         """
         heard = self._crew.clear()
-        deaths = [*deaths, *heard.died] or [Death(-1, -1, 0, "the server of the producers was killed, and they with it")]
+        oom = self._oom_kills.news()
+        why = f": {oom}" if oom else ""
+        deaths = [*deaths, *heard.died] or [Death(-1, -1, 0, f"the server of the producers was killed, and they with it{why}")]
+        deaths = [replace(death, oom=oom) for death in deaths] if oom else deaths
         self.counters.deaths += deaths
         self._collect()
         in_hand = self._crew.in_hand()

@@ -15,7 +15,7 @@ from ringload.data.functions import FunctionSource
 from ringload.data.sampler import Last, Order
 from ringload.data.sharing import Packed, pack
 from ringload.engine import Engine, Settings
-from ringload.errors import ConfigError, SampleError, TooManyBad
+from ringload.errors import ConfigError, RingloadError, SampleError, TooManyBad
 from ringload.insight.stats import Stats
 from ringload.ring.channel import Channel
 from ringload.ring.lease import Batch
@@ -23,7 +23,7 @@ from ringload.ring.limits import Usable, usable_cpus, usable_memory
 from ringload.ring.memory import Plan, make_plan, parse_bytes
 from ringload.ring.ring import Bad
 from ringload.ring.slots import Layout
-from ringload.shared import Segment
+from ringload.shared import Segment, refused
 from ringload.workers.crew import Crew, InProcess, Producers
 from ringload.workers.filling import OnError
 from ringload.workers.pool import Pool, StartMethod
@@ -137,7 +137,10 @@ class Loader:
         limit_bytes = usable.n_bytes if ram_budget == "auto" else parse_bytes(ram_budget, usable)
         packed = None if self.workers == 0 or start_method == "fork" else pack(source, limit_bytes)
         self._plan = self._make_plan(ram_budget, packed, usable)
-        self._layout, self._engine = self._start(packed, settings, start_method)
+        try:
+            self._layout, self._engine = self._start(packed, settings, start_method)
+        except OSError as error:
+            raise error if isinstance(error, RingloadError) else refused("cannot start", error) from error
         self._iteration = 0  # the number of the present iteration
         self._begun = False  # an iteration of this epoch was begun: another begins the next epoch
         self._bad: list[Bad] = []

@@ -14,10 +14,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
 
 import numpy as np
 
-from ringload.errors import BudgetError
+from ringload.errors import BudgetError, ConfigError
 
 PAGE_BYTES = mmap.PAGESIZE
 FAULT_AROUND_BYTES = 1 << 16  # what the kernel maps at once when a page is read that nobody has to make first
@@ -81,9 +82,8 @@ def reserve(fd: int, start: int, stop: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
             raise
-        raise BudgetError(
-            f"cannot reserve bytes {start:,} to {stop:,} of shared memory: {error.strerror}; lower ram_budget"
-        ) from error
+        remedy = "is RLIMIT_FSIZE (ulimit -f) too low?" if error.errno == errno.EFBIG else "lower ram_budget"
+        raise BudgetError(f"cannot reserve bytes {start:,} to {stop:,} of shared memory: {error.strerror}; {remedy}") from error
 
 
 def zero(fd: int, start: int, stop: int) -> None:
@@ -107,3 +107,15 @@ def map_shared(fd: int, n_bytes: int) -> np.ndarray:
         return np.frombuffer(mmap.mmap(fd, n_bytes), np.uint8)
     except OSError as error:  # RLIMIT_AS, or no address space left
         raise BudgetError(f"cannot map {n_bytes:,} bytes: {error.strerror}; is RLIMIT_AS (ulimit -v) too low?") from error
+
+
+def refused(what: str, error: OSError) -> ConfigError:
+    """The error that says which limit of the system was met when `what` was asked for."""
+    if error.errno == errno.EMFILE:
+        n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        why = f"this process may have {n_files:,} files open (RLIMIT_NOFILE, ulimit -n): raise that"
+    elif error.errno == errno.EAGAIN:
+        why = "is there a limit on processes (RLIMIT_NPROC, ulimit -u, or pids.max of a cgroup)? Raise that, or lower workers"
+    else:
+        why = "the system refuses it"
+    return ConfigError(f"{what}: {error.strerror}; {why}")

@@ -1,126 +1,131 @@
-"""Memory, measured while it runs: all processes of ringload together stay within the budget, and within a cgroup's limit."""
+"""Memory, measured while it runs: all that is ringload's stays within the budget, and within a cgroup's limit."""
 
 from __future__ import annotations
 
 import json
-import os
-import threading
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
-from PIL import Image
 
 from ringload import Arrays, ImageFrame, Loader
-from tests.helpers import photo, run
+from tests.conftest import Injected, Times
+from tests.ram import Group, Watch, check_blocks, memory_group, run_in, save_blocks
+
+pytestmark = pytest.mark.fault
+
+ROOM_BYTES = 8_000_000  # what the trainer of these tests may come to have beside what it had at the start
 
 
-class Watch:
-    """The peak of the PSS of the producers, their server, and the ring as this process maps it."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._stop = threading.Event()
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(0.005):
-            total_bytes = sum(part.pss for part in me.memory_maps(grouped=False) if "memfd:ringload" in part.path)
-            for process in me.children(recursive=True):
-                try:
-                    total_bytes += process.memory_full_info().pss
-                except psutil.NoSuchProcess:
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total_bytes)
-
-
-def verify(source: Any, batch_size: int, budget_bytes: int, workers: int, n_epochs: int) -> None:
+def images_within(group: Group | None, folder: Path, n_pixels: int, budget_bytes: int, workers: int, n_epochs: int) -> None:
+    """Epochs over images, each row verified, in a group whose limit is the budget and what this trainer has. Tells the peak."""
+    names = sorted((path.name for path in folder.iterdir()), key=lambda name: int(name.partition(".")[0]))
+    source = ImageFrame(pd.DataFrame({"path": names}), root=folder, size=(64, 64), max_pixels=n_pixels)
     watch = Watch()
-    with Loader(source, batch_size, workers=workers, ram_budget=budget_bytes) as made, watch.watching():
+    if group is not None:
+        group.limit(group.own_bytes + budget_bytes + ROOM_BYTES)
+    with Loader(source, 4, workers=workers, ram_budget=budget_bytes, last="keep") as made, watch.watching():
         for _ in range(n_epochs):
+            seen = []
             for batch in made:
-                for array in batch.values():
-                    array.max()  # the trainer's mapping touches every page, too
-        assert made.plan().total_bytes <= budget_bytes
-    assert made.plan().server_bytes / 4 < watch.peak_bytes <= budget_bytes
+                for index, image in zip(batch.index, batch["image"], strict=True):
+                    check_blocks(int(index), image)
+                seen += batch.index.tolist()
+            assert sorted(seen) == list(range(len(names)))
+        assert made.stats.n_restarts == 0
+        plan = made.plan()
+    assert plan.server_bytes / 4 < watch.peak_bytes <= plan.total_bytes <= budget_bytes
+    print(watch.peak_bytes)
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_large_images_of_every_kind_stay_within_the_budget(tmp_path: Path, workers: int) -> None:
-    """At 6 megapixels, Pillow takes a hundred megabytes for one image: so it is one at a time."""
-    names = []
-    image = Image.fromarray(photo(1, 2000, 3000))
-    kinds: list[tuple[str, dict[str, Any]]] = [("jpg", {}), ("jpg", {"progressive": True}), ("png", {"compress_level": 1})]
-    for index, (suffix, options) in enumerate(kinds):
-        names.append(f"{index}.{suffix}")
-        image.save(tmp_path / names[-1], **options)
-    source = ImageFrame(pd.DataFrame({"path": names * 6}), root=tmp_path, size=(224, 224), max_pixels=6_000_000)
-    verify(source, 4, 420_000_000, workers, 3)
+IMAGES_WITHIN = """
+    import sys
+    from pathlib import Path
+    from tests.ram import Group
+    from tests.test_budget import images_within
+    images_within(Group(int(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]), *map(int, sys.argv[4:]))
+"""
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("workers", "mixed"), [(1, True), (4, True), (4, False)])
+def test_images_up_to_the_pixel_limit_stay_within_the_budget(
+    tmp_path: Path, workers: int, mixed: bool, times: Times, injected: Injected
+) -> None:
+    """At 12 megapixels, Pillow takes two hundred megabytes for one image: so it is one at a time."""
+    n_pixels, n_images, n_epochs = times(12_000_000, 24_000_000), times(18, 36) if mixed else 8, times(2, 8)
+    save_blocks(tmp_path, n_images, n_pixels, mixed)
+    budget_bytes = {1: times(330_000_000, 530_000_000), 4: times(520_000_000, 720_000_000)}[
+        workers
+    ]  # little more than the least
+    with memory_group(1 << 40) as group:
+        arguments = (group.version, group.folder, tmp_path, n_pixels, budget_bytes, workers, n_epochs)
+        out, err, code = run_in(group.folder, IMAGES_WITHIN, *arguments, timeout_s=300)
+        assert (err, code) == ("", 0)
+        assert group.oom_kills == 0
+    print(f"{workers} producers: peak {int(out) / 1e6:.0f} MB of {budget_bytes / 1e6:.0f} MB", file=sys.stderr)
+    n_huge = n_images // 3 if mixed else n_images
+    injected("an image of max_pixels inside a cgroup that has no more than the budget", n_huge * n_epochs)
 
 
 def test_a_full_ring_of_arrays_stays_within_the_budget() -> None:
     x = np.random.default_rng(0).integers(0, 256, (2000, 64, 64, 3), np.uint8)
-    verify(Arrays(x=x), 100, 250_000_000, 2, 12)
+    watch = Watch()
+    with Loader(Arrays(x=x), 100, workers=2, ram_budget=250_000_000) as made, watch.watching():
+        for _ in range(12):
+            for batch in made:
+                np.testing.assert_array_equal(batch["x"], x[batch.index])
+        plan = made.plan()
+    assert plan.ring_bytes + plan.index_bytes < watch.peak_bytes <= plan.total_bytes <= 250_000_000
 
 
-MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 IN_A_GROUP = """
-import json, sys
-from pathlib import Path
-import numpy as np
-import ringload
-group = Path(sys.argv[1])
-(group / "cgroup.procs").write_text("0")
-def load(index, rng, out): out["x"][:] = index % 251
-try:
-    options = dict(fields={"x": ((1_000_000,), "u1")}, n_samples=2000, workers=2, ram_budget=json.loads(sys.argv[2]))
-    with ringload.Loader(load, 4, **options) as made:
-        for batch in made:
-            assert (batch["x"][:, ::1000] == (batch.index % 251)[:, None]).all()
-        print(made.plan().total_bytes)
-except ringload.BudgetError as error:
-    print(error)
+    import json, sys
+    import numpy as np
+    import ringload
+    def load(index, rng, out): out["x"][:] = index % 251
+    try:
+        options = dict(fields={"x": ((1_000_000,), "u1")}, n_samples=2000, workers=2, ram_budget=json.loads(sys.argv[1]))
+        with ringload.Loader(load, 4, **options) as made:
+            for batch in made:
+                assert (batch["x"][:, ::1000] == (batch.index % 251)[:, None]).all()
+            print(made.plan().total_bytes)
+    except ringload.BudgetError as error:
+        print(error)
 """
 
 
 @pytest.fixture
-def group() -> Iterator[Path]:
-    """A memory cgroup (v1) of 600 MB."""
-    if not os.access(MEMORY_GROUPS, os.W_OK):
-        pytest.skip("no writable memory cgroup (v1) here")
-    made = MEMORY_GROUPS / f"ringload-{os.getpid()}"
-    made.mkdir()
-    (made / "memory.limit_in_bytes").write_text("600000000")
-    yield made
-    made.rmdir()
+def group() -> Iterator[Group]:
+    with memory_group(600_000_000) as made:
+        yield made
 
 
-@pytest.mark.parametrize("budget", ["auto", 0.5, 0.9])
-def test_inside_a_limit_nothing_is_killed(group: Path, budget: Any) -> None:
-    done = run(IN_A_GROUP, group, json.dumps(budget))
-    assert (done.stderr, done.returncode) == ("", 0)
-    assert int(done.stdout) < 600_000_000
-    assert int((group / "memory.max_usage_in_bytes").read_text()) < 600_000_000
-    assert "oom_kill 0" in (group / "memory.oom_control").read_text()
+def peak_bytes(group: Group) -> int:
+    return int((group.folder / ("memory.max_usage_in_bytes" if group.version == 1 else "memory.peak")).read_text())
 
 
-def test_what_a_limit_does_not_allow_is_refused(group: Path) -> None:
-    done = run(IN_A_GROUP, group, json.dumps("2GB"))
-    assert (done.stderr, done.returncode) == ("", 0)
-    assert "left of the memory limit of cgroup" in done.stdout
-    assert int((group / "memory.max_usage_in_bytes").read_text()) < 200_000_000
+@pytest.mark.parametrize("budget", ["auto", 0.5, 0.9, 1.0])
+def test_inside_a_limit_nothing_is_killed(group: Group, budget: Any, injected: Injected) -> None:
+    out, err, code = run_in(group.folder, IN_A_GROUP, json.dumps(budget))
+    assert (err, code) == ("", 0)
+    assert int(out) < 600_000_000
+    assert peak_bytes(group) < 600_000_000
+    assert group.oom_kills == 0
+    injected("a cgroup's memory limit that the budget is a share of", 1)
+
+
+@pytest.mark.parametrize("budget", ["2GB", 599_000_000])
+def test_what_a_limit_does_not_allow_is_refused(group: Group, budget: Any, injected: Injected) -> None:
+    """With the arithmetic, before anything is reserved or started: the trainer itself has some of the limit."""
+    out, err, code = run_in(group.folder, IN_A_GROUP, json.dumps(budget))
+    assert (err, code) == ("", 0)
+    said = "2.0 GB" if budget == "2GB" else "599.0 MB"
+    assert f"ram_budget={budget!r} is {said}, and " in out
+    assert f"MB is left of the memory limit of cgroup {group.folder}" in out
+    assert peak_bytes(group) < 200_000_000
+    injected("a budget above a cgroup's memory limit", 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ringload.ring.limits import usable_cpus, usable_memory
+from ringload.ring.limits import OomKills, usable_cpus, usable_memory
 from tests.helpers import run_quietly
 
 
@@ -121,3 +121,17 @@ def test_a_real_limit_is_seen(group: Path) -> None:
 def test_affinity_is_seen() -> None:
     code = "import os; os.sched_setaffinity(0, {0}); from ringload.ring.limits import usable_cpus; print(usable_cpus())"
     assert run_quietly(code) == "1\n"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_the_oom_killer_has_done_is_told_once(tmp_path: Path, version: int) -> None:
+    folder = proc(tmp_path, version, "/job")
+    limit, events = [("memory.limit_in_bytes", "memory.oom_control"), ("memory.max", "memory.events")][version - 1]
+    write(tmp_path / "cg/job", {limit: "1000000\n", events: "oom 1\noom_kill 3\n"})
+    kills = OomKills(folder)
+    assert kills.news() == ""
+    write(tmp_path / "cg/job", {events: "oom 1\noom_kill 5\n"})
+    bound = f"the OOM killer has ended 2 processes of cgroup {tmp_path / 'cg/job'}, whose memory limit is 1,000,000 bytes"
+    assert kills.news() == f"out of memory: {bound}"
+    assert kills.news() == ""
+    assert OomKills(tmp_path / "nothing").news() == ""

@@ -54,7 +54,7 @@ def test_the_budget_covers_everything() -> None:
     assert made.ring_bytes == made.n_slots * made.slot_bytes
     assert made.slot_bytes >= 256 * (224 * 224 * 3 + 8 + 8)
     assert made.slot_bytes % 4096 == 0
-    parts = made.ring_bytes + made.index_bytes + made.producers_bytes + made.control_bytes
+    parts = made.ring_bytes + made.index_bytes + made.producers_bytes + made.control_bytes + made.page_tables_bytes
     assert parts == made.total_bytes
 
 

@@ -115,7 +115,7 @@ class Other:
         file = open(fd, "rb", closefd=False)  # noqa: SIM115  (the descriptor is the caller's)
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the caller has a limit of its own
         try:
-            self._image = Image.open(file, formats=FORMATS)
+            self._image: Image.Image | None = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
             first = os.pread(fd, 16, 0)
             raise ValueError(f"cannot identify image file: it begins with {first!r}; {', '.join(FORMATS)} are read") from None
@@ -128,12 +128,13 @@ class Other:
         return self.height * self.width * PILLOW_PIXEL_BYTES + n_file_bytes
 
     def decode(self, exif: bool) -> tuple[np.ndarray, int]:
-        """Pixels `(h, w, C)` in memory of their own, and the orientation 1..8 that is still to be applied to them.
+        """Pixels `(h, w, C)` in memory of their own, and the orientation 1..8 that is still to be applied to them. Once.
 
         Raises:
             OSError, ValueError: the file is damaged, or its pixels have no range that is known.
         """
-        image: Image.Image = self._image
+        image, self._image = self._image, None  # what it has loaded goes when this returns
+        assert image is not None
         image.load()  # after which Pillow has turned TIFF upright, and has read what PNG has behind its pixels
         orientation = orientation_of(image.getexif) if exif else 1
         if image.mode == "F":

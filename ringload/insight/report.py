@@ -18,6 +18,8 @@ def plan_table(plan: Plan) -> Table:
     table.add_row("ring", human(plan.ring_bytes), slots)
     table.add_row("index", human(plan.index_bytes), "paths and labels of all samples, once for all producers")
     table.add_row("control", human(plan.control_bytes), "what the processes tell each other")
+    mapped_by = f"{plan.n_workers} producers and the trainer" if plan.n_workers else "the trainer"
+    table.add_row("page tables", human(plan.page_tables_bytes), f"8 bytes a page of ring and index, for {mapped_by}")
     if plan.n_workers:
         table.add_row("server", human(plan.server_bytes), "the process that forks the producers")
         table.add_row(

@@ -106,15 +106,19 @@ class Channel:
     """The trainer's side: owns all descriptors of both directions."""
 
     def __init__(self) -> None:
-        self._tasks_out, self._tasks_in = _pipe()
-        self._results_out, self._results_in = _pipe()
-        self._free = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
-        self.filled = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._fds: list[int] = []
+        try:
+            self._fds += (*_pipe(), *_pipe())
+            self._fds += (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE),)
+            self._fds += (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),)
+        except OSError:  # no descriptors left
+            self.close()
+            raise
+        self._tasks_out, self._tasks_in, self._results_out, self._results_in, self._free, self.filled = self._fds
         os.set_blocking(self._tasks_in, False)  # the write end is the trainer's alone: it never waits for producers
         os.set_blocking(self._results_out, False)
         os.set_blocking(self._results_in, False)  # a producer that finds it full rings first, then waits for room
         self._rest = b""  # the beginning of a record whose text was not read yet
-        self._fds = [self._tasks_out, self._tasks_in, self._results_out, self._results_in, self._free, self.filled]
 
     @property
     def for_producers(self) -> ChannelFds:

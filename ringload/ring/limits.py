@@ -2,20 +2,29 @@
 
 A container's limit shows in no system call: inside a 64 MiB memory cgroup, psutil reports the host's 24 GB, and reserving
 more than the limit gets the process killed, not refused (measured, Linux 6.18). So the limits are read before anything is
-reserved: those of the own group and of every group above it, since each holds for all below it. Version 1 and 2 can be
-mounted side by side, so the files are looked for where /proc says they are.
+reserved: those of the own group and of every group above it, since each holds for all below it; and again before each part
+of the ring is, since a limit may be lowered, and others take of it too. Version 1 and 2 can be mounted side by side, so the
+files are looked for where /proc says they are.
+
+Who was killed nonetheless was killed by the kernel's OOM killer, which leaves a number and no message: `OomKills` reads it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from ringload.errors import BudgetError
 
 V1_UNLIMITED_BYTES = 1 << 62  # cgroup v1 says "no limit" as a number a little below 2**63
+ROOM_BYTES = 16 << 20  # what the processes may come to take while the ring is reserved
+PRODUCER_OOM_SCORE = 500  # thousandths of the memory there is, by which a producer looks larger to the OOM killer than it is
+LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
+USED_FILES = {1: "memory.usage_in_bytes", 2: "memory.current"}
+DROPPABLE = {1: "total_inactive_file", 2: "inactive_file"}  # of memory.stat: page cache, which the kernel drops at need
 
 
 @dataclass(frozen=True)
@@ -28,12 +37,66 @@ class Usable:
 
 def usable_memory(proc: Path = Path("/proc")) -> Usable:
     """The least of what the machine has available and what each memory cgroup of this process has left."""
-    found = [Usable(psutil.virtual_memory().available, "memory available on this machine")]
+    found = [Usable(_number(Path("/proc/meminfo"), "MemAvailable:") * 1024, "memory available on this machine")]
     for version, folder in _groups("memory", proc):
-        left = _left_in_v2(folder) if version == 2 else _left_in_v1(folder)
-        if left is not None:
-            found.append(Usable(max(0, left), f"left of the memory limit of cgroup {folder}"))
+        limit_bytes = _limit(version, folder)
+        if limit_bytes is not None and (used := _words(folder / USED_FILES[version])):
+            left_bytes = limit_bytes - int(used[0]) + _number(folder / "memory.stat", DROPPABLE[version])
+            found.append(Usable(max(0, left_bytes), f"left of the memory limit of cgroup {folder}"))
     return min(found, key=lambda usable: usable.n_bytes)
+
+
+def require(n_bytes: int) -> None:
+    """Before bytes are reserved: who takes more than a cgroup's limit allows is killed, not refused.
+
+    Raises:
+        BudgetError: there is less than that.
+    """
+    usable = usable_memory()
+    if n_bytes + ROOM_BYTES > usable.n_bytes:
+        raise BudgetError(f"{n_bytes:,} bytes more of it are needed, and {usable.n_bytes:,} are {usable.bound}")
+
+
+def be_taken_first() -> None:
+    """Have the OOM killer prefer this process, a producer, whose death costs milliseconds, to the trainer, whose death is the
+    end: by itself it takes the trainer, which has the most memory, since it maps the ring (measured). A process beside
+    them that leaks more than half of all there is still goes before both. Raising one's score needs no privilege."""
+    path = Path("/proc/self/oom_score_adj")
+    with suppress(OSError):
+        path.write_text(str(min(1000, int(path.read_text()) + PRODUCER_OOM_SCORE)))
+
+
+class OomKills:
+    """What the OOM killer has done in this process's memory cgroup, from now on.
+
+    The kernel counts before it kills, so who has seen a death sees its count. It names nobody: whom it took is in the
+    kernel's log, which a container cannot read.
+    """
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._groups = list(_groups("memory", proc))
+        self._seen = self._count()
+
+    def news(self) -> str:
+        """What it has done since this was last asked, in words; "" if nothing, or if nobody can tell."""
+        before, self._seen = self._seen, self._count()
+        if self._seen <= before:
+            return ""
+        processes = f"{self._seen - before} process{'es' if self._seen - before > 1 else ''}"
+        limits = [(limit, folder) for version, folder in self._groups if (limit := _limit(version, folder)) is not None]
+        limit_bytes, folder = min(limits, default=(0, Path()))
+        bound = (
+            f", whose memory limit is {limit_bytes:,} bytes" if limits else ", which has no memory limit: the machine was full"
+        )
+        return (
+            f"out of memory: the OOM killer has ended {processes} of cgroup {folder if limits else self._groups[0][1]}{bound}"
+        )
+
+    def _count(self) -> int:
+        """The own group's number, which for v2 counts those below it too."""
+        for version, folder in self._groups[:1]:
+            return _number(folder / ("memory.events" if version == 2 else "memory.oom_control"), "oom_kill")
+        return 0
 
 
 def usable_cpus(proc: Path = Path("/proc")) -> int:
@@ -49,24 +112,17 @@ def usable_cpus(proc: Path = Path("/proc")) -> int:
     return max(1, int(count))
 
 
-def _left_in_v2(folder: Path) -> int | None:
-    """Bytes below memory.max; None without one. Page cache that can be dropped counts as left."""
-    limit, current = _words(folder / "memory.max"), _words(folder / "memory.current")
-    if not limit or not current or limit[0] == "max":
+def _limit(version: int, folder: Path) -> int | None:
+    """A group's memory limit in bytes; None without one."""
+    words = _words(folder / LIMIT_FILES[version])
+    if not words or words[0] == "max" or int(words[0]) >= V1_UNLIMITED_BYTES:
         return None
-    return int(limit[0]) - int(current[0]) + _stat(folder, "inactive_file")
+    return int(words[0])
 
 
-def _left_in_v1(folder: Path) -> int | None:
-    limit, current = _words(folder / "memory.limit_in_bytes"), _words(folder / "memory.usage_in_bytes")
-    if not limit or not current or int(limit[0]) >= V1_UNLIMITED_BYTES:
-        return None
-    return int(limit[0]) - int(current[0]) + _stat(folder, "total_inactive_file")
-
-
-def _stat(folder: Path, key: str) -> int:
-    """One number of memory.stat; 0 if it is not there."""
-    words = _words(folder / "memory.stat")
+def _number(path: Path, key: str) -> int:
+    """The number that follows `key`; 0 if it is not there."""
+    words = _words(path)
     return int(words[words.index(key) + 1]) if key in words else 0
 
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from ringload import forks
 from ringload.errors import RingloadError, Stalled
-from ringload.shared import Segment
+from ringload.shared import Segment, refused
 from ringload.workers.server import PACKET_BYTES, Config, become_server
 from ringload.workers.worker import Job, Start
 
@@ -43,12 +43,14 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 @dataclass(frozen=True)
 class Death:
-    """The end of a producer: its number, pid, and wait status; or `reason`, where ringload itself ended it."""
+    """The end of a producer: its number, pid, and wait status; or `reason`, where ringload itself ended it. `oom` is what
+    the OOM killer is known to have done."""
 
     producer: int
     pid: int
     status: int
     reason: str = ""
+    oom: str = ""
 
     @property
     def cause(self) -> str:
@@ -59,7 +61,7 @@ class Death:
         if code >= 0:
             return f"exit code {code}: something in the user's functions ended the process"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"{name}{CAUSES.get(name, '')}"
+        return f"{name}: {self.oom}" if self.oom and code == -signal.SIGKILL else f"{name}{CAUSES.get(name, '')}"
 
     @property
     def from_outside(self) -> bool:
@@ -197,15 +199,14 @@ class Pool:
 
     def _start_server(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        lifeline_out, lifeline_in = os.pipe2(os.O_CLOEXEC)
-        alive_out, alive_in = os.pipe2(os.O_CLOEXEC)
-        self._lifeline, self._alive = io.FileIO(lifeline_in, "w"), io.FileIO(alive_out)  # closed once, whoever interrupts
+        lifeline_out, self._lifeline = _pipe()
+        self._alive, alive_in = _pipe()
         self._socket = ours
         layout = self._job.layout
         config = Config(
             socket=theirs.fileno(),
-            lifeline=lifeline_out,
-            alive=alive_in,
+            lifeline=lifeline_out.fileno(),
+            alive=alive_in.fileno(),
             ring=self._job.ring_fd,
             job=self._segments[0].fd,
             others=(*astuple(self._job.channel), *(segment.fd for segment in self._segments[1:])),
@@ -219,13 +220,14 @@ class Pool:
         self._ready = False
         try:
             self._server = self._fork_server(config) if self._method == "fork" else _exec_server(config)
-        except BaseException:
+        except BaseException as error:
             self._close_fds()
+            if isinstance(error, OSError):
+                raise refused("cannot start the server of the producers", error) from error
             raise
         finally:
-            theirs.close()
-            os.close(lifeline_out)
-            os.close(alive_in)
+            for end in (theirs, lifeline_out, alive_in):
+                end.close()
 
     def _fork_server(self, config: Config) -> _Forked:
         for stream in (sys.stdout, sys.stderr):
@@ -293,6 +295,12 @@ class _Forked:
             return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:
             return 0  # the user's code waits for any child
+
+
+def _pipe() -> tuple[io.FileIO, io.FileIO]:
+    """Both ends of a pipe; each is closed once, whoever interrupts."""
+    out, into = os.pipe2(os.O_CLOEXEC)
+    return io.FileIO(out), io.FileIO(into, "w")
 
 
 def _exec_server(config: Config) -> subprocess.Popen[bytes]:

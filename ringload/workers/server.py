@@ -34,7 +34,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ringload.errors import BudgetError
-from ringload.shared import reserve, zero
+from ringload.ring.limits import require
+from ringload.shared import refused, reserve, zero
 from ringload.workers import worker
 
 RESERVE_BYTES = 16 << 20  # reserved at a time: 5 ms, after which messages and deaths are looked at
@@ -112,11 +113,23 @@ class Server:
     def _start(self, message: dict[str, Any]) -> None:
         start = worker.start_of(message)
         for producer in range(start.n_producers):
-            pid = self._spawn(message, producer) if self._config.spawn else self._fork(start, producer)
-            pidfd = os.pidfd_open(pid)  # no race: nobody but this process can reap it
-            self._children[pidfd] = (producer, pid)
-            self._poll.register(pidfd, select.POLLIN)
+            try:
+                self._start_one(message, start, producer)
+            except OSError as error:  # told as a death, so that what passes is made good
+                self._send({"died": [[-1, -1, 0, str(refused(f"producer {producer} cannot be started", error))]]})
+                return
         self._send({"started": [pid for _, pid in self._children.values()]})
+
+    def _start_one(self, message: dict[str, Any], start: worker.Start, producer: int) -> None:
+        pid = self._spawn(message, producer) if self._config.spawn else self._fork(start, producer)
+        try:
+            pidfd = os.pidfd_open(pid)  # no race: nobody but this process can reap it
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        self._children[pidfd] = (producer, pid)
+        self._poll.register(pidfd, select.POLLIN)
 
     def _fork(self, start: worker.Start, producer: int) -> int:
         pid = os.fork()
@@ -165,6 +178,7 @@ class Server:
         stop = min(config.n_slots, first + max(1, RESERVE_BYTES // config.slot_bytes))
         start = config.slots_start + first * config.slot_bytes
         try:
+            require((stop - first) * config.slot_bytes)
             reserve(config.ring, start, start + (stop - first) * config.slot_bytes)
             zero(config.ring, start, start + (stop - first) * config.slot_bytes)
         except BudgetError as error:

@@ -23,8 +23,10 @@ from typing import Any
 from ringload.data.fields import Producer
 from ringload.data.sampler import Order
 from ringload.data.sharing import unpack
+from ringload.errors import BudgetError
 from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
 from ringload.ring.claims import Claims
+from ringload.ring.limits import be_taken_first
 from ringload.ring.ring import Bad
 from ringload.ring.slots import MAX_TASKS, Layout
 from ringload.shared import map_in, map_shared
@@ -61,7 +63,12 @@ def run(job: Job, start: Start, producer: int) -> None:
     """Be producer number `producer`. Does not return but by an error that it has reported."""
     with open("/proc/self/comm", "w") as comm:
         comm.write(f"ringload:{producer}")  # what ps and top show
-    segment = map_shared(job.ring_fd, job.layout.n_bytes)
+    be_taken_first()
+    try:
+        segment = map_shared(job.ring_fd, job.layout.n_bytes)
+    except BudgetError as error:
+        ProducerEnd(job.channel, producer, memoryview(b"")).failed(str(error))
+        raise SystemExit(1) from None
     view = segment.data
     layout = job.layout
     hints = view[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]

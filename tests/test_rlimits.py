@@ -1,0 +1,185 @@
+"""Limits of the system: it works, or says at the start which one is too low. No traceback, no hang, nothing left.
+
+What cannot be had here: ENOSPC of the ring itself. A memfd lies on a tmpfs of the kernel's own that has no size, so neither a
+full nor an absent /dev/shm concerns it; what bounds it is RLIMIT_FSIZE (EFBIG), RLIMIT_AS, cgroups, and the machine.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ringload import Batch, Loader, RingloadError
+from tests.conftest import Injected, Times, descriptors, leftovers
+from tests.ram import ROOT
+
+pytestmark = pytest.mark.fault
+
+METHODS = ["forkserver", "spawn", "fork"]
+MB = 1 << 20
+
+
+def verified(batch: Batch) -> list[int]:
+    """Its samples, each of which was looked at."""
+    assert (batch["x"] == batch.index[:, None]).all()
+    return list(map(int, batch.index))
+
+
+def attempt(method: Any, ring_bytes: int = 64 * MB) -> None:
+    """Try to load; say "ok", or ringload's own error. Nothing may be left either way."""
+    before = descriptors()
+
+    def load(index: int, rng: np.random.Generator, out: Any) -> None:
+        out["x"][:] = index
+
+    options: dict[str, Any] = {"fields": {"x": ((100_000,), "uint8")}, "n_samples": 60, "start_method": method}
+    try:
+        with Loader(load, 6, workers=2, ram_budget=130_000_000 + ring_bytes, **options) as made:
+            for _ in range(3):
+                assert sorted(index for batch in made for index in verified(batch)) == list(range(60))
+        said = "ok"
+    except RingloadError as error:
+        said = f"{type(error).__name__}: {error}"
+    gc.collect()
+    deadline_s = time.monotonic() + 1.0
+    while left := leftovers(set()):
+        assert time.monotonic() < deadline_s, left
+    assert descriptors() == before
+    print(said)
+
+
+# what is limited, to how much; "before" the interpreter is up, as by ulimit, or just before the loader is made
+LIMIT = """
+import resource, sys
+when, kind, n = sys.argv[1], getattr(resource, "RLIMIT_" + sys.argv[2]), int(sys.argv[3])
+if when == "before":
+    resource.setrlimit(kind, (n, n))
+from tests.test_rlimits import attempt
+import ringload.loader
+if when == "after":
+    resource.setrlimit(kind, (n, n))
+attempt(sys.argv[4], int(sys.argv[5]) if sys.argv[5:] else 64 << 20)
+"""
+
+
+def said_by(command: list[str], code: str, *arguments: object) -> str:
+    """What a script says in an interpreter that `command` starts. It has to succeed, and to say nothing on stderr."""
+    done = subprocess.run(
+        [*command, sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=100, cwd=ROOT
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+TOO_MANY_FILES = r"ConfigError: cannot start.*: Too many open files; this process may have \d+ files open \(RLIMIT_NOFILE"
+NO_PROCESS = r"Resource temporarily unavailable; is there a limit on processes \(RLIMIT_NPROC, ulimit -u, or pids.max"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("when", "kind", "n", "said"),
+    [
+        ("before", "NOFILE", 32, "ok"),
+        ("after", "NOFILE", 18, f"ok|{TOO_MANY_FILES}"),  # by how many the interpreter has
+        ("after", "NOFILE", 14, TOO_MANY_FILES),
+        ("after", "NOFILE", 9, TOO_MANY_FILES),
+        ("before", "FSIZE", 10 * MB, r"BudgetError: no segment of .*RLIMIT_FSIZE \(ulimit -f\) too low"),
+        ("after", "FSIZE", 0, r"BudgetError: (no segment of|cannot reserve) .*RLIMIT_FSIZE \(ulimit -f\) too low"),
+        ("before", "MEMLOCK", 0, "ok"),
+        ("before", "SIGPENDING", 0, "ok"),  # the lifeline is a signal
+        ("before", "STACK", 256 << 10, "ok"),
+        ("before", "STACK", 64 << 10, "ok|ProducerDied: the server of the producers was killed"),
+    ],
+)
+def test_what_is_limited_suffices_or_is_named(method: str, when: str, kind: str, n: int, said: str, injected: Injected) -> None:
+    assert re.match(said, said_by([], LIMIT, when, kind, n, method))
+    injected(f"RLIMIT_{kind}", 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_address_space_suffices_or_is_named(method: str, times: Times, injected: Injected) -> None:
+    """The ring is 400 MB, and one MB more after the other is allowed; fork maps it twice in a producer."""
+    said = []
+    for allowed in np.linspace(300 * MB, 1300 * MB, times(4, 21), dtype=int):
+        said.append(said_by([], LIMIT, "before", "AS", allowed, method, 400 * MB))
+        assert re.match(r"ok$|BudgetError: cannot map .*RLIMIT_AS|ConfigError: [^\n]*\ncannot map .*RLIMIT_AS", said[-1])
+    assert said[0] != "ok\n" == said[-1]
+    injected("RLIMIT_AS", len(said))
+
+
+def as_another(uid: int) -> list[str]:
+    """Be another user, whose processes are counted, and who may read what root has installed."""
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("needs root, and setpriv of util-linux")
+    capabilities = "-all,+dac_read_search"
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] + [
+        f"--{kind}-caps={capabilities}" for kind in ("inh", "ambient")
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_suffice_or_their_limit_is_named(method: str, times: Times, injected: Injected) -> None:
+    limits = range(*times((1, 12, 5), (1, 12, 1)))
+    said = [said_by(as_another(54321), LIMIT, "after", "NPROC", n, method) for n in limits]
+    assert all(re.match(rf"ok$|(ConfigError|ProducerDied): .*{NO_PROCESS}", one) for one in said)
+    assert said[0] != "ok\n" == said[-1]
+    injected("RLIMIT_NPROC", len(said))
+
+
+@pytest.fixture
+def pids() -> Iterator[Path]:
+    folder = Path(f"/sys/fs/cgroup/pids/ringload-{os.getpid()}")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("needs root and a pids cgroup of version 1")
+    yield folder
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cgroup_without_pids_is_named(pids: Path, method: str, times: Times, injected: Injected) -> None:
+    code = "import sys; from tests.test_rlimits import attempt; attempt(sys.argv[1])"
+    join = ["env", "OPENBLAS_NUM_THREADS=1", "sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(pids)]
+    said = []
+    for n in (1, *times((8,), tuple(range(2, 9)))):
+        (pids / "pids.max").write_text(str(n))
+        said.append(said_by(join, code, method))
+        assert re.match(rf"ok$|(ConfigError|ProducerDied): .*{NO_PROCESS}", said[-1])
+    assert said[0] != "ok\n" == said[-1]
+    injected("pids.max of a cgroup", len(said))
+
+
+DEV = "for n in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m 666 /dev/${n%:*} c 1 ${n#*:}; done"
+SHM = {
+    "64 KB": "mount -t tmpfs -o size=64k none /dev/shm",
+    "full": "mount -t tmpfs -o size=64k none /dev/shm && cat /dev/zero > /dev/shm/full 2> /dev/null; test -s /dev/shm/full",
+    "read-only": "mount -t tmpfs -o ro none /dev/shm",
+    "absent": f"mount -t tmpfs none /dev && {DEV} && ! test -e /dev/shm",
+}
+
+
+@pytest.mark.parametrize(("how", "method"), [*((how, "forkserver") for how in SHM), ("absent", "spawn"), ("absent", "fork")])
+def test_the_ring_needs_no_dev_shm(how: str, method: str, injected: Injected) -> None:
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs root, and unshare of util-linux")
+    code = "import sys; from tests.test_rlimits import attempt; attempt(sys.argv[1])"
+    command = ["unshare", "--mount", "sh", "-c", f'{SHM[how]} && exec "$@"', "sh"]
+    assert said_by(command, code, method) == "ok\n"
+    injected(f"/dev/shm {how}", 1)
+
+
+def test_this_process_has_kept_its_limits() -> None:
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
