@@ -332,7 +332,7 @@ class Engine:
             state = FILLING if posted is None else crew.state(posted)
             if state != FILLING:
                 break
-            if posted is None:
+            if posted is None or self._unposted:
                 self._turn_over()
             if ring.starving:
                 self._wait_for_slot(begin_s)
