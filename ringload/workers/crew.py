@@ -71,6 +71,7 @@ class Producers:
         self._hints = area[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]
         self._claims = Claims(area[: layout.n_producers * CLAIM_BYTES])
         self._n_producers = layout.n_producers
+        self._clear_claims()  # zeros would say that they have sample 0 in hand since the machine was started
         self._epoll = select.epoll()
         self._epoll.register(channel.filled, select.EPOLLIN | select.EPOLLET)  # each ring wakes once, and none is read
         self._rang = [(channel.filled, select.EPOLLIN)]
@@ -128,6 +129,9 @@ class Producers:
         self._channel.empty()
         for posted in batches:
             self._write_hints(posted)
+        self._clear_claims()
+
+    def _clear_claims(self) -> None:
         for producer in range(self._n_producers):
             self._claims.clear(producer)
 
