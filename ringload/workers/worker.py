@@ -23,7 +23,7 @@ from ringload.data.fields import Producer
 from ringload.data.sampler import Order
 from ringload.data.sharing import unpack
 from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
-from ringload.ring.claims import Claims
+from ringload.ring.claims import WHOLE_TASK, Claims
 from ringload.ring.ring import Bad
 from ringload.ring.slots import MAX_TASKS, Layout
 from ringload.shared import map_shared
@@ -48,7 +48,7 @@ class Start:
     """What one start of the producers adds: what was learned from deaths before.
 
     `killers`: (sample, how) of those that killed their producer twice. `careful`: (epoch, number) of batches whose rows are
-    loaded one at a time, because a producer died while it loaded several at once.
+    loaded one at a time and not asked for ahead, because a producer died while it loaded several at once.
     """
 
     n_producers: int
@@ -109,7 +109,9 @@ class _Work:
         task = self._end.claim(wait)
         if task is not None:
             self._ahead.append(task)
-            if self._prefetch is not None:
+            if self._prefetch is not None and (task.epoch, task.number) not in self._careful:
+                # It may hang, or end the process: what it is about is in hand.
+                self._claims.write(self._producer, task.epoch, task.number, WHOLE_TASK, task.start, task.stop)
                 self._prefetch(self._filler.indices(task.epoch, task.number, task.start, task.stop))
 
     def _fill(self, task: Task, slot: dict[str, Any]) -> None:
