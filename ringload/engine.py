@@ -34,7 +34,8 @@ from ringload.ring.lease import Batch, LeaseEnd, Lender
 from ringload.ring.ring import Bad, Posted, Ring
 from ringload.ring.slots import Layout
 from ringload.workers.crew import FILLING, HEARD, RANG, WORDS, Crew
-from ringload.workers.pool import Death, Event
+from ringload.workers.deaths import Death
+from ringload.workers.pool import Event, Unending
 from ringload.workers.suspects import Suspects, what, who_died, who_holds_what, who_is_at_what
 
 TASK_S = 0.016  # what a task should take: long beside its overhead in both processes, short beside a batch
@@ -218,7 +219,7 @@ class Engine:
     def _leave(self, error: BaseException) -> None:
         """End with an error. Closed, Stalled and Starved are raised while the books are whole; after any other the crew
         cannot work; after an interruption nobody knows (`_torn` stays set)."""
-        if isinstance(error, Closed | Stalled | Starved):
+        if isinstance(error, Closed | Stalled | Starved) and not isinstance(error, Unending):
             self._torn = False
         elif isinstance(error, Exception):
             self._closing, self._why = True, f": it ended with {type(error).__name__}: {error}"
@@ -358,7 +359,7 @@ class Engine:
         if self._settings.sample_timeout is not None:
             self._end_who_is_stuck(self._settings.sample_timeout)
         if time.monotonic() - self._progress_s > self._settings.stall_timeout:
-            stuck = who_is_at_what(self._crew.in_hand())
+            stuck = who_is_at_what(self._crew.in_hand(), self._crew.processes())
             raise Stalled(f"nothing was finished for {self._settings.stall_timeout:g} s: {stuck}")
 
     def _wait_for_slot(self, begin_s: float) -> None:

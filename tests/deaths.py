@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FrameType
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ringload import Loader
+from ringload import Batch, Loader, Stalled
 from tests.helpers import Truth, TruthRows, check, content
 
 N = 60
@@ -140,6 +141,22 @@ class SomeBadRows(SomeBad):
     load = None  # type: ignore[assignment]
 
 
+class Gated(Truth):
+    """One sample waits for a file, and ends its producer then, once."""
+
+    def __init__(self, gate: Path, n: int = N, index: int = 32) -> None:
+        super().__init__(n)
+        self.gate, self.index = gate, index
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        super().load(index, rng, out)
+        if index == self.index:
+            while not self.gate.exists():
+                time.sleep(0.002)
+            if first_time(self.gate.with_name("done")):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
 def loader(source: Any, **options: Any) -> Loader:
     return Loader(source, 6, **{"workers": 2, "ram_budget": "600MB", "seed": 5, "restarts": None, **options})
 
@@ -151,6 +168,26 @@ def epochs(made: Loader, n: int) -> list[dict[str, bytes]]:
             check(batch)
             found += content([batch])
     return found
+
+
+def first(iterator: Iterator[Batch]) -> list[dict[str, bytes]]:
+    """The next batch, however slowly they start."""
+    while True:
+        try:
+            return content([next(iterator)])
+        except Stalled:
+            continue
+
+
+def stall(iterator: Iterator[Batch], said: str) -> tuple[list[dict[str, bytes]], str]:
+    """Iterate until a stall says that. Returns the batches until then, and what was said. (A slow start is a stall, too.)"""
+    found = []
+    while True:
+        try:
+            found += content([next(iterator)])
+        except Stalled as error:
+            if re.search(said, str(error)):
+                return found, str(error)
 
 
 def members(made: Loader) -> list[int]:

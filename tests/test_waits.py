@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from ringload import Loader
+from ringload.engine import MAX_LAG
 from ringload.ring import channel as channel_module
 from tests.conftest import Injected, Times
-from tests.deaths import N, Slow, epochs, first_time, kill_all, loader, members, sleep_in_c
+from tests.deaths import Gated, N, Slow, epochs, first_time, kill_all, loader, members, sleep_in_c
 from tests.helpers import Truth, TruthRows, check, content, run_quietly
 
 pytestmark = pytest.mark.fault
@@ -124,6 +126,28 @@ def test_more_tasks_than_the_pipe_holds_and_deaths(times: Times, injected: Injec
                 if batch.number % 6 == 1:
                     n_kills += kill_all(members(made)[1:])
     injected("pipes of one page: kill -9 of all producers at once", n_kills)
+
+
+@pytest.mark.usefixtures("one_page")
+def test_what_does_not_fit_again_is_posted_when_there_is_room(tmp_path: Path, injected: Injected) -> None:
+    """The pipe is full, one more is in hand, and who has it dies: that is more than fits. The trainer gives nothing back."""
+    source = Gated(tmp_path / "gate", 6 * MAX_LAG, 6 * MAX_LAG - 1)  # the last sample of what is posted first
+    options: dict[str, Any] = {"workers": 1, "shuffle": False, "stall_timeout": 10, "epochs": 100}
+    with loader(source, **options) as made, loader(Truth(source.n), workers=0, shuffle=False) as calm:
+        engine, n_before, n = made._engine, -1, 0
+        while not any(claim.sample == source.index for _, claim in engine._crew.in_hand().values()):
+            time.sleep(0.002)
+        while n_before < n:  # until there is no room for more
+            n_before, n = n, engine._ring.n_in_flight
+            engine.settle()
+        assert n == MAX_LAG + channel_module.PIPE_BYTES // channel_module.TASK.size
+        (tmp_path / "gate").touch()
+        kept = list(itertools.islice(itertools.chain.from_iterable(made for _ in range(100)), n))
+        assert len(engine.counters.deaths) == 1
+        rights = itertools.chain.from_iterable(calm for _ in range(100))
+        for batch, right in zip(kept, rights, strict=False):
+            assert content([batch]) == content([right])
+    injected("pipes of one page: kill -9 of all producers at once", 1)
 
 
 REFUSED = """

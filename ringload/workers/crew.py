@@ -12,6 +12,7 @@ clear() -> Event          end whoever may still write; what they had reported ca
 forget(batches)           after clear(): nothing is posted or in anybody's hands, and `batches` are as the books say
 start(start)              begin, again
 in_hand()                 (pid, claim) of each who has something in hand
+processes()               who there is beside the trainer: name -> pid
 close()                   for good
 """
 
@@ -57,6 +58,7 @@ class Crew(Protocol):
     def forget(self, batches: Iterable[Posted]) -> None: ...
     def start(self, start: Start, n_reserved: int) -> None: ...
     def in_hand(self) -> dict[int, tuple[int, Claim]]: ...
+    def processes(self) -> dict[str, int]: ...
     def close(self) -> None: ...
 
 
@@ -152,6 +154,10 @@ class Producers:
         claims = ((producer, pid, self._claims.read(producer)) for producer, pid in enumerate(pids))
         return {producer: (pid, claim) for producer, pid, claim in claims if claim is not None}
 
+    def processes(self) -> dict[str, int]:
+        server = {"the server of the producers": self._pool.server_pid}
+        return server | {f"producer {producer}": pid for producer, pid in enumerate(self._pool.pids)}
+
     def close(self) -> None:
         self._pool.close()
         self._channel.close()
@@ -233,6 +239,9 @@ class InProcess:
         pass
 
     def in_hand(self) -> dict[int, tuple[int, Claim]]:
+        return {}
+
+    def processes(self) -> dict[str, int]:
         return {}
 
     def close(self) -> None:

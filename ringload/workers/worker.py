@@ -162,10 +162,18 @@ def read_job(fd: int) -> Job:
     return job
 
 
+def message_of(start: Start) -> dict[str, Any]:
+    """A Start as it goes into JSON: what thousands of killers share is said once."""
+    killers: dict[str, list[int]] = {}
+    for index, how in start.killers:
+        killers.setdefault(how, []).append(index)
+    return {"n_producers": start.n_producers, "killers": killers, "careful": start.careful}
+
+
 def start_of(message: dict[str, Any]) -> Start:
     """A Start as it comes out of JSON."""
     return Start(
         int(message["n_producers"]),
-        tuple((int(index), str(how)) for index, how in message["killers"]),
+        tuple((int(index), str(how)) for how, indices in message["killers"].items() for index in indices),
         tuple((int(epoch), int(number)) for epoch, number in message["careful"]),
     )
