@@ -42,7 +42,7 @@ def small_ring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Killer:
-    """Kills processes of a loader's, at a random moment after it was told to; told again meanwhile, it does it once."""
+    """Kills processes of a loader's, at a random moment after it was told to."""
 
     def __init__(self, made: Loader, seed: int, at_once: int = 1) -> None:
         self._made, self._rng, self._at_once = made, random.Random(seed), at_once
@@ -61,10 +61,10 @@ class Killer:
 
     def _run(self) -> None:
         while self._told.wait() and not self._end:
+            self._told.clear()
             time.sleep(self._rng.uniform(0, 0.02))  # the random moment
             victims = members(self._made)
             self.n_kills += kill_all(self._rng.sample(victims, min(self._at_once, len(victims))))
-            self._told.clear()
 
 
 def run_under_fire(source: Any, method: Any, n_kills: int, at_once: int = 1, workers: int = 2) -> tuple[int, int]:
@@ -92,10 +92,11 @@ def run_under_fire(source: Any, method: Any, n_kills: int, at_once: int = 1, wor
         assert made.stats.n_restarts >= n_kills // 4  # several may hit one reset
         gc.collect()
         assert psutil.Process().memory_info().rss - flat_from < RSS_BYTES
-        assert sum((descriptors() - fds).values()) <= 4  # of a server that is just replaced
+        assert sum((descriptors() - fds).values()) <= 1  # of what is about to be freed
     return killer.n_kills, n_wrong
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [Slow, TruthRows])
 def test_kills_at_random_moments(kind: Any, method: Any, times: Times, injected: Injected) -> None:
@@ -104,7 +105,7 @@ def test_kills_at_random_moments(kind: Any, method: Any, times: Times, injected:
 
 
 @pytest.mark.stress
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_thousand_kills_in_one_run(method: Any, injected: Injected) -> None:
     done = run_under_fire(Slow(600), method, 1000)
@@ -226,7 +227,7 @@ def start_trainer(method: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_trainer_is_killed_at_a_random_moment(method: str, times: Times, injected: Injected) -> None:
     """While it starts its server, while that starts producers, while it trains: nothing is left, nothing is said."""
-    rng, shm = random.Random(method), set(os.listdir("/dev/shm"))
+    rng = random.Random(method)
     for n in range(times(2, 67)):
         process = start_trainer(method)
         time.sleep(rng.uniform(0, 0.8))  # the random moment
@@ -241,5 +242,4 @@ def test_the_trainer_is_killed_at_a_random_moment(method: str, times: Times, inj
         while left := mapped():
             assert time.monotonic() - killed_s < 1.0, f"left a second after the trainer's end: {left}"
             time.sleep(0.005)
-        assert set(os.listdir("/dev/shm")) == shm
         injected(f"kill -9 of the trainer at a random moment ({method})", 1)
