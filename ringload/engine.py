@@ -35,7 +35,8 @@ from ringload.ring.limits import OomKills
 from ringload.ring.ring import Bad, Posted, Ring
 from ringload.ring.slots import Layout
 from ringload.workers.crew import FILLING, HEARD, RANG, WORDS, Crew
-from ringload.workers.pool import Death, Event
+from ringload.workers.deaths import Death
+from ringload.workers.pool import Event, Unending
 from ringload.workers.suspects import Suspects, what, who_died, who_holds_what, who_is_at_what
 
 TASK_S = 0.016  # what a task should take: long beside its overhead in both processes, short beside a batch
@@ -220,7 +221,7 @@ class Engine:
     def _leave(self, error: BaseException) -> None:
         """End with an error. Closed, Stalled and Starved are raised while the books are whole; after any other the crew
         cannot work; after an interruption nobody knows (`_torn` stays set)."""
-        if isinstance(error, Closed | Stalled | Starved):
+        if isinstance(error, Closed | Stalled | Starved) and not isinstance(error, Unending):
             self._torn = False
         elif isinstance(error, Exception):
             self._closing, self._why = True, f": it ended with {type(error).__name__}: {error}"
@@ -334,7 +335,7 @@ class Engine:
             state = FILLING if posted is None else crew.state(posted)
             if state != FILLING:
                 break
-            if posted is None:
+            if posted is None or self._unposted:
                 self._turn_over()
             if ring.starving:
                 self._wait_for_slot(begin_s)
@@ -360,7 +361,7 @@ class Engine:
         if self._settings.sample_timeout is not None:
             self._end_who_is_stuck(self._settings.sample_timeout)
         if time.monotonic() - self._progress_s > self._settings.stall_timeout:
-            stuck = who_is_at_what(self._crew.in_hand())
+            stuck = who_is_at_what(self._crew.in_hand(), self._crew.processes())
             raise Stalled(f"nothing was finished for {self._settings.stall_timeout:g} s: {stuck}")
 
     def _wait_for_slot(self, begin_s: float) -> None:

@@ -1,114 +1,45 @@
-"""Producers die: in every way, at every moment. The run goes on with the same bytes, or an error names what died of what."""
+"""Producers die: in every way, and before any line. The run goes on with the same bytes, or an error names what died of what.
+
+Kills at random moments, and of the trainer, are in test_kills.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import random
-import resource
 import signal
-import sys
-import threading
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
-from ringload import Closed, Loader, ProducerDied, SampleError, TooManyBad
+from ringload import Closed, ProducerDied, SampleError, Stalled, TooManyBad
+from ringload.data.sampler import Sampler
 from ringload.ring.channel import ProducerEnd
 from ringload.ring.claims import Claims
+from ringload.workers import worker
 from ringload.workers.filling import Filler
+from ringload.workers.server import Server, arm_lifeline, become_server
 from ringload.workers.worker import _Work
-from tests.helpers import Truth, TruthRows, check, content
+from tests.conftest import Injected, Times
+from tests.deaths import (
+    METHODS,
+    WAYS,
+    Deadly,
+    DeadlyRows,
+    N,
+    SomeBad,
+    SomeBadRows,
+    Tripwire,
+    epochs,
+    first_time,
+    kill_oneself,
+    lines_of,
+    loader,
+)
+from tests.helpers import Truth, TruthRows, check
 
-N = 60
-METHODS = ["forkserver", "spawn", "fork"]
-
-
-def kill_oneself(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
-
-
-def segfault() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.string_at(0)
-
-
-def exit_in_a_thread() -> None:
-    thread = threading.Thread(target=os._exit, args=(3,))
-    thread.start()
-    thread.join()
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-WAYS: dict[str, tuple[Callable[[], Any], str]] = {  # name -> what a user's function does, what the message says of it
-    "SIGKILL": (kill_oneself(signal.SIGKILL), "SIGKILL: probably out of memory"),
-    "SIGTERM": (kill_oneself(signal.SIGTERM), "SIGTERM: somebody asked it to end"),
-    "SIGSEGV": (segfault, "SIGSEGV: a crash in native code"),
-    "SIGABRT": (os.abort, "SIGABRT: native code gave up"),
-    "sys.exit": (lambda: sys.exit(5), "exit code 5"),
-    "os._exit(0)": (lambda: os._exit(0), "exit code 0"),
-    "os._exit in a thread": (exit_in_a_thread, "exit code 3"),
-    "KeyboardInterrupt": (interrupt, "exit code 1"),
-}
-
-
-def first_time(marker: Path) -> bool:
-    """True once, whichever process asks."""
-    try:
-        marker.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
-
-class Deadly(Truth):
-    """Loading some samples ends the producer: always, or only the first time (what was done is a file in `folder`)."""
-
-    def __init__(self, way: str, deadly: set[int], folder: Path | None = None) -> None:
-        super().__init__(N)
-        self.way, self.deadly, self.folder = way, deadly, folder
-
-    def strike(self, index: int) -> None:
-        if index in self.deadly:
-            if self.folder is not None and not first_time(self.folder / str(index)):
-                return
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (what it says of its end is not this test's)
-            WAYS[self.way][0]()
-
-    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
-        super().load(index, rng, out)
-        self.strike(index)
-
-
-class DeadlyRows(Deadly, TruthRows):
-    def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
-        TruthRows.load_rows(self, indices, rngs, out)
-        for index in indices:
-            self.strike(int(index))
-
-    load = None  # type: ignore[assignment]
-
-
-def loader(source: Any, **options: Any) -> Loader:
-    return Loader(source, 6, **{"workers": 2, "ram_budget": "600MB", "seed": 5, "restarts": None, **options})
-
-
-def epochs(made: Loader, n: int) -> list[dict[str, bytes]]:
-    found = []
-    for _ in range(n):
-        for batch in made:
-            check(batch)
-            found += content([batch])
-    return found
+pytestmark = pytest.mark.fault
 
 
 @pytest.fixture(scope="module")
@@ -119,24 +50,41 @@ def expected() -> list[dict[str, bytes]]:
 
 @pytest.mark.parametrize("kind", [Deadly, DeadlyRows])
 @pytest.mark.parametrize("way", WAYS)
-def test_who_dies_once_changes_nothing(way: str, kind: Any, tmp_path: Path, expected: Any) -> None:
+def test_who_dies_once_changes_nothing(way: str, kind: Any, tmp_path: Path, expected: Any, injected: Injected) -> None:
     with loader(kind(way, {0, 7, 31, 59}, tmp_path)) as made:
         assert epochs(made, 3) == expected
         assert len(list(tmp_path.iterdir())) == 4
         assert 1 <= made.stats.n_restarts <= 4  # one that dies while the others are ended is not told from them
+    injected(f"a producer ends by {way} while it loads", 4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("workers", [1, 2, 5, 13])
-def test_deaths_with_any_number_of_producers(workers: int, method: Any, tmp_path: Path, expected: Any) -> None:
+CREWS = [
+    pytest.param(workers, method, marks=[pytest.mark.stress] if workers * (method == "spawn") > 2 else [])
+    for workers in (1, 2, 5, 13)
+    for method in METHODS
+]
+KINDS_AND_WAYS = [
+    pytest.param(kind, way, marks=[pytest.mark.stress] if kind is DeadlyRows and way not in ("SIGKILL", "SIGSEGV") else [])
+    for kind in (Deadly, DeadlyRows)
+    for way in WAYS
+]
+
+
+@pytest.mark.parametrize(("workers", "method"), CREWS)
+def test_deaths_with_any_number_of_producers(
+    workers: int, method: Any, tmp_path: Path, expected: Any, injected: Injected
+) -> None:
     with loader(Deadly("SIGKILL", {3, 20, 40}, tmp_path), workers=workers, start_method=method) as made:
         assert epochs(made, 3) == expected
         assert 1 <= made.stats.n_restarts <= 3
+    injected("a producer ends by SIGKILL while it loads", 3)
 
 
-@pytest.mark.parametrize("kind", [Deadly, DeadlyRows])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_sample_that_always_kills_is_found_and_is_bad(way: str, kind: Any) -> None:
+# -- samples that kill ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "way"), KINDS_AND_WAYS)
+def test_a_sample_that_always_kills_is_found_and_is_bad(way: str, kind: Any, injected: Injected) -> None:
     with loader(kind(way, {7, 31}), on_error="skip", shuffle=False) as made:
         for _ in range(2):
             seen = np.concatenate([check(batch) for batch in made])
@@ -145,146 +93,208 @@ def test_a_sample_that_always_kills_is_found_and_is_bad(way: str, kind: Any) -> 
         for bad in made.stats.bad:
             assert "killed its producer" in bad.reason
             assert WAYS[way][1] in bad.reason
+        injected(f"a producer ends by {way} while it loads", made.stats.n_restarts)
 
 
-def test_a_sample_that_kills_is_raised_or_replaced() -> None:
-    with loader(Deadly("SIGSEGV", {7}), shuffle=False) as made:
+@pytest.mark.parametrize("kind", [Deadly, DeadlyRows])
+def test_a_sample_that_kills_is_raised_or_replaced(kind: Any, expected: Any, injected: Injected) -> None:
+    with loader(kind("SIGSEGV", {7}), shuffle=False) as made:
         iterator = iter(made)
         next(iterator)
-        with pytest.raises(SampleError, match=r"sample 7: killed its producer 2 times in a row .*SIGSEGV"):
+        with pytest.raises(SampleError, match=r"sample 7: killed its producer 2 times in a row .*SIGSEGV") as caught:
             next(iterator)
+        assert caught.value.index == 7
         assert [batch.number for batch in iterator] == list(range(2, 10))
-    with loader(Deadly("SIGSEGV", {7}), shuffle=False, on_error="replace") as made:
-        assert sum(7 in check(batch) for batch in made) == 0
+        injected("a producer ends by SIGSEGV while it loads", made.stats.n_restarts)
+    with loader(kind("SIGSEGV", {7}), on_error="replace") as made:
+        found = epochs(made, 3)
+        differing = [(batch, right) for batch, right in zip(found, expected, strict=True) if batch != right]
+        for batch, right in differing:
+            indices, rights = (np.frombuffer(one["index"], np.int64) for one in (batch, right))
+            assert rights[indices != rights].tolist() == [7]
+        assert [bad.index for bad in made.stats.bad] == [7] * len(differing) == [7] * 3
+        injected("a producer ends by SIGSEGV while it loads", made.stats.n_restarts)
 
 
-def test_too_many_deaths_are_an_error_that_names_the_last() -> None:
-    with loader(Deadly("SIGKILL", set(range(N))), restarts=3) as made:
-        with pytest.raises(ProducerDied, match=r"restarts=3 deaths within a minute") as caught:
+class CountedRows(DeadlyRows):
+    """Notes each call: how many samples it was for."""
+
+    def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
+        assert self.folder is not None
+        with open(self.folder / "calls", "a") as calls:
+            calls.write(f"{len(indices)}\n")
+        TruthRows.load_rows(self, indices, rngs, out)
+        for index in self.deadly & set(indices.tolist()):
+            WAYS[self.way][0]()
+            raise AssertionError(f"sample {index} did not kill")
+
+
+def test_isolating_a_sample_costs_three_deaths_and_one_batch(tmp_path: Path, injected: Injected) -> None:
+    """The batch of a death in `load_rows` is loaded singly, no other; from then on only the task with the killer is."""
+    with loader(CountedRows("SIGSEGV", {7}, tmp_path), workers=1, shuffle=False, on_error="skip", epochs=2) as made:
+        for _ in range(2):
+            assert sum(len(check(batch)) for batch in made) == N - 1
+        assert made.stats.n_restarts == 3  # with several in hand, then twice alone
+    calls = [int(line) for line in (tmp_path / "calls").read_text().split()]
+    assert calls.count(1) <= 3 * 6 + 6  # three attempts at one batch at most; in the second epoch, the killer's task
+    assert calls.count(6) >= 2 * 9  # all the other batches of both epochs, at once
+    injected("a producer ends by SIGSEGV while it loads", 3)
+
+
+def test_too_many_deaths_are_an_error_that_names_the_last(injected: Injected) -> None:
+    with loader(Deadly("SIGKILL", range(N)), restarts=3) as made:
+        with pytest.raises(ProducerDied, match=r"restarts=3 deaths within a minute, 4 in all") as caught:
             next(iter(made))
         assert caught.value.pid > 0
-        assert caught.value.cause.startswith("SIGKILL")
+        assert caught.value.cause.startswith("SIGKILL: killed by hand")
         assert len(caught.value.samples) == 1
         assert f"pid {caught.value.pid}" in str(caught.value)
         assert f"sample {caught.value.samples[0]}" in str(caught.value)
-        with pytest.raises(Closed):
+        with pytest.raises(Closed, match=r"ProducerDied: producer \d"):
             next(iter(made))
-
-
-def test_every_sample_kills_and_all_are_skipped() -> None:
-    with loader(Deadly("os._exit(0)", set(range(N))), on_error="skip", max_bad=20) as made, pytest.raises(TooManyBad):
-        list(made)
-
-
-class SomeBad(Truth):
-    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
-        super().load(index, rng, out)
-        if index % 11 == 5:
-            raise ValueError("no such luck")
-
-
-class Traced(SomeBad):
-    """Ends a producer just before it executes a line of ringload's for the third time, once."""
-
-    def __init__(self, code: Any, line: int, marker: Path) -> None:
-        super().__init__(N)
-        self.file, self.name, self.line, self.marker, self.n_hits = code.co_filename, code.co_name, line, marker, 0
-
-    def start(self, producer: Any) -> None:
-        sys.settrace(self.trace)
-
-    def trace(self, frame: Any, event: str, arg: Any) -> Any:
-        if event == "line" and frame.f_lineno == self.line:
-            self.n_hits += 1
-            if self.n_hits == 3 and first_time(self.marker):
-                os.kill(os.getpid(), signal.SIGKILL)
-        return self.trace if frame.f_code.co_filename == self.file and frame.f_code.co_name == self.name else None
-
-
-FUNCTIONS = [
-    *(ProducerEnd.claim, ProducerEnd._take_token, ProducerEnd.done, ProducerEnd.bad, ProducerEnd._say),
-    *(_Work.forever, _Work._claim, _Work._fill, Claims.write, Claims.clear),
-    *(Filler.fill, Filler._fill_row, Filler._try, Filler._load_into),
-]
-LINES = [
-    pytest.param(function.__code__, line, id=f"{function.__qualname__}+{line - function.__code__.co_firstlineno}")
-    for function in FUNCTIONS
-    for line in sorted({line for _, _, line in function.__code__.co_lines() if line})[1:]
-]
-
-
-@pytest.mark.parametrize(("code", "line"), LINES)
-def test_a_kill_before_any_line_changes_nothing(code: Any, line: int, tmp_path: Path) -> None:
-    source = Traced(code, line, tmp_path / "killed")
-    with loader(SomeBad(N), workers=0, on_error="skip") as made:
-        expected = epochs(made, 2)
-    with loader(source, on_error="skip", start_method="fork", stall_timeout=20) as made:
-        assert epochs(made, 2) == expected
-        assert sorted(bad.index for bad in made.stats.bad) == sorted([*range(5, N, 11)] * 2)
-        assert made.stats.n_restarts <= source.marker.exists()  # a death after the last batch is nobody's concern
-
-
-def producers() -> list[psutil.Process]:
-    """The server, if there is one yet, then the producers."""
-    return psutil.Process().children(recursive=True)
-
-
-def kill_all(victims: list[psutil.Process]) -> None:
-    for victim in victims:
-        with suppress(psutil.NoSuchProcess):
-            victim.kill()
-    psutil.wait_procs(victims, timeout=5)
-
-
-class Slow(Truth):
-    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
-        super().load(index, rng, out)
-        time.sleep(0.0005)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", [Slow, TruthRows])
-def test_kills_from_outside_at_random_moments(kind: Any, method: Any) -> None:
-    """The OOM killer's way: any of them, the server too, at any moment. Each of these kills follows some progress."""
-    rng, killers = random.Random(1), []
-    with loader(Truth(600), workers=0) as made:
-        expected = epochs(made, 1)
-    with loader(kind(600), start_method=method, epochs=1, on_error="skip", max_bad=5) as made:
-        for number, batch in enumerate(made):
-            if batch["valid"].all():  # five kills may have hit the same sample: then it was skipped, and named
-                check(batch)
-                assert content([batch])[0].items() >= expected[number].items()
-            if rng.random() < 0.12 and (victims := producers()):
-                killers.append(threading.Timer(rng.uniform(0, 0.02), kill_all, ([rng.choice(victims)],)))
-                killers[-1].start()
-        assert number == 99
-        assert made.stats.n_restarts > 0
-    for killer in killers:
-        killer.join()
-
-
-def test_all_die_while_nobody_asks(expected: Any) -> None:
-    with loader(Truth(N)) as made:
-        iterator = iter(made)
-        first = content([next(iterator)])
-        for victims in (producers()[1:], producers()):  # the producers; then the server too
-            kill_all(victims)
-            first += content([next(iterator)])
-        assert first + content(iterator) == expected[:10]
-
-
-def test_the_lent_are_not_written_to_after_a_death() -> None:
-    with loader(Truth(N), restarts=None) as made:
-        iterator = iter(made)
-        kept = [next(iterator) for _ in range(4)]
-        before = content(kept)
-        kill_all(producers())
-        rest = [check(batch) for batch in iterator]
-        assert len(rest) == 6
-        assert content(kept) == before
+    injected("a producer ends by SIGKILL while it loads", 4)
 
 
 def test_deaths_are_counted_within_a_minute(tmp_path: Path) -> None:
     with loader(Deadly("SIGKILL", {0, 7, 31, 59}, tmp_path), restarts=4) as made:
         epochs(made, 2)
         assert made.stats.n_restarts <= 4
+
+
+def test_every_sample_kills_and_all_are_skipped(injected: Injected) -> None:
+    with loader(Deadly("os._exit(0)", range(N)), on_error="skip", max_bad=5) as made:
+        with pytest.raises(TooManyBad):
+            list(made)
+        injected("a producer ends by os._exit(0) while it loads", made.stats.n_restarts)
+
+
+class DiesAtStart(Truth):
+    """None of its producers survives its start."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(N)
+        self.way = way
+
+    def start(self, producer: Any) -> None:
+        WAYS[self.way][0]()
+
+
+@pytest.mark.parametrize("way", ["SIGKILL", "SIGSEGV", "os._exit(0)"])
+def test_who_dies_at_its_start(way: str, injected: Injected) -> None:
+    """Nothing was in hand: it ends in the limit of restarts, or without one in a stall, never in a hang."""
+    with loader(DiesAtStart(way), restarts=3) as made, pytest.raises(ProducerDied) as caught:
+        next(iter(made))
+    assert caught.value.samples == ()
+    assert WAYS[way][1] in str(caught.value)
+    with loader(DiesAtStart(way), stall_timeout=0.5) as made:
+        with pytest.raises(Stalled, match="no producer has anything in hand"):
+            next(iter(made))
+        injected("a replacement dies at its start", made.stats.n_restarts)
+
+
+class DiesWithReplacements(Deadly):
+    """One sample ends its producer, once; so do, at their start, the next six."""
+
+    def __init__(self, way: str, folder: Path) -> None:
+        super().__init__(way, {7}, folder)
+
+    def start(self, producer: Any) -> None:
+        assert self.folder is not None
+        if (self.folder / "7").exists() and any(first_time(self.folder / f"death {n}") for n in range(6)):
+            WAYS[self.way][0]()
+
+
+@pytest.mark.parametrize("way", ["SIGKILL", "SIGSEGV", "os._exit(0)"])
+def test_replacements_die_at_their_start(way: str, tmp_path: Path, expected: Any, injected: Injected) -> None:
+    with loader(DiesWithReplacements(way, tmp_path)) as made:
+        assert epochs(made, 3) == expected
+        assert 1 + 6 // 2 <= made.stats.n_restarts <= 1 + 6
+        assert (tmp_path / "death 5").exists()
+        injected("a replacement dies at its start", made.stats.n_restarts - 1)
+
+
+class DiesAhead(Truth):
+    """Asking for a sample ahead ends the producer, loading it does not."""
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        if 7 in indices:
+            os.abort()
+
+
+def test_who_dies_while_it_asks_for_samples_ahead(expected: Any, injected: Injected) -> None:
+    with loader(DiesAhead(N)) as made:
+        assert epochs(made, 3) == expected
+        assert 3 <= made.stats.n_restarts < 8  # one an epoch: then its batch is not asked for ahead
+        injected("a producer ends by SIGABRT while it asks for files ahead", made.stats.n_restarts)
+
+
+# -- before any line --------------------------------------------------------------------------------------------------
+
+OF_PRODUCERS = [  # all between a task's claim and its report, and a producer's beginning
+    *(worker.run, _Work.forever, _Work._claim, _Work._fill, worker.as_text),
+    *(ProducerEnd.claim, ProducerEnd._take_token, ProducerEnd.done, ProducerEnd.bad, ProducerEnd._say, ProducerEnd._write),
+    *(Claims.write, Claims.clear, Sampler.indices),
+    *(Filler.fill, Filler.indices, Filler._any_killer, Filler._fill_at_once, Filler._fill_row, Filler._try),
+    *(Filler._load_into, Filler._bad, Filler._where),
+]
+OF_SERVERS = [
+    *(become_server, arm_lifeline, Server.__init__, Server.serve, Server._obey, Server._start, Server._fork),
+    *(Server._reap, Server._send, Server._reserve_some),
+]
+UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
+    worker.run: 3,  # a source that does not start
+    worker.as_text: 4,  # texts that are too long
+    ProducerEnd._write: 3,  # a pipe that is full: in test_stalls
+    Filler._try: 1,  # a sample that is known to kill
+    Filler._load_into: 2,  # a load() that does not do what it should
+    Filler._where: 2,  # a describe() that raises
+    become_server: 1,  # what a fresh interpreter imports
+    arm_lifeline: 1,  # the trainer was killed in between: in test_exit
+    Server._fork: 5,  # BaseException in a user's function
+    Server._send: 2,  # a trainer that is gone
+    Server._reserve_some: 5,  # no more memory
+}
+
+
+@pytest.mark.parametrize("function", [*OF_PRODUCERS, *OF_SERVERS], ids=lambda function: function.__qualname__)
+def test_a_kill_before_any_line_changes_nothing(
+    function: Any, tmp_path: Path, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nth time that a process comes to a line it ends instead. A run has as many deaths as the function has lines."""
+    of_producers = function in OF_PRODUCERS
+    options: dict[str, Any] = {"max_bad": 100, "stall_timeout": 20, "last": "pad", "ram_budget": "auto"}
+    expected = {}
+    for on_error in ("skip", "replace"):
+        with loader(SomeBad(), workers=0, on_error=on_error, **options) as made:
+            expected[on_error] = epochs(made, 3)
+    monkeypatch.setattr("ringload.ring.memory.AUTO_SLOTS", 4)  # so few that producers wait for tasks
+    if not of_producers:
+        monkeypatch.setattr("ringload.loader.FIRST_BYTES", 1)  # the server has something to reserve
+    for nth in range(1, 1 + times(1, 5)):
+        reached: set[int] = set()
+        for attempt, kind in enumerate((SomeBad, SomeBadRows) * 3):
+            on_error = "replace" if attempt % 2 else "skip"
+            (deadly := tmp_path / f"{nth}-{attempt}").mkdir()
+            wire = Tripwire(function, tmp_path / f"{kind.__name__}-{nth}", kill_if_not(os.getpid()), nth)
+            n_before = len(wire.tripped)
+            source = kind() if of_producers else kind(deadly)
+            with wire, loader(source, start_method="fork", on_error=on_error, **options) as made:
+                assert epochs(made, 3) == expected[on_error]
+                assert sorted(bad.index for bad in made.stats.bad) == sorted([*range(5, N + 2, 11)] * 3)
+            reached |= wire.tripped
+            whose = "a producer" if of_producers else "the server"
+            injected(f"kill -9 of {whose} before a line of its code", len(wire.tripped) - n_before)
+            missed = sorted(line - function.__code__.co_firstlineno for line in lines_of(function.__code__) - reached)
+            if attempt and len(missed) <= UNREACHED.get(function, 0):
+                break
+        assert nth > 1 or len(missed) <= UNREACHED.get(function, 0), f"{function.__qualname__} was not killed at {missed}"
+
+
+def kill_if_not(trainer: int) -> Any:
+    def act(line: int) -> bool:
+        if os.getpid() == trainer:
+            return False
+        kill_oneself(signal.SIGKILL)()
+        return True
+
+    return act

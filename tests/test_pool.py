@@ -20,7 +20,8 @@ from ringload.ring.channel import Channel
 from ringload.ring.slots import Layout
 from ringload.shared import Segment
 from ringload.workers import pool as pool_module
-from ringload.workers.pool import Death, Event, Pool
+from ringload.workers.deaths import Death
+from ringload.workers.pool import Event, Pool
 from ringload.workers.worker import Job, Start
 from tests.helpers import Truth
 

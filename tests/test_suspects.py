@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ringload.ring.claims import WHOLE_TASK, Claim
 from ringload.ring.ring import Posted, Ring
-from ringload.workers.pool import Death
-from ringload.workers.suspects import OUTSIDE, OWN, Suspects, who_holds_what, who_is_at_what
+from ringload.workers.deaths import Death, oom_kills
+from ringload.workers.suspects import HUNGRY, OUTSIDE, OWN, TOLD, Suspects, who_holds_what, who_is_at_what
+from tests.conftest import Injected
+from tests.deaths import N, loader
+from tests.helpers import Truth, check
 
 
 def posted() -> Posted:
@@ -19,8 +26,8 @@ def claim(sample: int = 77, row: int = 4, stop: int = 5) -> Claim:
     return Claim(3, 5, sample, row, stop, 0.0)
 
 
-def by(number: int) -> Death:
-    return Death(0, 123, number)
+def by(number: int, hungry: bool = True) -> Death:
+    return Death(0, 123, number, hungry=hungry)
 
 
 @pytest.mark.parametrize(
@@ -42,14 +49,30 @@ def test_causes_are_told(status: int, said: str) -> None:
     assert Death(0, 1, status, "because").cause == "because"
 
 
+def test_who_is_killed_while_the_kernel_kills_nobody_was_killed_by_hand() -> None:
+    assert by(9, hungry=False).cause.startswith("SIGKILL: killed by hand or by another program")
+    assert by(11, hungry=False).cause == by(11).cause
+
+
+def test_the_kernel_counts_whom_it_kills_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, n in (("nr_free_pages 7\noom_kill 12\nx 1\n", 12), ("nr_free_pages 7\n", -1)):
+        monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
+        assert oom_kills() == n
+
+
 @pytest.mark.parametrize(
-    ("status", "strikes"), [(signal.SIGSEGV, OWN), (0, OWN), (256, OWN), (signal.SIGKILL, OUTSIDE), (signal.SIGTERM, OUTSIDE)]
+    ("status", "hungry", "strikes"),
+    [
+        *((status, hungry, OWN) for status in (signal.SIGSEGV, 0, 256) for hungry in (False, True)),
+        *((status, True, HUNGRY) for status in (signal.SIGKILL, signal.SIGTERM)),
+        *((status, False, OUTSIDE) for status in (signal.SIGKILL, signal.SIGTERM)),
+    ],
 )
-def test_who_kills_in_a_row_is_a_killer(status: int, strikes: int) -> None:
+def test_who_kills_in_a_row_is_a_killer(status: int, hungry: bool, strikes: int) -> None:
     known, batch = Suspects(None), posted()
     for _ in range(1, strikes + 1):
         assert known.start(2, [batch]).killers == ()
-        known.accuse(by(status), claim(), [batch])
+        known.accuse(by(status, hungry), claim(), [batch])
         assert known.any
     ((sample, how),) = known.start(2, [batch]).killers
     assert sample == 77
@@ -81,6 +104,52 @@ def test_who_died_with_several_samples_in_hand_has_them_loaded_singly() -> None:
     assert known.start(2, []).careful == ()  # until its batch is finished
 
 
+def test_of_very_many_killers_the_last_are_told() -> None:
+    known = Suspects(None)
+    known._killers.update(dict.fromkeys(range(TOLD + 5), "killed"))
+    assert [index for index, _ in known.start(1, []).killers] == list(range(5, TOLD + 5))
+
+
+class Hungry(Truth):
+    """Loading one sample takes more memory than there is: the kernel kills the producer."""
+
+    def __init__(self, cgroup: Path) -> None:
+        super().__init__(N)
+        self.cgroup = cgroup
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        super().load(index, rng, out)
+        if index == 7:
+            (self.cgroup / "cgroup.procs").write_text(str(os.getpid()))
+            np.ones(100 << 20, np.uint8)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """Who joins it has 30 MB."""
+    path = Path(f"/sys/fs/cgroup/memory/ringload-{os.getpid()}")
+    try:
+        path.mkdir()
+    except OSError:
+        pytest.skip("needs root and a memory cgroup of version 1")
+    (path / "memory.limit_in_bytes").write_text("30000000")
+    yield path
+    path.rmdir()
+
+
+@pytest.mark.fault
+def test_a_sample_that_takes_all_memory_is_found(cgroup: Path, injected: Injected) -> None:
+    n_before = oom_kills()
+    with loader(Hungry(cgroup), on_error="skip", workers=1, restarts=10) as made:
+        for _ in range(2):
+            assert 7 not in np.concatenate([check(batch) for batch in made])
+        assert {bad.index for bad in made.stats.bad} == {7}
+        assert made.stats.bad[0].reason.startswith("killed its producer 5 times in a row (SIGKILL: probably out of memory")
+        assert made.stats.n_restarts == HUNGRY
+    assert oom_kills() >= n_before + HUNGRY
+    injected("a producer is killed by the kernel for want of memory", HUNGRY)
+
+
 def test_the_rate_of_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now_s)
@@ -93,9 +162,11 @@ def test_the_rate_of_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_words() -> None:
-    said = who_is_at_what({0: (11, claim()), 1: (12, claim(WHOLE_TASK, 2, 4))})
+    said = who_is_at_what({0: (11, claim()), 1: (12, claim(WHOLE_TASK, 2, 4))}, {})
     assert "producer 0 (pid 11) has had sample 77 of batch 5 of epoch 3 in hand for" in said
     assert "producer 1 (pid 12) has had rows 2 to 3 of batch 5 of epoch 3 in hand for" in said
-    assert who_is_at_what({}) == "no producer has anything in hand"
+    assert who_is_at_what({}, {}) == "no producer has anything in hand"
+    stuck = who_is_at_what({}, {"producer 3": os.getpid(), "producer 4": 2**22 + 1})
+    assert stuck == f"no producer has anything in hand; producer 4 (pid {2**22 + 1}) is gone"
     batch: Any = posted()
     assert "batch 5 of epoch 3 for" in who_holds_what({0: batch})

@@ -12,6 +12,7 @@ clear() -> Event          end whoever may still write; what they had reported ca
 forget(batches)           after clear(): nothing is posted or in anybody's hands, and `batches` are as the books say
 start(start)              begin, again
 in_hand()                 (pid, claim) of each who has something in hand
+processes()               who there is beside the trainer: name -> pid
 close()                   for good
 """
 
@@ -57,6 +58,7 @@ class Crew(Protocol):
     def forget(self, batches: Iterable[Posted]) -> None: ...
     def start(self, start: Start, n_reserved: int) -> None: ...
     def in_hand(self) -> dict[int, tuple[int, Claim]]: ...
+    def processes(self) -> dict[str, int]: ...
     def close(self) -> None: ...
 
 
@@ -71,6 +73,7 @@ class Producers:
         self._hints = area[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]
         self._claims = Claims(area[: layout.n_producers * CLAIM_BYTES])
         self._n_producers = layout.n_producers
+        self._clear_claims()  # zeros would say that they have sample 0 in hand since the machine was started
         self._epoll = select.epoll()
         self._epoll.register(channel.filled, select.EPOLLIN | select.EPOLLET)  # each ring wakes once, and none is read
         self._rang = [(channel.filled, select.EPOLLIN)]
@@ -128,6 +131,9 @@ class Producers:
         self._channel.empty()
         for posted in batches:
             self._write_hints(posted)
+        self._clear_claims()
+
+    def _clear_claims(self) -> None:
         for producer in range(self._n_producers):
             self._claims.clear(producer)
 
@@ -147,6 +153,10 @@ class Producers:
         pids = self._pool.pids or [-1] * self._n_producers
         claims = ((producer, pid, self._claims.read(producer)) for producer, pid in enumerate(pids))
         return {producer: (pid, claim) for producer, pid, claim in claims if claim is not None}
+
+    def processes(self) -> dict[str, int]:
+        server = {"the server of the producers": self._pool.server_pid}
+        return server | {f"producer {producer}": pid for producer, pid in enumerate(self._pool.pids)}
 
     def close(self) -> None:
         self._pool.close()
@@ -229,6 +239,9 @@ class InProcess:
         pass
 
     def in_hand(self) -> dict[int, tuple[int, Claim]]:
+        return {}
+
+    def processes(self) -> dict[str, int]:
         return {}
 
     def close(self) -> None:

@@ -23,7 +23,8 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,8 +32,9 @@ import numpy as np
 from ringload import forks
 from ringload.errors import RingloadError, Stalled
 from ringload.shared import Segment, refused
+from ringload.workers.deaths import Death, oom_kills
 from ringload.workers.server import PACKET_BYTES, Config, become_server
-from ringload.workers.worker import Job, Start
+from ringload.workers.worker import Job, Start, message_of
 
 StartMethod = Literal["forkserver", "spawn", "fork"]
 
@@ -41,45 +43,8 @@ END_S = 10.0  # how long a killed process may take to end: more means that the k
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 
 
-@dataclass(frozen=True)
-class Death:
-    """The end of a producer: its number, pid, and wait status; or `reason`, where ringload itself ended it. `oom` is what
-    the OOM killer is known to have done."""
-
-    producer: int
-    pid: int
-    status: int
-    reason: str = ""
-    oom: str = ""
-
-    @property
-    def cause(self) -> str:
-        """How it died, and what usually lies behind that."""
-        if self.reason:
-            return self.reason
-        code = os.waitstatus_to_exitcode(self.status)
-        if code >= 0:
-            return f"exit code {code}: something in the user's functions ended the process"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"{name}: {self.oom}" if self.oom and code == -signal.SIGKILL else f"{name}{CAUSES.get(name, '')}"
-
-    @property
-    def from_outside(self) -> bool:
-        """Whether the signal is one that others send, too: then its sample need not be to blame."""
-        code = os.waitstatus_to_exitcode(self.status)
-        return not self.reason and code < 0 and -code in FROM_OUTSIDE
-
-
-FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-CAUSES = {
-    "SIGKILL": ": probably out of memory (the kernel's log, dmesg, says so), or killed by hand",
-    "SIGSEGV": ": a crash in native code",
-    "SIGABRT": ": native code gave up",
-    "SIGBUS": ": a file that is mapped into memory was truncated, or memory could not be had",
-    "SIGILL": ": native code for another CPU",
-    "SIGFPE": ": a division by zero in native code",
-    "SIGTERM": ": somebody asked it to end",
-}
+class Unending(Stalled):
+    """A killed process does not end: it may write to the ring at any time, so that this must not be used again."""
 
 
 @dataclass
@@ -106,6 +71,7 @@ class Pool:
         self._server: subprocess.Popen[bytes] | _Forked | None = None
         self._ready = False
         self._n_reserved = 0
+        self._n_oom_kills = 0  # there were when the present producers were started
         self._n_clears = 0  # how often `clear` was asked for: an answer that nobody waited for is told from the present one
         self.pids: list[int] = []
         forks.keep(self)
@@ -122,9 +88,10 @@ class Pool:
     def start(self, start: Start, n_reserved: int) -> None:
         """Have producers started, and the slots from `n_reserved` on reserved. Does not wait for either."""
         self._n_reserved = max(self._n_reserved, n_reserved)
+        self._n_oom_kills = oom_kills()
         if self._server is None:
             self._start_server()
-        self._send({"start": asdict(start)})
+        self._send({"start": message_of(start)})
 
     def events(self) -> Event:
         """What there is to hear, without waiting."""
@@ -146,7 +113,7 @@ class Pool:
         """Kill all producers and wait until they are gone. Returns what was heard meanwhile.
 
         Raises:
-            Stalled: a process does not end within `END_S`; its memory must not be used again.
+            Unending: a process does not end within `END_S`.
         """
         event = Event([])
         deadline_s = time.monotonic() + END_S
@@ -194,7 +161,9 @@ class Pool:
             event.n_reserved = self._n_reserved = message["reserved"]
         elif "short" in message:
             event.short = message["short"]
-        event.died += [Death(*one) for one in message.get("died", ())]
+        if "died" in message:
+            hungry = not 0 <= self._n_oom_kills == oom_kills()
+            event.died += [replace(Death(*one), hungry=hungry) for one in message["died"]]
         return message.get("cleared") == self._n_clears
 
     def _start_server(self) -> None:
@@ -256,11 +225,15 @@ class Pool:
                 os.killpg(server.pid, signal.SIGKILL)
         gone = _hung_up(alive, time.monotonic() + END_S)
         pids = self.pids
-        code = server.wait()
+        code = server.wait() if gone else server.poll()  # it may be the one that hangs
         self._close_fds()
         self.pids, self._server = [], None  # last: if it was interrupted, the next one does it again
         if not gone:
-            raise Stalled(f"processes {pids} have not ended {END_S:g} s after SIGKILL: they hang in the kernel, in I/O perhaps")
+            pids = [pid for pid in (server.pid, *pids) if Path(f"/proc/{pid}/exe").exists()]
+            raise Unending(
+                f"processes {pids} have not ended {END_S:g} s after SIGKILL: they hang in the kernel, perhaps in I/O"
+            )
+        assert code is not None
         if kill and not self._ready and code >= 0:  # by a signal: as any other death, it may be made good
             raise RingloadError(
                 f"the server of the producers ended at its start (exit code {code}); what it said is on stderr. "
@@ -291,8 +264,14 @@ class _Forked:
         self.pid = pid
 
     def wait(self) -> int:
+        return self._wait(0)
+
+    def poll(self) -> int:
+        return self._wait(os.WNOHANG)
+
+    def _wait(self, options: int) -> int:
         try:
-            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, options)[1])
         except ChildProcessError:
             return 0  # the user's code waits for any child
 

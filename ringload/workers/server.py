@@ -40,7 +40,7 @@ from ringload.workers import worker
 
 RESERVE_BYTES = 16 << 20  # reserved at a time: 5 ms, after which messages and deaths are looked at
 START_S, PAUSE_MS = 1.0, 20  # how long, and how, reserving goes slowly: by a fifth of a CPU, 0.7 GB/s
-PACKET_BYTES = 1 << 16
+PACKET_BYTES = 1 << 17  # what a start may say of killers: see `suspects.TOLD`
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """What deaths say about samples: a sample that kills its producer again and again is found, and named.
 
 A death with a sample in hand is a strike against that row, until its task is done. `OWN` strikes make a killer of a sample
-whose producer ended by its own doing (a segfault, an exit); `OUTSIDE` ones where the signal may as well have come from
-outside (SIGKILL by the OOM killer or by hand, SIGTERM): among a thousand random kills some hit the same sample twice.
+whose producer ended by its own doing (a segfault, an exit). Where the signal may as well have come from outside it takes
+more, as a good sample must not be made bad by who is killed for other reasons: `HUNGRY` where the kernel may have killed for
+want of memory (a huge image would be to blame), `OUTSIDE` for all others. If each kill, at a random moment, hits the row
+that the last one hit with a probability of 1/2, then that many in a row happen once in 500 runs of 1,000 kills. And it is
+more than the `restarts` that are the default: these end the run first, with the sample named as what was in hand.
 A producer that died while it loaded several samples in one call accuses its batch, whose rows are then loaded singly.
 
 Also here: deaths, claims and leases in words, for messages.
@@ -13,15 +16,23 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 
 from ringload.ring.claims import WHOLE_TASK, Claim
 from ringload.ring.ring import Posted
-from ringload.workers.pool import Death
+from ringload.workers.deaths import Death
 from ringload.workers.worker import Start
 
-OWN = 2
-OUTSIDE = 5
+OWN, HUNGRY, OUTSIDE = 2, 5, 20
+TOLD = 8000  # killers that producers are told of, with 12 bytes each; the others must be found again
 RESTARTS_WITHIN_S = 60.0
+STATES = {  # of a process, as in proc(5): why it does nothing
+    "T": "is stopped by a signal",
+    "t": "is stopped by a debugger",
+    "D": "waits in the kernel, for a disk or a network perhaps",
+    "Z": "is dead",
+    "": "is gone",
+}
 
 
 class Suspects:
@@ -57,7 +68,7 @@ class Suspects:
             return
         row = (claim.epoch, claim.number, claim.start)
         self._strikes[row] = self._strikes.get(row, 0) + 1
-        if self._strikes[row] >= (OUTSIDE if death.from_outside else OWN):
+        if self._strikes[row] >= (OWN if not death.from_outside else HUNGRY if death.hungry else OUTSIDE):
             self._killers[claim.sample] = f"killed its producer {self._strikes[row]} times in a row ({death.cause})"
 
     def acquit(self, posted: Posted, task: int) -> None:
@@ -69,7 +80,7 @@ class Suspects:
     def start(self, n_producers: int, unfinished: Iterable[Posted]) -> Start:
         """What the next producers are told."""
         self._careful &= {(posted.epoch, posted.number) for posted in unfinished}
-        return Start(n_producers, tuple(self._killers.items()), tuple(self._careful))
+        return Start(n_producers, tuple(self._killers.items())[-TOLD:], tuple(self._careful))
 
 
 def _has_undone(posted: Posted, claim: Claim) -> bool:
@@ -91,14 +102,24 @@ def who_died(death: Death) -> str:
     return f"producer {death.producer} (pid {death.pid}) died: {death.cause}" if death.pid >= 0 else death.cause
 
 
-def who_is_at_what(in_hand: dict[int, tuple[int, Claim]]) -> str:
-    """Which producers have what in hand, and since when."""
+def who_is_at_what(in_hand: dict[int, tuple[int, Claim]], processes: dict[str, int]) -> str:
+    """Which producers have what in hand, and since when; and who of `processes`, name -> pid, cannot go on."""
     now_s = time.monotonic()
     stuck = [
         f"producer {producer} (pid {pid}) has had {what(claim)} in hand for {now_s - claim.since_s:.0f} s"
         for producer, (pid, claim) in in_hand.items()
-    ]
-    return "; ".join(stuck) or "no producer has anything in hand"
+    ] or ["no producer has anything in hand"]
+    states = ((name, pid, state_of(pid)) for name, pid in processes.items())
+    stuck += [f"{name} (pid {pid}) {STATES[state]}" for name, pid, state in states if state in STATES]
+    return "; ".join(stuck)
+
+
+def state_of(pid: int) -> str:
+    """The letter of a process's state in proc(5); "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # IndexError: it ended while it was read
+        return ""
 
 
 def who_holds_what(lent: dict[int, Posted]) -> str:

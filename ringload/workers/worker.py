@@ -25,7 +25,7 @@ from ringload.data.sampler import Order
 from ringload.data.sharing import unpack
 from ringload.errors import BudgetError
 from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
-from ringload.ring.claims import Claims
+from ringload.ring.claims import WHOLE_TASK, Claims
 from ringload.ring.limits import be_taken_first
 from ringload.ring.ring import Bad
 from ringload.ring.slots import MAX_TASKS, Layout
@@ -51,7 +51,7 @@ class Start:
     """What one start of the producers adds: what was learned from deaths before.
 
     `killers`: (sample, how) of those that killed their producer twice. `careful`: (epoch, number) of batches whose rows are
-    loaded one at a time, because a producer died while it loaded several at once.
+    loaded one at a time and not asked for ahead, because a producer died while it loaded several at once.
     """
 
     n_producers: int
@@ -117,7 +117,9 @@ class _Work:
         task = self._end.claim(wait)
         if task is not None:
             self._ahead.append(task)
-            if self._prefetch is not None:
+            if self._prefetch is not None and (task.epoch, task.number) not in self._careful:
+                # It may hang, or end the process: what it is about is in hand.
+                self._claims.write(self._producer, task.epoch, task.number, WHOLE_TASK, task.start, task.stop)
                 self._prefetch(self._filler.indices(task.epoch, task.number, task.start, task.stop))
 
     def _fill(self, task: Task, slot: dict[str, Any]) -> None:
@@ -168,10 +170,18 @@ def read_job(fd: int) -> Job:
     return job
 
 
+def message_of(start: Start) -> dict[str, Any]:
+    """A Start as it goes into JSON: what thousands of killers share is said once."""
+    killers: dict[str, list[int]] = {}
+    for index, how in start.killers:
+        killers.setdefault(how, []).append(index)
+    return {"n_producers": start.n_producers, "killers": killers, "careful": start.careful}
+
+
 def start_of(message: dict[str, Any]) -> Start:
     """A Start as it comes out of JSON."""
     return Start(
         int(message["n_producers"]),
-        tuple((int(index), str(how)) for index, how in message["killers"]),
+        tuple((int(index), str(how)) for how, indices in message["killers"].items() for index in indices),
         tuple((int(epoch), int(number)) for epoch, number in message["careful"]),
     )

@@ -1,0 +1,67 @@
+"""What a producer died of, as far as its wait status and the kernel's count of kills for want of memory tell."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Death:
+    """The end of a producer: its number, pid, and wait status; or `reason`, where ringload itself ended it.
+
+    `hungry`: whether the kernel may have killed it for want of memory. It counts whom it kills so, in all containers
+    together: False is certain. `oom`: what the OOM killer is known to have done in this container (`limits.OomKills`).
+    """
+
+    producer: int
+    pid: int
+    status: int
+    reason: str = ""
+    oom: str = ""
+    hungry: bool = field(default=True, compare=False)
+
+    @property
+    def cause(self) -> str:
+        """How it died, and what usually lies behind that."""
+        if self.reason:
+            return self.reason
+        code = os.waitstatus_to_exitcode(self.status)
+        if code >= 0:
+            return f"exit code {code}: something in the user's functions ended the process"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        if name == "SIGKILL" and self.oom:
+            return f"{name}: {self.oom}"
+        if name == "SIGKILL" and not self.hungry:
+            return f"{name}: killed by hand or by another program, not by the kernel for want of memory"
+        return f"{name}{CAUSES.get(name, '')}"
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether the signal is one that others send, too: then its sample need not be to blame."""
+        code = os.waitstatus_to_exitcode(self.status)
+        return not self.reason and code < 0 and -code in FROM_OUTSIDE
+
+
+FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+CAUSES = {
+    "SIGKILL": ": probably out of memory (the kernel's log, dmesg, says so), or killed by hand",
+    "SIGSEGV": ": a crash in native code",
+    "SIGABRT": ": native code gave up",
+    "SIGBUS": ": a file that is mapped into memory was truncated, or memory could not be had",
+    "SIGILL": ": native code for another CPU",
+    "SIGFPE": ": a division by zero in native code",
+    "SIGTERM": ": somebody asked it to end",
+}
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory, its own or a cgroup's; -1 where it does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return -1
