@@ -100,8 +100,9 @@ class Filler:
                 return []
         bad = []
         for row in range(n_present):
-            claim(int(indices[row]), start + row, start + row + 1)
-            if (problem := self._fill_row(epoch, {name: array[row : row + 1] for name, array in rows.items()})) is not None:
+            of_row = {name: array[row : row + 1] for name, array in rows.items()}
+            problem = self._fill_row(epoch, of_row, lambda sample, at=start + row: claim(sample, at, at + 1))  # type: ignore[misc]
+            if problem is not None:
                 bad.append(problem)
         return bad
 
@@ -119,14 +120,17 @@ class Filler:
             return False
         return True
 
-    def _fill_row(self, epoch: int, row: dict[str, np.ndarray]) -> Bad | None:
-        """Fill one row; `row` is field -> `(1, ...)`. Returns what was bad about it."""
+    def _fill_row(self, epoch: int, row: dict[str, np.ndarray], claim: Callable[[int], None]) -> Bad | None:
+        """Fill one row; `row` is field -> `(1, ...)`. Returns what was bad about it. Each sample that is tried is claimed: one
+        that is tried in the place of another may kill, too."""
         index = int(row["index"][0])
+        claim(index)
         problem = self._try(epoch, index, row)
         if problem is None:
             return None
         if self._on_error == "replace":
             for other in substitutes(self._order, epoch, index, N_SUBSTITUTES):
+                claim(int(other))
                 if self._try(epoch, int(other), row) is None:
                     row["index"][0] = problem.replaced_by = int(other)
                     return problem
