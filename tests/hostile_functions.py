@@ -161,6 +161,8 @@ ATTACKS: dict[str, tuple[Callable[[Any], None], str]] = {
     "closing descriptors": (closes_descriptors, DIED),
     "forking, and waiting": (waits_for_its_child, ""),
     "forking, and the child stays": (forks(signal.pause), ""),
+    "forking, and the child goes on": (forks(lambda: None), ""),
+    "forking, and the child raises": (forks(raise_in_child), ""),
     "starting threads": (starts_threads, ""),
     "setting signals": (sets_signals, ""),
     "printing 1 MB": (prints, ""),

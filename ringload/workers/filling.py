@@ -49,9 +49,17 @@ class Filler:
     """Fills rows from a source.
 
     `killers` maps samples that killed their producer twice to how they did it: they are bad without being tried again.
+    `wrap` is put around the source's `load` and `load_rows`.
     """
 
-    def __init__(self, source: Any, order: Order, on_error: OnError, killers: dict[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        order: Order,
+        on_error: OnError,
+        killers: dict[int, str] | None = None,
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+    ) -> None:
         self._source = source
         self._order = order
         self._on_error = on_error
@@ -64,6 +72,8 @@ class Filler:
         self._load: Callable[..., Any] | None = getattr(source, "load", None)
         if self._load is None and self._load_rows is None:
             raise ConfigError(f"{type(source).__name__} has neither load(index, rng, out) nor load_rows(indices, rngs, out)")
+        self._load = self._load and wrap(self._load)
+        self._load_rows = self._load_rows and wrap(self._load_rows)
 
     def indices(self, epoch: int, number: int, start: int, stop: int) -> np.ndarray:
         """The samples of rows `start:stop` of a batch, without those that are padding: `(n,) int64`."""
