@@ -178,11 +178,10 @@ class Filler:
             raise ValueError(f"load() did not write the fields {sorted(untouched)}")
 
     def _bad(self, index: int, error: Exception) -> Bad:
-        reason = bounded(traceback.format_exception_only(error)[-1].strip(), MAX_REASON)
         text = ""
         if self._global_random or not type(self._source).__module__.startswith("ringload."):  # a user's code was called
-            text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
-        return Bad(index, self._where(index), reason, text)
+            text = _traceback_of(error)
+        return Bad(index, self._where(index), _reason_of(error), text)
 
     def _where(self, index: int) -> str:
         describe = getattr(self._source, "describe", None)
@@ -190,6 +189,25 @@ class Filler:
             return bounded(str(describe(index)), MAX_WHERE) if describe is not None else ""
         except Exception as error:  # a user's function: an error about an error shall not hide the first
             return f"(describe() raised {type(error).__name__})"
+
+
+def _reason_of(error: Exception) -> str:
+    """`ValueError: what it says`, in one line; whatever the class of a user's does when it is asked."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        said = str(error)
+    except Exception:
+        said = "<exception str() failed>"
+    return " ".join(bounded(f"{name}: {said}" if said else name, MAX_REASON).splitlines())
+
+
+def _traceback_of(error: Exception) -> str:
+    """The end of an error's traceback. An exception with odd attributes, of a user's class, cannot be formatted."""
+    try:
+        return "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+    except Exception:
+        return "".join(traceback.format_tb(error.__traceback__))[-MAX_TRACEBACK:]
 
 
 def bounded(text: str, n: int) -> str:
