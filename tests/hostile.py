@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ringload import ImageFrame
 from tests.helpers import photo
 
 HEIGHT, WIDTH = 36, 48
@@ -185,3 +187,23 @@ CASES: dict[str, Case] = {
     "16 bits": holds(image("PNG", "I;16"), ""),
     "animated": holds(image("GIF", "P", save_all=True, append_images=[Image.new("P", (WIDTH, HEIGHT))]), ""),
 }
+NAMES = list(CASES)
+THE_BAD = 1  # the row of it in each batch of 3; the others are good
+NOBODY = 65534
+
+
+class Hostile(ImageFrame):
+    """Loads as nobody, to whom files can be closed; what is to happen to an open file happens when it was asked for."""
+
+    def start(self, producer: Any) -> None:
+        super().start(producer)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        super().prefetch(indices)
+        for index in indices.tolist():
+            case = CASES[NAMES[index // 3]] if index % 3 == THE_BAD else None
+            if case is not None and case.opened is not None and os.path.exists(self.describe(index)):
+                if isinstance(ready := self._ahead._ready.get(index), Future):
+                    wait([ready])  # on a busy machine, threads open
+                case.opened(Path(self.describe(index)))

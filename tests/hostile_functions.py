@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -189,3 +190,8 @@ class Attacked(Truth):
         super().load(index, rng, out)
         if index % 3 == 1:
             ATTACKS[self.attacks[index // 3]][0](out)
+
+
+class SlowToStart(Truth):
+    def start(self, producer: Any) -> None:
+        time.sleep(0.5)  # as importing a framework does

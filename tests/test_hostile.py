@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +21,13 @@ from ringload import Arrays, ConfigError, ImageFrame, Loader, SampleError
 from ringload.workers.filling import MAX_REASON, MAX_TRACEBACK, MAX_WHERE, bounded
 from tests.conftest import Injected, Times
 from tests.helpers import check, photo
-from tests.hostile import CASES, HEIGHT, WIDTH
-from tests.hostile_functions import ATTACKS, IN_A_PROCESS_OF_ITS_OWN, Attacked
+from tests.hostile import CASES, HEIGHT, NAMES, THE_BAD, WIDTH, Hostile
+from tests.hostile_functions import ATTACKS, IN_A_PROCESS_OF_ITS_OWN, Attacked, SlowToStart
 
 pytestmark = pytest.mark.fault
 
 MODES = pytest.mark.parametrize("on_error", ["raise", "skip", "replace"])
-NOBODY = 65534
 N_GOOD = 7
-THE_BAD = 1  # the row of it in each batch of 3; the others are good
-NAMES = list(CASES)
-
-
-class Hostile(ImageFrame):
-    """Loads as nobody, to whom files can be closed; what is to happen to an open file happens when it was asked for."""
-
-    def start(self, producer: Any) -> None:
-        super().start(producer)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-
-    def prefetch(self, indices: np.ndarray) -> None:
-        super().prefetch(indices)
-        for index in indices.tolist():
-            case = CASES[NAMES[index // 3]] if index % 3 == THE_BAD else None
-            if case is not None and case.opened is not None and os.path.exists(self.describe(index)):
-                if isinstance(ready := self._ahead._ready.get(index), Future):
-                    wait([ready])  # on a busy machine, threads open
-                case.opened(Path(self.describe(index)))
 
 
 @pytest.fixture
@@ -177,6 +155,14 @@ def test_functions_that_do_what_they_should_not(
             assert len(reason) <= MAX_REASON + 5
             assert "\n" not in reason
     injected("hostile user's function in a batch", len(attacks))
+
+
+def test_who_is_slow_to_start_is_at_no_sample() -> None:
+    """With nothing in hand yet, nobody exceeds `sample_timeout`, nor is named in an error."""
+    with Loader(SlowToStart(40), 8, workers=2, sample_timeout=0.1, epochs=1, ram_budget="600MB") as made:
+        assert made._engine._crew.in_hand() == {}
+        assert sum(len(check(batch)) for batch in made) == 40
+        assert made.stats.n_restarts == 0
 
 
 # -- nothing is unpickled ---------------------------------------------------------------------------------------------

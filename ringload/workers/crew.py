@@ -71,6 +71,8 @@ class Producers:
         self._hints = area[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]
         self._claims = Claims(area[: layout.n_producers * CLAIM_BYTES])
         self._n_producers = layout.n_producers
+        for producer in range(self._n_producers):
+            self._claims.clear(producer)  # zeros, which are there by themselves, would say: sample 0
         self._epoll = select.epoll()
         self._epoll.register(channel.filled, select.EPOLLIN | select.EPOLLET)  # each ring wakes once, and none is read
         self._rang = [(channel.filled, select.EPOLLIN)]
