@@ -10,6 +10,7 @@ import queue
 import random
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringload import Batch, Loader, Starved
+from ringload import Batch, Field, Loader, Starved
 from ringload.ring.guard import VARIABLE
+from ringload.workers.crew import TICK
 from tests.conftest import Injected, Times
 from tests.helpers import Truth, check, run_quietly, truth
 
@@ -211,14 +213,13 @@ def test_leases_end_within_a_signal_handler(on_alarm: Any, times: Times, injecte
     injected("lease that ends within a signal handler", n_released)
 
 
-def wide(n: int = 300) -> Truth:
-    """Batches so large that there are few slots."""
-    source = Wide(n)
-    source.fields["wide"] = ((1 << 20,), "u1")  # type: ignore[assignment]
-    return source
-
-
 class Wide(Truth):
+    """Batches so large that there are few slots."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.fields["wide"] = Field((1 << 20,), "u1")
+
     def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
         super().load(index, rng, out)
         out["wide"][:] = index % 251
@@ -245,7 +246,7 @@ WAYS: tuple[Callable[[list[Batch]], Any], ...] = (
 
 def test_the_release_of_another_thread_ends_a_wait_in_next(times: Times, injected: Injected) -> None:
     """Every slot is lent, and `next` waits; each way of ending a lease in another thread wakes it."""
-    with loader(wide(), ram_budget="170MB") as made:
+    with loader(Wide(300), ram_budget="170MB") as made:
         iterator = iter(made)
         held = [next(iterator) for _ in range(made.plan().n_slots)]
         n = times(20, 200)
@@ -278,7 +279,7 @@ def end_when_waiting(made: Loader, way: Callable[[list[Batch]], Any], held: list
 def test_cycles_that_nobody_collects_starve_until_somebody_does(injected: Injected) -> None:
     gc.disable()
     try:
-        with loader(wide(), ram_budget="170MB") as made:
+        with loader(Wide(300), ram_budget="170MB") as made:
             iterator = iter(made)
             for _ in range(made.plan().n_slots):
                 in_a_cycle(next(iterator)["image"])
@@ -290,6 +291,38 @@ def test_cycles_that_nobody_collects_starve_until_somebody_does(injected: Inject
     finally:
         gc.enable()
     injected("ring that is lent out to the last slot", 1)
+
+
+class Slow(Wide):
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        super().load(index, rng, out)
+        time.sleep(0.01)  # long enough for tasks of one row
+
+
+def test_going_elsewhere_with_one_slot_left_waits_no_longer_than_for_what_is_in_hand(
+    monkeypatch: pytest.MonkeyPatch, times: Times, injected: Injected
+) -> None:
+    """The last slot is being filled when it is given up: some of its tasks are in hand, and the others are taken back."""
+    n = times(3, 30)
+    events: list[int] = []
+    with loader(Slow(300), ram_budget="170MB") as made:
+        wait, made._engine._tick_s = made._engine._crew.wait, 30.0
+
+        def watched(timeout_s: float) -> int:
+            events.append(wait(timeout_s))
+            return events[-1]
+
+        monkeypatch.setattr(made._engine._crew, "wait", watched)
+        for _ in range(n):
+            iterator = iter(made)
+            for _ in range(2 * made.plan().n_slots):  # until all tasks are of one row
+                check(next(iterator))
+            held = [next(iterator) for _ in range(made.plan().n_slots - 1)]
+            check(next(iter(made)))
+            check_all(held)
+            del held
+    assert TICK not in events, "a wait went on until it looked by itself"
+    injected("seek while the only free slot is being filled", n)
 
 
 # -- the end of the interpreter ---------------------------------------------------------------------------------------
