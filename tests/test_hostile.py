@@ -32,9 +32,11 @@ N_GOOD = 7
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that nobody can look and write into; those of pytest are root's alone."""
+    """One that nobody can look and write into, with one for payloads in it; those of pytest are root's alone."""
     folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
+    (folder / "payloads").mkdir()
+    for one in (folder, folder / "payloads"):
+        one.chmod(0o777)
     try:
         yield folder
     finally:
@@ -42,7 +44,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def hostile(folder: Path, tmp_path: Path) -> tuple[Hostile, dict[int, np.ndarray]]:
+def hostile(folder: Path) -> tuple[Hostile, dict[int, np.ndarray]]:
     """A source of good files with one of CASES between each two, and what the good ones show."""
     for seed in range(N_GOOD):
         Image.fromarray(photo(seed, HEIGHT, WIDTH)).save(folder / f"{seed}.png")
@@ -50,7 +52,7 @@ def hostile(folder: Path, tmp_path: Path) -> tuple[Hostile, dict[int, np.ndarray
     truth: dict[int, np.ndarray] = {}
     for number, case in enumerate(CASES.values()):
         path = folder / f"{number}.jpg"
-        made = str(case.make(path, tmp_path) or path)
+        made = str(case.make(path, folder / "payloads") or path)
         for row, one in enumerate([f"{number % N_GOOD}.png", made, f"{(number + 3) % N_GOOD}.png"]):
             if row != THE_BAD:
                 truth[len(paths)] = photo(int(Path(one).stem), HEIGHT, WIDTH)
@@ -78,7 +80,7 @@ def right(row: np.ndarray, expected: np.ndarray, exact: bool) -> None:
 
 
 @MODES
-def test_files_of_every_kind(hostile: Any, tmp_path: Path, on_error: Any, injected: Injected) -> None:
+def test_files_of_every_kind(hostile: Any, folder: Path, on_error: Any, injected: Injected) -> None:
     source, truth = hostile
     options: dict[str, Any] = {"shuffle": False, "epochs": 1, "max_bad": 1000, "ram_budget": "800MB"}
     with Loader(source, 3, workers=2, on_error=on_error, **options) as made:
@@ -106,7 +108,7 @@ def test_files_of_every_kind(hostile: Any, tmp_path: Path, on_error: Any, inject
         for one in made.stats.bad:
             told(one, source, one.index, said[one.index])
             assert (on_error == "replace") == (one.replaced_by in truth)
-    assert not list(tmp_path.iterdir()), "a payload ran"
+    assert not list((folder / "payloads").iterdir()), "a payload ran"
     injected("bad or hostile file in a batch", len(said))
 
 
