@@ -30,6 +30,7 @@ from ringload.data.sampler import Order
 from ringload.errors import Closed, ConfigError, ProducerDied, RingloadError, Stalled, Starved
 from ringload.ring.channel import FAILED
 from ringload.ring.claims import Claim
+from ringload.ring.guard import guard_of
 from ringload.ring.lease import Batch, LeaseEnd, Lender
 from ringload.ring.limits import OomKills
 from ringload.ring.ring import Bad, Posted, Ring
@@ -96,6 +97,7 @@ class Engine:
         self._growing = False  # the server is reserving more slots
         self._grow(n_reserved)
         self._lender = Lender(memory, layout, self.release)
+        self._guard = guard_of(memory, layout)  # none, but in the test mode
         self._unposted: list[Posted] = []  # batches to be posted again that the pipe had no room for
         self._suspects = Suspects(settings.restarts)
         self._oom_kills = OomKills()
@@ -233,6 +235,7 @@ class Engine:
             self._ring.abandon()
             self._ring = Ring(0)
             self._lender.drop()
+            self._guard = None
             self._crew.close()
             self._down = True  # last: if it was interrupted, the next one goes on
 
@@ -259,6 +262,8 @@ class Engine:
             end = released.get_nowait()
             posted = getattr(end, "posted", None)  # none, if its making was interrupted
             if posted is not None:
+                if self._guard is not None:
+                    self._guard.freed(posted, self._ring.lent)
                 self._ring.give_back(posted)
                 posted.end = None  # they name each other: now none but the reference counts is needed to free them
         if self._growing:

@@ -234,8 +234,8 @@ OF_PRODUCERS = [  # all between a task's claim and its report, and a producer's 
     *(worker.run, _Work.forever, _Work._claim, _Work._fill, worker.as_text),
     *(ProducerEnd.claim, ProducerEnd._take_token, ProducerEnd.done, ProducerEnd.bad, ProducerEnd._say, ProducerEnd._write),
     *(Claims.write, Claims.clear, Sampler.indices),
-    *(Filler.fill, Filler.indices, Filler._any_killer, Filler._fill_at_once, Filler._fill_row, Filler._try),
-    *(Filler._load_into, Filler._bad, Filler._where),
+    *(Filler.fill, Filler.indices, Filler._any_killer, Filler._fill_at_once, Filler._load_rows_into, Filler._load_row),
+    *(Filler._make_good, Filler._bad, Filler._where),
 ]
 OF_SERVERS = [
     *(become_server, arm_lifeline, Server.__init__, Server.serve, Server._obey, Server._start, Server._fork),
@@ -245,8 +245,7 @@ UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     worker.run: 3,  # a source that does not start
     worker.as_text: 4,  # texts that are too long
     ProducerEnd._write: 3,  # a pipe that is full: in test_stalls
-    Filler._try: 1,  # a sample that is known to kill
-    Filler._load_into: 2,  # a load() that does not do what it should
+    Filler._load_row: 3,  # a sample that is known to kill, a load() that does not do what it should
     Filler._where: 2,  # a describe() that raises
     become_server: 1,  # what a fresh interpreter imports
     arm_lifeline: 1,  # the trainer was killed in between: in test_exit

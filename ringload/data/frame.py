@@ -33,7 +33,8 @@ class ImageFrame:
 
     Arguments:
         df: a DataFrame, or the path of a .csv or .parquet file of one.
-        path: the column of paths; relative ones start at `root`, or at the present directory.
+        path: the column of paths; relative ones start at `root`, or at the present directory. `root` is where they start and
+            no fence: absolute paths, and `..`, lead out of it. Only regular files are read, and only as images.
         label: a column of classes (strings or ints), of bools, of floats, or of lists; several columns; a dict of field
             names to these; or None. The field is called `label` but for a dict.
         size: (height, width) in pixels.

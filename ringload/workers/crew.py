@@ -33,7 +33,7 @@ from ringload.data.sampler import Order
 from ringload.ring.channel import BAD, Channel, Done, Task, Word
 from ringload.ring.claims import Claim, Claims
 from ringload.ring.ring import Posted
-from ringload.ring.slots import CLAIM_BYTES, HINT_WORDS, MAX_TASKS, Layout
+from ringload.ring.slots import CLAIM_BYTES, HINT_DONE, HINT_WORDS, MAX_TASKS, Layout
 from ringload.workers.filling import Filler, OnError
 from ringload.workers.pool import Event, Pool
 from ringload.workers.worker import Start, as_text
@@ -107,7 +107,10 @@ class Producers:
         return self._channel.results()
 
     def take_back(self) -> list[Task]:
-        return self._channel.take_back()
+        tasks = self._channel.take_back()
+        for task in tasks:  # so that who finishes what else is in hand of the slot rings
+            self._hints[task.slot * MAX_TASKS + task.task] = HINT_DONE
+        return tasks
 
     def wait(self, timeout_s: float) -> int:
         events = self._epoll.poll(timeout_s)

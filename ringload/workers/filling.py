@@ -11,6 +11,7 @@ import struct
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -49,9 +50,17 @@ class Filler:
     """Fills rows from a source.
 
     `killers` maps samples that killed their producer twice to how they did it: they are bad without being tried again.
+    `wrap` is put around the source's `load` and `load_rows`, if they call a user's code.
     """
 
-    def __init__(self, source: Any, order: Order, on_error: OnError, killers: dict[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        order: Order,
+        on_error: OnError,
+        killers: dict[int, str] | None = None,
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+    ) -> None:
         self._source = source
         self._order = order
         self._on_error = on_error
@@ -65,6 +74,9 @@ class Filler:
         self._names = tuple(source.fields)
         if self._load is None and self._load_rows is None:
             raise ConfigError(f"{type(source).__name__} has neither load(index, rng, out) nor load_rows(indices, rngs, out)")
+        self._calls_users = self._global_random or not type(source).__module__.startswith("ringload.")
+        if self._calls_users:
+            self._load, self._load_rows = self._load and wrap(self._load), self._load_rows and wrap(self._load_rows)
 
     def indices(self, epoch: int, number: int, start: int, stop: int) -> np.ndarray:
         """The samples of rows `start:stop` of a batch, without those that are padding: `(n,) int64`."""
@@ -103,7 +115,7 @@ class Filler:
         for row, index in enumerate(indices[:n_present].tolist()):
             claim(index, start + row, start + row + 1)
             if (problem := self._load_row(epoch, index, row, rows)) is not None:
-                bad.append(self._make_good(problem, epoch, row, rows))
+                bad.append(self._make_good(problem, epoch, row, rows, partial(_claim_row, claim, start + row)))
         return bad
 
     def _any_killer(self, indices: np.ndarray) -> bool:
@@ -149,10 +161,11 @@ class Filler:
             return self._bad(index, error)
         return None
 
-    def _make_good(self, problem: Bad, epoch: int, row: int, rows: dict[str, np.ndarray]) -> Bad:
-        """Put another sample in the place of a bad one, or zeros."""
+    def _make_good(self, problem: Bad, epoch: int, row: int, rows: dict[str, np.ndarray], claim: Callable[[int], None]) -> Bad:
+        """Put another sample in the place of a bad one, or zeros. Each that is tried is claimed: it may kill, too."""
         if self._on_error == "replace":
             for other in substitutes(self._order, epoch, problem.index, N_SUBSTITUTES).tolist():
+                claim(other)
                 if self._load_row(epoch, other, row, rows) is None:
                     rows["index"][row] = problem.replaced_by = other
                     return problem
@@ -162,11 +175,8 @@ class Filler:
         return problem
 
     def _bad(self, index: int, error: Exception) -> Bad:
-        reason = bounded(traceback.format_exception_only(error)[-1].strip(), MAX_REASON)
-        text = ""
-        if self._global_random or not type(self._source).__module__.startswith("ringload."):  # a user's code was called
-            text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
-        return Bad(index, self._where(index), reason, text)
+        text = _traceback_of(error) if self._calls_users else ""
+        return Bad(index, self._where(index), _reason_of(error), text)
 
     def _where(self, index: int) -> str:
         describe = getattr(self._source, "describe", None)
@@ -174,6 +184,29 @@ class Filler:
             return bounded(str(describe(index)), MAX_WHERE) if describe is not None else ""
         except Exception as error:  # a user's function: an error about an error shall not hide the first
             return f"(describe() raised {type(error).__name__})"
+
+
+def _claim_row(claim: Callable[[int, int, int], None], row: int, sample: int) -> None:
+    claim(sample, row, row + 1)
+
+
+def _reason_of(error: Exception) -> str:
+    """`ValueError: what it says`, in one line; whatever the class of a user's does when it is asked."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        said = str(error)
+    except Exception:
+        said = "<exception str() failed>"
+    return " ".join(bounded(f"{name}: {said}" if said else name, MAX_REASON).splitlines())
+
+
+def _traceback_of(error: Exception) -> str:
+    """The end of an error's traceback. An exception with odd attributes, of a user's class, cannot be formatted."""
+    try:
+        return "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+    except Exception:
+        return "".join(traceback.format_tb(error.__traceback__))[-MAX_TRACEBACK:]
 
 
 def bounded(text: str, n: int) -> str:

@@ -70,6 +70,7 @@ class Suspects:
         self._strikes[row] = self._strikes.get(row, 0) + 1
         if self._strikes[row] >= (OWN if not death.from_outside else HUNGRY if death.hungry else OUTSIDE):
             self._killers[claim.sample] = f"killed its producer {self._strikes[row]} times in a row ({death.cause})"
+            self._strikes[row] = 0  # who is tried in its place has no part in them
 
     def acquit(self, posted: Posted, task: int) -> None:
         """A task was done: nothing in its rows is suspected any more."""

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +77,7 @@ def run(job: Job, start: Start, producer: int) -> None:
         source = unpack(job.source) if isinstance(job.source, bytes) else job.source
         if hasattr(source, "start"):
             source.start(Producer(producer, start.n_producers, job.scratch_bytes, lambda: _exclusive(job.ring_fd)))
-        filler = Filler(source, job.order, job.on_error, dict(start.killers))
+        filler = Filler(source, job.order, job.on_error, dict(start.killers), _alone)
         work = _Work(job, start, producer, source, filler, end, Claims(view))
         work.forever(layout.arrays(segment))
     except Exception:
@@ -129,6 +129,20 @@ class _Work:
         careful = (task.epoch, task.number) in self._careful
         for bad in self._filler.fill(task.epoch, task.number, task.start, task.stop, slot, claim, careful):
             self._end.bad(task, bad.index, as_text(bad))
+
+
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's function, which may fork: should the child come back from it, it ends, or there would be a second producer."""
+    pid = os.getpid()
+
+    def called(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        finally:
+            if os.getpid() != pid:
+                os._exit(0)
+
+    return called
 
 
 def as_text(bad: Bad) -> str:

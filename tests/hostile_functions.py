@@ -1,0 +1,197 @@
+"""Users' functions that a loader should survive: one table of what they do, and what is said of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.helpers import SHAPE, Truth
+
+MANY_FDS = 4096
+
+
+class Unpicklable(Exception):
+    """Cannot be sent, and could not be made again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("of two")
+        self.function = lambda: (one, two)
+
+
+class Rude(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+class Noted(Exception):
+    """Whose notes cannot be read."""
+
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise ValueError("no notes")
+
+
+class Fatal(BaseException):
+    pass
+
+
+def throws(kind: Any, *arguments: Any) -> Callable[[Any], None]:
+    def attack(out: Any) -> None:
+        raise kind(*arguments)
+
+    return attack
+
+
+def with_a_note(out: Any) -> None:
+    error = ValueError("what happened")
+    error.__notes__ = ["and a note"]  # add_note, from 3.11 on
+    raise error
+
+
+def in_a_circle(out: Any) -> None:
+    one, two = ValueError("one"), ValueError("two")
+    one.__cause__, two.__cause__ = two, one
+    raise one
+
+
+def endless(out: Any) -> None:
+    endless(out)
+
+
+def silence() -> None:
+    """What it says of its end is not the test's."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def dies(out: Any) -> None:
+    silence()
+    raise Fatal
+
+
+def closes_descriptors(out: Any) -> None:
+    silence()
+    os.closerange(3, MANY_FDS)
+
+
+def forks(child: Callable[[], Any]) -> Callable[[Any], None]:
+    def attack(out: Any) -> None:
+        pid = os.fork()
+        if pid == 0:
+            child()
+
+    return attack
+
+
+def waits_for_its_child(out: Any) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def raise_in_child() -> None:
+    raise ValueError("in a child")
+
+
+def starts_threads(out: Any) -> None:
+    for _ in range(5):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+def sets_signals(out: Any) -> None:
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def prints(out: Any) -> None:
+    print("x" * 1_000_000)
+
+
+def changes_where_it_is(out: Any) -> None:
+    os.chdir("/")
+    os.umask(0o777)
+    os.environ.clear()
+
+
+def closes_its_streams(out: Any) -> None:
+    sys.stdout, sys.stderr = None, None
+    os.closerange(0, 3)
+
+
+def set_to(value: Any) -> Callable[[Any], None]:
+    def attack(out: Any) -> None:
+        out["image"] = value
+
+    return attack
+
+
+def write_into(value: Any) -> Callable[[Any], None]:
+    def attack(out: Any) -> None:
+        out["image"][...] = value
+
+    return attack
+
+
+DIED = "killed its producer"
+# name -> (what it does when its row is written, what the error says of it; "": nothing, and the sample is right)
+ATTACKS: dict[str, tuple[Callable[[Any], None], str]] = {
+    "a shape too small": (set_to(np.zeros(SHAPE[1:], np.uint8)), r"field 'image' takes \(8, 6, 3\) uint8, got \(6, 3\) uint8"),
+    "a shape too large": (set_to(np.zeros((9, 6, 3), np.uint8)), r"takes \(8, 6, 3\) uint8, got \(9, 6, 3\) uint8"),
+    "a batch of them": (set_to(np.zeros((3, *SHAPE), np.uint8)), r"takes \(8, 6, 3\) uint8, got \(3, 8, 6, 3\) uint8"),
+    "another dtype": (set_to(np.zeros(SHAPE, np.float32)), r"takes \(8, 6, 3\) uint8, got \(8, 6, 3\) float32"),
+    "objects": (set_to(np.full(SHAPE, None)), r"takes \(8, 6, 3\) uint8, got \(8, 6, 3\) object"),
+    "a larger shape written into the view": (write_into(np.zeros((9, 6, 3))), "could not broadcast"),
+    "an unpicklable exception": (throws(Unpicklable, 1, 2), "Unpicklable: of two"),
+    "an exception whose __str__ raises": (throws(Rude), r"Rude: <exception str\(\) failed>"),
+    "an exception whose notes raise": (throws(Noted, "is told"), "Noted: is told"),
+    "an exception with a note": (with_a_note, "ValueError: what happened"),
+    "a syntax error with odd attributes": (throws(SyntaxError, "odd", ("f", 1, 2, 3)), "SyntaxError: odd"),
+    "a message of lines": (throws(ValueError, "one\ntwo"), "ValueError: one two"),
+    "a message of 100 MB": (lambda out: throws(ValueError, "x" * 100_000_000)(out), r"ValueError: xxx.* \.\.\. xxx"),
+    "a name of 1 MB": (lambda out: throws(type("X" * 1_000_000, (Exception,), {}))(out), r"XXX \.\.\. XXX"),
+    "no message": (throws(ValueError), "^ValueError$|sample [0-9]+: ValueError"),
+    "a circle of causes": (in_a_circle, "ValueError: one"),
+    "StopIteration": (throws(StopIteration, 3), "StopIteration: 3"),
+    "MemoryError": (throws(MemoryError), "MemoryError"),
+    "recursion": (endless, "RecursionError"),
+    "a BaseException": (dies, DIED),
+    "closing descriptors": (closes_descriptors, DIED),
+    "forking, and waiting": (waits_for_its_child, ""),
+    "forking, and the child stays": (forks(signal.pause), ""),
+    "forking, and the child goes on": (forks(lambda: None), ""),
+    "forking, and the child raises": (forks(raise_in_child), ""),
+    "starting threads": (starts_threads, ""),
+    "setting signals": (sets_signals, ""),
+    "printing 1 MB": (prints, ""),
+    "changing the directory and the environment": (changes_where_it_is, ""),
+    "closing its streams": (closes_its_streams, ""),
+}
+IN_A_PROCESS_OF_ITS_OWN = {  # what would harm the trainer, if it did it itself
+    name for name in ATTACKS if name.startswith(("a BaseException", "closing", "forking", "setting", "changing", "printing"))
+}
+
+
+class Attacked(Truth):
+    """Good samples with one between each two that attacks."""
+
+    def __init__(self, attacks: list[str]) -> None:
+        super().__init__(3 * len(attacks))
+        self.attacks = attacks
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        super().load(index, rng, out)
+        if index % 3 == 1:
+            ATTACKS[self.attacks[index // 3]][0](out)
+
+
+class SlowToStart(Truth):
+    def start(self, producer: Any) -> None:
+        time.sleep(0.5)  # as importing a framework does

@@ -1,0 +1,100 @@
+"""The test mode: freed slots are poisoned, and the bytes between arrays are looked at."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ringload import Batch, Closed, Field, Loader, RingloadError
+from ringload.ring.guard import POISON, VARIABLE, guard_of
+from ringload.ring.ring import Ring
+from ringload.ring.slots import Layout
+from tests.conftest import Injected
+from tests.helpers import SHAPE, Truth, check
+
+pytestmark = pytest.mark.fault
+
+BATCH = 7  # rows, so that fields end at no multiple of 64 bytes
+
+
+@pytest.fixture(autouse=True)
+def test_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "1")
+
+
+def loader(source: Any = None, **options: Any) -> Loader:
+    return Loader(source or Truth(140), BATCH, **{"workers": 2, "ram_budget": "200MB", **options})
+
+
+def test_who_looks_into_a_released_batch_sees_poison(injected: Injected) -> None:
+    for workers in (0, 2):
+        with loader(epochs=1, workers=workers) as made:
+            batches = list(made)  # nothing is posted after the last one
+            views = [batch["image"][1:] for batch in batches]
+            for batch in batches:
+                batch.release()
+            for view in views:
+                assert (view == POISON).all()
+            with pytest.raises(Closed):
+                check(batches[0])
+    injected("view that is used after its release", 2 * len(views))
+
+
+def release_all(batches: Iterable[Batch]) -> None:
+    for batch in batches:
+        check(batch)
+        batch.release()
+
+
+class Overrunning(Truth):
+    """Writes beyond the end of its field, as native code may: not into another row, but behind the last."""
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        super().load(index, rng, out)
+        if index == 20:
+            ctypes.memset(out["image"].ctypes.data + out["image"].nbytes, 7, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_writes_behind_an_array_is_found(workers: int, injected: Injected) -> None:
+    with loader(Overrunning(21), shuffle=False, workers=workers) as made:
+        said = r"slot \d+: 3 bytes behind the array 'image' were written to, the first 1 bytes beyond its end"
+        with pytest.raises(RingloadError, match=said):
+            release_all(itertools.chain(made, made))
+    injected("write beyond the end of a field", 1)
+
+
+def test_slots_are_looked_at_when_they_are_new_and_when_they_are_used_again() -> None:
+    layout = Layout({"image": Field(SHAPE, "u1"), "label": Field((), "i8")}, BATCH, 2, 1, False)
+    memory = np.zeros(layout.n_bytes, np.uint8)
+    guard, ring = guard_of(memory, layout), Ring(2)
+    assert guard is not None
+    posted = ring.fill(0, 0, BATCH, BATCH)
+    first = layout.slots_start + posted.slot * layout.slot_bytes
+    guard.freed(posted, {posted.slot: posted})
+    assert (memory[first : first + layout.slot_bytes] == POISON).all()
+    assert not memory[:first].any()
+    memory[first] = 1
+    guard.freed(posted, {})  # it was not lent any more
+    assert memory[first] == 1
+    guard.freed(posted, {posted.slot: posted})
+    for at in (7 * 144, 1023, 1024 + 56, layout.slot_bytes - 1):
+        memory[first + at] = 0
+        with pytest.raises(RingloadError, match="slot 0: 1 bytes behind the array"):
+            guard.freed(posted, {posted.slot: posted})
+        memory[first + at] = POISON
+
+
+def test_without_the_test_mode_there_is_no_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+    with loader(epochs=1) as made:
+        assert made._engine._guard is None
+        (batch, *_) = list(made)
+        view = batch["image"]
+        batch.release()
+        assert not (view == POISON).all()

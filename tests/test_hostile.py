@@ -1,0 +1,230 @@
+"""Bad samples of every kind, in every `on_error` mode, through real producers: named, bounded, and nobody else's trouble."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from PIL import Image
+
+import ringload
+from ringload import Arrays, ConfigError, ImageFrame, Loader, SampleError
+from ringload.workers.filling import MAX_REASON, MAX_TRACEBACK, MAX_WHERE, bounded
+from tests.conftest import Injected, Times
+from tests.helpers import check, photo
+from tests.hostile import CASES, HEIGHT, NAMES, THE_BAD, WIDTH, Hostile
+from tests.hostile_functions import ATTACKS, IN_A_PROCESS_OF_ITS_OWN, Attacked, SlowToStart
+
+pytestmark = pytest.mark.fault
+
+MODES = pytest.mark.parametrize("on_error", ["raise", "skip", "replace"])
+N_GOOD = 7
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that nobody can look and write into, with one for payloads in it; those of pytest are root's alone."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "payloads").mkdir()
+    for one in (folder, folder / "payloads"):
+        one.chmod(0o777)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def hostile(folder: Path) -> tuple[Hostile, dict[int, np.ndarray]]:
+    """A source of good files with one of CASES between each two, and what the good ones show."""
+    for seed in range(N_GOOD):
+        Image.fromarray(photo(seed, HEIGHT, WIDTH)).save(folder / f"{seed}.png")
+    paths: list[str] = []
+    truth: dict[int, np.ndarray] = {}
+    for number, case in enumerate(CASES.values()):
+        path = folder / f"{number}.jpg"
+        made = str(case.make(path, folder / "payloads") or path)
+        for row, one in enumerate([f"{number % N_GOOD}.png", made, f"{(number + 3) % N_GOOD}.png"]):
+            if row != THE_BAD:
+                truth[len(paths)] = photo(int(Path(one).stem), HEIGHT, WIDTH)
+            elif not case.said or case.opened:  # before it is opened by a producer, it may take another's place
+                truth[len(paths)] = shown(made)
+            paths.append(one)
+    source = Hostile(pd.DataFrame({"path": paths}), root=folder, size=(HEIGHT, WIDTH), max_pixels=2_000_000)
+    for number, case in enumerate(CASES.values()):
+        if case.listed is not None:
+            case.listed(folder / f"{number}.jpg")
+        if case.opened is not None:
+            (folder / f"{number}.jpg").chmod(0o666)
+    return source, truth
+
+
+def shown(path: str) -> np.ndarray:
+    """A good image, by Pillow; the loader may differ by rounding."""
+    with Image.open(path) as image:
+        wide = np.asarray(image) >> 8 if image.mode.startswith("I") else None
+        return np.asarray((image if wide is None else Image.fromarray(wide.astype(np.uint8))).convert("RGB"))
+
+
+def right(row: np.ndarray, expected: np.ndarray, exact: bool) -> None:
+    assert np.abs(row.astype(int) - expected).mean() <= (0 if exact else 1.5)
+
+
+@MODES
+def test_files_of_every_kind(hostile: Any, folder: Path, on_error: Any, injected: Injected) -> None:
+    source, truth = hostile
+    options: dict[str, Any] = {"shuffle": False, "epochs": 1, "max_bad": 1000, "ram_budget": "800MB"}
+    with Loader(source, 3, workers=2, on_error=on_error, **options) as made:
+        iterator = iter(made)
+        for number, case in enumerate(CASES.values()):
+            bad = 3 * number + THE_BAD
+            if on_error == "raise" and case.said:
+                with pytest.raises(SampleError, match=re.escape(f"sample {bad} (")) as caught:
+                    next(iterator)
+                assert len(str(caught.value)) <= MAX_WHERE + MAX_REASON + MAX_TRACEBACK + 100
+                told(caught.value, source, bad, case.said)
+                continue
+            batch = next(iterator)
+            assert batch.number == number
+            for row, index in enumerate(batch.index.tolist()):
+                assert index == 3 * number + row or (on_error == "replace" and row == THE_BAD)
+                if on_error == "skip" and row == THE_BAD and case.said:
+                    assert not batch["valid"][row]
+                    assert not batch["image"][row].any()
+                else:
+                    right(batch["image"][row], truth[index], exact=index % 3 != THE_BAD)
+        assert next(iterator, None) is None
+        said = {3 * number + THE_BAD: case.said for number, case in enumerate(CASES.values()) if case.said}
+        assert [one.index for one in made.stats.bad] == list(said)
+        for one in made.stats.bad:
+            told(one, source, one.index, said[one.index])
+            assert (on_error == "replace") == (one.replaced_by in truth)
+    assert not list((folder / "payloads").iterdir()), "a payload ran"
+    injected("bad or hostile file in a batch", len(said))
+
+
+def told(bad: Any, source: Hostile, index: int, said: str) -> None:
+    """An error, or an entry of the statistics, names the sample, its path and the reason."""
+    assert (bad.index, bad.where) == (index, bounded(source.describe(index), MAX_WHERE))
+    assert re.search(said, bad.reason), f"{NAMES[index // 3]}: {bad.reason}"
+    assert "\n" not in bad.reason
+    assert len(bad.reason) <= MAX_REASON + 5
+    assert len(bad.traceback) <= MAX_TRACEBACK
+
+
+# -- users' functions -------------------------------------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize("workers", [0, 2])
+def test_functions_that_do_what_they_should_not(
+    workers: int, on_error: Any, times: Times, injected: Injected, capfd: Any
+) -> None:
+    attacks = [name for name in ATTACKS if workers or name not in IN_A_PROCESS_OF_ITS_OWN] * times(1, 4)
+    options: dict[str, Any] = {"shuffle": False, "epochs": 1, "max_bad": 10_000, "ram_budget": "600MB", "restarts": None}
+    with Loader(Attacked(attacks), 3, workers=workers, on_error=on_error, **options) as made:
+        iterator = iter(made)
+        for number, name in enumerate(attacks):
+            said = ATTACKS[name][1]
+            if on_error == "raise" and said:
+                with pytest.raises(SampleError, match=said) as caught:
+                    next(iterator)
+                assert caught.value.index == 3 * number + THE_BAD
+                assert len(str(caught.value)) <= MAX_WHERE + MAX_REASON + MAX_TRACEBACK + 100
+                continue
+            batch = next(iterator)
+            rows = check(batch).tolist()
+            whole = [3 * number, 3 * number + 1, 3 * number + 2]
+            if on_error == "replace" and said:
+                assert rows[THE_BAD] != whole[THE_BAD]
+                del rows[THE_BAD]
+            assert rows == (whole[::2] if said else whole), name
+        assert next(iterator, None) is None
+        reasons = {one.index: one.reason for one in made.stats.bad}
+        for number, name in enumerate(attacks):
+            reason = reasons.get(3 * number + THE_BAD, "")
+            assert bool(reason) == bool(ATTACKS[name][1])
+            assert re.search(ATTACKS[name][1], reason), name
+            assert len(reason) <= MAX_REASON + 5
+            assert "\n" not in reason
+    injected("hostile user's function in a batch", len(attacks))
+
+
+def test_who_is_slow_to_start_is_at_no_sample() -> None:
+    """With nothing in hand yet, nobody exceeds `sample_timeout`, nor is named in an error."""
+    with Loader(SlowToStart(40), 8, workers=2, sample_timeout=0.1, epochs=1, ram_budget="600MB") as made:
+        assert made._engine._crew.in_hand() == {}
+        assert sum(len(check(batch)) for batch in made) == 40
+        assert made.stats.n_restarts == 0
+
+
+# -- nothing is unpickled ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_but_the_source_is_ever_unpickled() -> None:
+    """`sharing.unpack` reads what the trainer itself has written into a memfd, and nothing else in ringload unpickles."""
+    found = set()
+    for path in Path(ringload.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if re.fullmatch(r"(pickle|cloudpickle|np|numpy|torch|joblib|marshal)\.loads?|pd\.read_pickle|eval|exec", name):
+                    found.add((path.name, name))
+            assert not isinstance(node, ast.keyword) or node.arg != "allow_pickle"
+    assert found == {("sharing.py", "pickle.loads")}
+
+
+def test_tables_and_arrays_that_would_be_unpickled_are_refused(tmp_path: Path) -> None:
+    for suffix in (".pkl", ".npy", ".pt"):
+        with pytest.raises(ConfigError, match=r"neither \.csv nor \.parquet"):
+            ImageFrame(tmp_path / f"table{suffix}", size=(8, 8))
+    with pytest.raises(ConfigError, match="has none: use numbers"):
+        Arrays(x=np.array([{}, []], object))
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+
+def test_odd_frames(photos: Path, tmp_path: Path) -> None:
+    """Paths as bytes and as Path, the same ones again, an index that repeats, a path that leads out of the root."""
+    names = ["a/00.jpg", b"a/00.jpg", Path("b/01.jpg"), "a/00.jpg", f"../{photos.name}/b/01.jpg", str(photos / "b/01.jpg")]
+    df = pd.DataFrame({"path": names, "label": list("xyxyxy")}, index=[7, 7, 7, 7, 7, 7])
+    source = ImageFrame(df, label="label", root=photos, size=(16, 16), max_pixels=10**6)
+    with Loader(source, 6, workers=2, shuffle=False, epochs=1, ram_budget="600MB") as made:
+        (batch,) = made
+        assert batch["label"].tolist() == [0, 1, 0, 1, 0, 1]
+        for row, same in enumerate([0, 0, 2, 0, 2, 2]):
+            np.testing.assert_array_equal(batch["image"][row], batch["image"][same])
+        assert (batch["image"][0] != batch["image"][2]).any()
+    with pytest.raises(ConfigError, match=r"'path' has 1 missing values \(NaN\), first in rows 7"):
+        ImageFrame(df.assign(path=["a", "b", "c", "d", "e", np.nan]), size=(16, 16))
+
+
+def anonymous_bytes() -> list[int]:
+    """What each producer has of its own: beside what is shared, and what it has of files."""
+    producers = [one for one in psutil.Process().children(recursive=True) if re.fullmatch(r"ringload:\d+", one.name())]
+    statuses = [Path(f"/proc/{one.pid}/status").read_text() for one in producers]
+    return [int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024 for status in statuses]
+
+
+def test_producers_hold_no_million_rows(photos: Path, times: Times) -> None:
+    """A million rows take 60 MB and more as a frame, 8 MB and more as a column of addresses."""
+    used = []
+    for n in (24, times(300_000, 1_000_000)):
+        table = pd.read_csv(photos / "photos.csv").iloc[np.arange(n) % 24]
+        source = ImageFrame(table, label="multi", root=photos, size=(16, 16), max_pixels=10**6)
+        with Loader(source, 8, workers=2, ram_budget="900MB") as made:
+            iterator = iter(made)
+            for _ in range(3):
+                next(iterator)
+            used.append(max(anonymous_bytes()))
+    assert used[1] - used[0] < 2_000_000
