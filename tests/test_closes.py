@@ -78,6 +78,7 @@ def iterating() -> Iterator[Callable[[Loader], tuple[threading.Thread, list[Batc
         assert not thread.is_alive(), "a thread still waits in next() of a closed loader"
 
 
+@pytest.mark.timeout(600)
 @METHODS
 def test_four_threads_close_while_a_fifth_iterates(method: Any, iterating: Any, times: Times, injected: Injected) -> None:
     rng, n = random.Random(1), times(8, 150)

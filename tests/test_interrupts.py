@@ -82,6 +82,7 @@ def interrupted_at(k: int, call: Callable[[], Any]) -> None:
         call()
 
 
+@pytest.mark.timeout(600)
 def test_next_is_interrupted_at_every_moment(times: Times, injected: Injected) -> None:
     with make() as made:
         trial = Iterating(made)
@@ -96,6 +97,7 @@ def test_next_is_interrupted_at_every_moment(times: Times, injected: Injected) -
     injected("Ctrl-C at every moment of next()", len(at))
 
 
+@pytest.mark.timeout(600)
 def test_a_reset_is_interrupted_at_every_moment(times: Times, injected: Injected) -> None:
     """The call after an interruption, which starts the producers anew, and is interrupted too."""
     with make() as made:
@@ -124,6 +126,7 @@ CALLS: dict[str, Callable[[Loader], Any]] = {
 }
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", CALLS)
 def test_other_calls_are_interrupted_at_every_moment(name: str, times: Times, injected: Injected) -> None:
     call = CALLS[name]

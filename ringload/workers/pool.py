@@ -148,6 +148,7 @@ class Pool:
         Raises:
             Stalled: a process does not end within `END_S`; its memory must not be used again.
         """
+        _close(self._theirs)  # or this process, whose start of them was interrupted, would seem to be one of them
         event = Event([])
         deadline_s = time.monotonic() + END_S
         self._n_clears += 1
@@ -277,6 +278,7 @@ class Pool:
         server = self._server
         if server is None:
             return
+        _close(self._theirs)  # as in `clear`
         alive = self._alive.fileno()
         if not _hung_up(alive, time.monotonic() + (0.0 if kill else 1.0)):
             # The server was not reaped, so its number, which is also its group's, belongs to nobody else.
