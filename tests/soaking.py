@@ -88,7 +88,7 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.interruptible = False
         self.errors: list[str] = []
-        self.to_release: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.to_release: queue.Queue[Any] = queue.Queue()
         self.timers: list[threading.Timer] = []
         threading.Thread(target=self._release_forever, daemon=True).start()
         signal.signal(signal.SIGINT, self._interrupt)
@@ -112,6 +112,7 @@ class Soak:
             except BaseException as error:
                 self.errors.append(f"in the thread that ends leases: {error!r}")
             del batch
+            self.to_release.task_done()
 
     def later(self, act: Callable[[], None]) -> None:
         """Do something within 30 ms."""
@@ -303,8 +304,7 @@ class Soak:
         for timer in self.timers:
             timer.join()
         self.timers.clear()
-        while not self.to_release.empty():
-            time.sleep(0.001)
+        self.to_release.join()
         gc.collect()
 
 

@@ -39,7 +39,7 @@ class Gated(Truth):
 
 
 def make(source: Any = None, **options: Any) -> Loader:
-    options = {"workers": 2, "ram_budget": "200MB", "start_method": "fork", "restarts": None, **options}
+    options = {"workers": 2, "ram_budget": "150MB", "start_method": "fork", "restarts": None, **options}
     return Loader(source or Truth(400), 4, **options)
 
 
@@ -123,13 +123,16 @@ def test_a_signal_handler_closes_at_random_moments(source: Any, times: Times, in
     try:
         for _ in range(n):
             with make(source, shuffle=False) as made:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.03))
+                begin_s = time.monotonic()
                 try:
                     while True:
                         for batch in made:
                             check(batch)
+                            if batch.number == 1:  # of `Gated`, there is no other
+                                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.01))
                 except Closed:
                     n_within += 1
+                assert time.monotonic() - begin_s < PROMPT_S  # it was woken, and did not wait to look
                 made.close()
             made = None
     finally:

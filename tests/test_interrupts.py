@@ -93,7 +93,7 @@ def test_next_is_interrupted_at_every_moment(times: Times, injected: Injected) -
             trial.interrupted()
             for _ in range(3):
                 trial.next()
-        assert trial.n_lost < len(at)
+        assert trial.n_lost <= 2 * times(1, 10), trial.n_lost
     injected("Ctrl-C at every moment of next()", len(at))
 
 
