@@ -102,9 +102,10 @@ class Engine:
         self._suspects = Suspects(settings.restarts)
         self._oom_kills = OomKills()
         self._lock = threading.Lock()
+        self._bell = threading.RLock()  # held while the crew is woken from outside: not once it is being closed
         self._torn = False
         self._closing = False
-        self._down = False
+        self._ending = self._down = False
         self._forked = False
         self._why = ""  # what closed it, if no user did; not the error itself, whose traceback would keep the loader alive
         self._unsaid: RingloadError | None = None  # the error, if nobody was told yet
@@ -174,7 +175,7 @@ class Engine:
 
     def settle(self) -> None:
         """Read reports, give slots back and post, unless somebody is at the books."""
-        if not self._closing and self._lock.acquire(blocking=False):
+        if not self._closing and _take(self._lock):
             try:
                 with _Books(self):
                     self._turn_over()
@@ -188,18 +189,20 @@ class Engine:
     def close(self) -> None:
         """End everything, or have it ended by who is inside now. Again is nothing."""
         self._closing = True
-        if self._lock.acquire(blocking=False):
+        if _take(self._lock):
             try:
                 self._take_down()
             finally:
                 self._lock.release()
-        elif not self._down:
-            self._lender.released.put(None)
-            self._crew.wake()
+        else:
+            with self._bell:
+                if not self._ending:
+                    self._lender.released.put(None)
+                    self._crew.wake()
 
     def drop(self) -> None:
         """In a fork of the trainer: nothing of this engine is this process's."""
-        self._lock = threading.Lock()  # the thread that held the other one is not here to release it
+        self._lock, self._bell = threading.Lock(), threading.RLock()  # who held the others is not here to release them
         self._closing = self._forked = True
 
     @property
@@ -232,6 +235,8 @@ class Engine:
 
     def _take_down(self) -> None:
         if not self._down:
+            with self._bell:
+                self._ending = True
             self._ring.abandon()
             self._ring = Ring(0)
             self._lender.drop()
@@ -447,6 +452,12 @@ class Engine:
             cause=death.cause,
             samples=(claim.sample,) if claim else (),
         )
+
+
+def _take(lock: threading.Lock) -> bool:
+    """Whether the lock was free, and is taken now. No interruption comes between taking it and the caller's next call."""
+    (taken,) = map(lock.acquire, (False,))  # the interpreter looks for signals after a call, and this is none
+    return taken
 
 
 class _Books:

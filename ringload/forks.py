@@ -7,7 +7,9 @@ holder it does not have, or signal processes that are not its own.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
+from itertools import starmap
 from typing import Protocol
 
 
@@ -18,7 +20,7 @@ class Droppable(Protocol):
 
 
 _kept: weakref.WeakSet[Droppable] = weakref.WeakSet()
-_spared: Droppable | None = None
+_forking = threading.local()  # `.spared`: whom the fork that this thread makes spares; another thread may fork at the same time
 _registered = False
 
 
@@ -31,17 +33,18 @@ def keep(owner: Droppable) -> None:
     _kept.add(owner)
 
 
-def fork_for(owner: Droppable) -> int:
-    """Fork; the child drops everything but `owner`. Returns the child's pid, 0 in the child."""
-    global _spared
-    _spared = owner
+def fork_for(owner: Droppable, pids: list[int]) -> None:
+    """Fork; the child drops everything but `owner`. Appends the child's pid to `pids`, 0 in the child: forking and noting it
+    are one step, so that no interruption leaves a child that nobody knows, and will reap."""
+    _forking.spared = owner
     try:
-        return os.fork()
+        pids.extend(starmap(os.fork, ((),)))
     finally:
-        _spared = None
+        _forking.spared = None
 
 
 def _drop_all() -> None:
+    spared = getattr(_forking, "spared", None)
     for owner in list(_kept):
-        if owner is not _spared:
+        if owner is not spared:
             owner.drop()

@@ -145,7 +145,6 @@ class Loader:
         self._begun = False  # an iteration of this epoch was begun: another begins the next epoch
         self._bad: list[Bad] = []
         self._n_bad = 0
-        weakref.finalize(self, Engine.close, self._engine)
 
     # -- setting up ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +180,7 @@ class Loader:
         with ExitStack() as on_error:
             on_error.callback(crew.close)
             engine = Engine(self.order, layout, memory, crew, settings, n_first)
+            weakref.finalize(self, Engine.close, engine)  # before anything can come between
             on_error.pop_all()
             return layout, engine
 

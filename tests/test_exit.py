@@ -6,19 +6,21 @@ Each script runs in an interpreter of its own. The fixture `nothing_left` looks 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ringload import Closed, Loader
-from tests.conftest import mapped
+from tests.conftest import Injected, Times, mapped
 from tests.helpers import Truth, check, run, run_quietly
 
 BEGIN = """
@@ -28,7 +30,22 @@ from tests.helpers import Truth, check
 def make(n=400, **options):
     return ringload.Loader(Truth(n), 4, workers=2, start_method=sys.argv[1], ram_budget="200MB", **options)
 """
+pytestmark = pytest.mark.fault
+
 METHODS = pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+PROMPT_S = 30  # of a whole script, on a machine with much else to do
+ITERATING = """
+class Gated(Truth):
+    def load(self, index, rng, out):
+        if index >= 8: threading.Event().wait()
+        super().load(index, rng, out)
+def begin(l):
+    begun = threading.Event()
+    def f():
+        while True:
+            for b in l: begun.set()
+    threading.Thread(target=f, daemon=True).start(); begun.wait()
+"""
 
 ENDINGS = {
     "close": "l = make(); next(iter(l)); l.close()",
@@ -54,16 +71,38 @@ ENDINGS = {
     "closed while collected": "import weakref; l = make(); next(iter(l)); weakref.finalize(l, print, end=''); l = None",
     "a module holds it": "import types; m = types.ModuleType('m'); sys.modules['m'] = m; m.l = make(); next(iter(m.l))",
     "stdout is closed": "l = make(); next(iter(l)); l.close(); sys.stdout.close()",
+    "an exception that was caught is kept": "try:\n    for b in make(): raise ValueError\nexcept ValueError as e: kept = e",
+    "a generator is left": "def g():\n    with make() as l:\n        yield from l\nit = g(); next(it); it.close()",
+    "a finalizer closes": "class C:\n    def __del__(self): self.l.close()\nc = C(); c.l = make(); next(iter(c.l)); c.c = c",
+    "an exit handler closes": "import atexit; l = make(); atexit.register(l.close); next(iter(l))",
+    "an exit handler makes one": "import atexit; atexit.register(lambda: check(next(iter(make()))))",
+    "os._exit in a thread": "it = iter(make()); next(it); threading.Thread(target=os._exit, args=(0,)).start(); time.sleep(60)",
+    "exec": "it = iter(make()); next(it); os.execv(sys.executable, [sys.executable, '-c', ''])",
+    "the end while a daemon thread iterates": ITERATING + "l = make(restarts=None); begin(l)",
+    "the end while a daemon thread waits in next()": ITERATING + "l = ringload.Loader(Gated(100), 4, workers=2, "
+    "start_method=sys.argv[1], ram_budget='200MB', shuffle=False); begin(l)",
+    "sys.exit while a daemon thread iterates": ITERATING + "l = make(); begin(l); sys.exit(0)",
+    "a thread made it, and ended": (
+        "made = []\nt = threading.Thread(target=lambda: made.append(make())); t.start(); t.join()\n"
+        "for _ in range(2):\n    for b in made[0]: check(b)"
+    ),
+    "asyncio": (
+        "import asyncio\nasync def f():\n    with make() as l:\n        it = iter(l)\n"
+        "        for _ in range(150):\n            b = await asyncio.to_thread(next, it, None)\n            b and check(b)\n"
+        "asyncio.run(f())"
+    ),
 }
 
 
-@METHODS
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_an_ordinary_end_says_and_leaves_nothing(ending: str, method: str) -> None:
-    begin_s = time.monotonic()
-    run_quietly(BEGIN + ENDINGS[ending], method)
+def test_an_ordinary_end_says_and_leaves_nothing(ending: str, times: Times, injected: Injected) -> None:
+    methods = ["forkserver", "spawn", "fork"] * times(1, 5)
+    with ThreadPoolExecutor(2) as executor:  # as many as CPUs
+        for _ in executor.map(lambda method: run_quietly(BEGIN + ENDINGS[ending], method, timeout=PROMPT_S), methods):
+            pass
     assert not mapped()
-    assert time.monotonic() - begin_s < 30  # it did not wait for a time-out of anybody
+    injected("ends of the trainer, of every kind", len(methods))
 
 
 @METHODS
@@ -148,12 +187,21 @@ def test_ctrl_c_ends_with_its_traceback_alone(code: str, method: str) -> None:
 
 
 @METHODS
-def test_the_trainer_is_killed_while_producers_start(method: str) -> None:
-    for delay_s in (0.0, 0.02, 0.1, 0.2, 0.3):
-        process = start("l = make(); print('made', flush=True); next(iter(l)); time.sleep(60)", method)
-        time.sleep(delay_s)
+@pytest.mark.timeout(600)
+def test_the_trainer_is_killed_at_random_moments(method: str, times: Times, injected: Injected) -> None:
+    """While it makes a loader, while the producers start, while it iterates, while it closes."""
+    code = "print('running', flush=True)\nwhile True:\n    with make(40) as l:\n        for b in l: check(b)"
+    n = times(4, 100)
+
+    def kill(seed: int) -> str:
+        process = start(code, method)
+        time.sleep(random.Random(seed).uniform(0, 0.4))
         process.kill()
-        assert finish(process) == ""
+        return finish(process)
+
+    with ThreadPoolExecutor(2) as executor:
+        assert set(executor.map(kill, range(n))) == {""}
+    injected("kill -9 of the trainer at a random moment", n)
 
 
 def test_the_trainer_is_killed_while_producers_are_stopped() -> None:

@@ -106,15 +106,16 @@ class Channel:
     """The trainer's side: owns all descriptors of both directions."""
 
     def __init__(self) -> None:
-        self._fds: list[int] = []
-        try:
-            self._fds += (*_pipe(), *_pipe())
-            self._fds += (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE),)
-            self._fds += (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),)
-        except OSError:  # no descriptors left
-            self.close()
-            raise
-        self._tasks_out, self._tasks_in, self._results_out, self._results_in, self._free, self.filled = self._fds
+        fds: list[int] = []
+        self._closed = map(os.close, fds)  # each is taken and closed in one step, which nothing interrupts
+        self._tasks_out, self._tasks_in = _pipe()
+        fds += self._tasks_out, self._tasks_in
+        self._results_out, self._results_in = _pipe()
+        fds += self._results_out, self._results_in
+        self._free = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        fds.append(self._free)
+        self.filled = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        fds.append(self.filled)
         os.set_blocking(self._tasks_in, False)  # the write end is the trainer's alone: it never waits for producers
         os.set_blocking(self._results_out, False)
         os.set_blocking(self._results_in, False)  # a producer that finds it full rings first, then waits for room
@@ -192,8 +193,12 @@ class Channel:
 
     def close(self) -> None:
         """Close all descriptors. Again is nothing, or the rest, if it was interrupted."""
-        while self._fds:
-            os.close(self._fds.pop())
+        for _ in self._closed:
+            pass
+
+    def __del__(self) -> None:
+        if hasattr(self, "_closed"):
+            self.close()
 
 
 class ProducerEnd:

@@ -67,6 +67,8 @@ class Pool:
             data = np.frombuffer(pickle.dumps(job), np.uint8)
             self._segments = [Segment(0), *segments]
             self._segments[0].write(0, data)
+        self._ours: tuple[socket.socket | io.FileIO, ...] = ()  # what ties the server to this process
+        self._theirs: tuple[socket.socket | io.FileIO, ...] = ()  # the other ends, until the server has them
         self._pid_of_owner = os.getpid()
         self._server: subprocess.Popen[bytes] | _Forked | None = None
         self._ready = False
@@ -115,6 +117,7 @@ class Pool:
         Raises:
             Unending: a process does not end within `END_S`.
         """
+        _close(self._theirs)  # or this process, whose start of them was interrupted, would seem to be one of them
         event = Event([])
         deadline_s = time.monotonic() + END_S
         self._n_clears += 1
@@ -139,17 +142,18 @@ class Pool:
             elif self._server is not None:
                 self._send({"exit": True})  # so that the server reaps its producers: not every container has an init
                 self._end_server(kill=False)
+            else:
+                self._close_fds()  # an interruption came just before that
         finally:
             for segment in self._segments:
                 segment.close()
 
     def drop(self) -> None:
         """In a fork of the trainer: forget the producers, which belong to the parent."""
-        if self._server is not None:
-            if isinstance(self._server, subprocess.Popen):
-                self._server.returncode = 0  # not this process's child: nothing to wait for
-            self._server = None
-            self._close_fds()
+        if isinstance(self._server, subprocess.Popen):
+            self._server.returncode = 0  # not this process's child: nothing to wait for
+        self._server = None
+        self._close_fds()
 
     def _note(self, message: dict[str, Any], event: Event) -> bool:
         """Enter a message of the server into `event`. True: it was the answer to `clear`."""
@@ -167,10 +171,10 @@ class Pool:
         return message.get("cleared") == self._n_clears
 
     def _start_server(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        lifeline_out, self._lifeline = _pipe()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lifeline_out, lifeline_in = _pipe()
         self._alive, alive_in = _pipe()
-        self._socket = ours
+        self._ours, self._theirs = (self._socket, lifeline_in, self._alive), (theirs, lifeline_out, alive_in)
         layout = self._job.layout
         config = Config(
             socket=theirs.fileno(),
@@ -188,26 +192,55 @@ class Pool:
         )
         self._ready = False
         try:
-            self._server = self._fork_server(config) if self._method == "fork" else _exec_server(config)
-        except BaseException as error:
-            self._close_fds()
-            if isinstance(error, OSError):
-                raise refused("cannot start the server of the producers", error) from error
-            raise
-        finally:
-            for end in (theirs, lifeline_out, alive_in):
-                end.close()
+            if self._method == "fork":
+                self._fork_server(config)
+            else:
+                self._exec_server(config)
+        except OSError as error:
+            raise refused("cannot start the server of the producers", error) from error
+        finally:  # what was interrupted is ended by `close`
+            _close(self._theirs)
 
-    def _fork_server(self, config: Config) -> _Forked:
+    def _exec_server(self, config: Config) -> None:
+        code = "import sys; sys.path[:] = sys.argv[2:]; from ringload.workers.server import main; main()"
+        path = [os.path.abspath(entry) for entry in sys.path]
+        server = subprocess.Popen.__new__(subprocess.Popen)
+        try:
+            server.__init__(  # type: ignore[misc]
+                [sys.executable, "-c", code, json.dumps(asdict(config)), *path],
+                stdin=subprocess.DEVNULL,
+                env={"PYTHONHASHSEED": "0", **os.environ, **ONE_THREAD},
+                pass_fds=sorted({config.socket, *config.for_producers}),
+                start_new_session=True,
+            )
+        finally:
+            if server.pid is not None:  # an interruption may have come while there was a process already: it is to be reaped
+                self._server = server
+
+    def _fork_server(self, config: Config) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # or what they hold would be written twice
-        pid = forks.fork_for(self)
-        if pid:
-            return _Forked(pid)
+        pids: list[int] = []
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # not for a child that has yet to leave the group
+            forks.fork_for(self, pids)
+        finally:
+            if pids == [0]:
+                self._be_server(config, mask)
+            elif pids:
+                self._server = _Forked(pids[0])
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _be_server(self, config: Config, mask: set[int]) -> None:
+        """In the child. Does not return."""
         try:
             os.setsid()
-            self._close_fds()  # the trainer's ends: this process must not keep its own lifeline open
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _close(self._ours)  # this process must not keep its own lifeline open
+            kept, self._theirs = self._theirs, ()  # they are its own now: `drop` in its producers must close none of them
             become_server(config, self._job)
+            del kept
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
@@ -218,6 +251,7 @@ class Pool:
         server = self._server
         if server is None:
             return
+        _close(self._theirs)  # as in `clear`
         alive = self._alive.fileno()
         if not _hung_up(alive, time.monotonic() + (0.0 if kill else 1.0)):
             # The server was not reaped, so its number, which is also its group's, belongs to nobody else.
@@ -226,8 +260,8 @@ class Pool:
         gone = _hung_up(alive, time.monotonic() + END_S)
         pids = self.pids
         code = server.wait() if gone else server.poll()  # it may be the one that hangs
+        self.pids, self._server = [], None  # if an interruption comes before, the next one does it again
         self._close_fds()
-        self.pids, self._server = [], None  # last: if it was interrupted, the next one does it again
         if not gone:
             pids = [pid for pid in (server.pid, *pids) if Path(f"/proc/{pid}/exe").exists()]
             raise Unending(
@@ -253,8 +287,7 @@ class Pool:
             return b""
 
     def _close_fds(self) -> None:
-        for end in (self._socket, self._lifeline, self._alive):
-            end.close()  # again is nothing
+        _close(self._ours + self._theirs)
 
 
 class _Forked:
@@ -277,22 +310,14 @@ class _Forked:
 
 
 def _pipe() -> tuple[io.FileIO, io.FileIO]:
-    """Both ends of a pipe; each is closed once, whoever interrupts."""
+    """A pipe, whose ends close themselves where an interruption leaves them to nobody, and are never closed twice."""
     out, into = os.pipe2(os.O_CLOEXEC)
     return io.FileIO(out), io.FileIO(into, "w")
 
 
-def _exec_server(config: Config) -> subprocess.Popen[bytes]:
-    code = "import sys; sys.path[:] = sys.argv[2:]; from ringload.workers.server import main; main()"
-    path = [os.path.abspath(entry) for entry in sys.path]
-    environment = {"PYTHONHASHSEED": "0", **os.environ, **ONE_THREAD}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(asdict(config)), *path],
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        pass_fds=sorted({config.socket, *config.for_producers}),
-        start_new_session=True,
-    )
+def _close(ends: tuple[socket.socket | io.FileIO, ...]) -> None:
+    for end in ends:
+        end.close()
 
 
 def _readable(fd: int, deadline_s: float) -> bool:

@@ -1,0 +1,212 @@
+"""close(): from everywhere, at any moment, as often as one likes. It returns at once, and within a second nothing is left.
+
+Whoever is inside `next()` meanwhile gets Closed, or the batch that it was about to get, which stays right.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from ringload import Batch, Closed, Loader
+from tests.conftest import Injected, Times
+from tests.helpers import Truth, check
+from tests.moments import Moment, gone, moments
+
+pytestmark = pytest.mark.fault
+
+METHODS = pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+PROMPT_S = 8.0  # the shortest time-out that a close could be waiting for is 10 s
+
+
+class Gated(Truth):
+    """Samples from 8 on take for ever, unless the producer is ended."""
+
+    def load(self, index: int, rng: Any, out: Any) -> None:
+        if index >= 8:
+            threading.Event().wait()
+        super().load(index, rng, out)
+
+
+def make(source: Any = None, **options: Any) -> Loader:
+    options = {"workers": 2, "ram_budget": "150MB", "start_method": "fork", "restarts": None, **options}
+    return Loader(source or Truth(400), 4, **options)
+
+
+def go_on(made: Loader, kept: list[Batch], ends: list[BaseException], begun: threading.Event) -> None:
+    """Iterate until that is over, and tell how it ended."""
+    try:
+        while True:
+            for batch in made:
+                check(batch)
+                kept[:] = [batch]
+                begun.set()
+    except BaseException as error:
+        ends.append(error)
+    finally:
+        begun.set()
+
+
+@pytest.fixture
+def iterating() -> Iterator[Callable[[Loader], tuple[threading.Thread, list[Batch], list[BaseException]]]]:
+    """A function that has a thread of its own iterate a loader, and returns when it has its first batch."""
+    threads = []
+
+    def start(made: Loader) -> tuple[threading.Thread, list[Batch], list[BaseException]]:
+        kept: list[Batch] = []
+        ends: list[BaseException] = []
+        begun = threading.Event()
+        thread = threading.Thread(target=go_on, args=(made, kept, ends, begun), daemon=True)
+        threads.append(thread)
+        thread.start()
+        assert begun.wait(60)
+        return thread, kept, ends
+
+    yield start
+    for thread in threads:
+        thread.join(PROMPT_S)
+        assert not thread.is_alive(), "a thread still waits in next() of a closed loader"
+
+
+@pytest.mark.timeout(600)
+@METHODS
+def test_four_threads_close_while_a_fifth_iterates(method: Any, iterating: Any, times: Times, injected: Injected) -> None:
+    rng, n = random.Random(1), times(8, 150)
+    for _ in range(n):
+        made = make(start_method=method)
+        iterator, kept, ends = iterating(made)
+        together = threading.Barrier(4)
+        errors: list[Any] = []
+
+        def close(made: Loader = made, together: Any = together, errors: Any = errors, delay_s: float = 0.0) -> None:
+            together.wait()
+            time.sleep(delay_s)
+            try:
+                made.close()
+            except BaseException:
+                errors.append(sys.exc_info()[1])
+
+        closers = [threading.Thread(target=close, kwargs={"delay_s": rng.choice([0, rng.uniform(0, 0.01)])}) for _ in range(4)]
+        for closer in closers:
+            closer.start()
+        for thread in (*closers, iterator):
+            thread.join(PROMPT_S)
+            assert not thread.is_alive(), "close() or next() hangs"
+        assert errors == []
+        assert [type(error) for error in ends] == [Closed]
+        check(kept[0])
+        with pytest.raises(Closed):
+            next(iter(made))
+    injected("close() by four threads at once while a fifth is in next()", n)
+
+
+@pytest.mark.parametrize("source", [Truth(400), Gated(400)], ids=["busy", "waiting"])
+def test_a_signal_handler_closes_at_random_moments(source: Any, times: Times, injected: Injected) -> None:
+    rng, n, n_within = random.Random(2), times(15, 200), 0
+    made: Loader | None = None
+
+    def close(number: int, frame: Any) -> None:
+        if made is not None:
+            made.close()
+
+    previous = signal.signal(signal.SIGALRM, close)
+    try:
+        for _ in range(n):
+            with make(source, shuffle=False) as made:
+                begin_s = time.monotonic()
+                try:
+                    while True:
+                        for batch in made:
+                            check(batch)
+                            if batch.number == 1:  # of `Gated`, there is no other
+                                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.01))
+                except Closed:
+                    n_within += 1
+                assert time.monotonic() - begin_s < PROMPT_S  # it was woken, and did not wait to look
+                made.close()
+            made = None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert n_within == n
+    injected("close() by a signal handler during next()", n)
+
+
+def test_a_close_comes_at_every_moment_of_another(times: Times, injected: Injected) -> None:
+    """As by a signal handler, or another thread: the first one may hold the lock, and half of it may be closed already."""
+
+    def begun() -> Loader:
+        made = make()
+        check(next(iter(made)))
+        return made
+
+    at = list(moments(begun().close, times(25, 10_000)))
+    for k in at:
+        made = begun()
+        with Moment(k, made.close):
+            made.close()
+        made.close()
+        del made
+        assert not gone()
+    injected("close() at every moment of another close()", len(at))
+
+
+class Holder:
+    """An object of a user's whose finalizer closes a loader."""
+
+    def __init__(self, made: Loader) -> None:
+        self.made = made
+        self.itself = self  # so that the garbage collector finalizes it, at a moment of its own
+
+    def __del__(self) -> None:
+        self.made.close()
+
+
+@METHODS
+def test_a_finalizer_closes(method: Any) -> None:
+    holder = Holder(make(start_method=method))
+    iterator = iter(holder.made)
+    check(next(iterator))
+    gone = weakref.ref(holder)
+    del holder
+    gc.collect()
+    assert gone() is None
+    with pytest.raises(Closed):
+        next(iterator)
+
+
+def test_the_garbage_collector_closes_while_another_is_in_next(iterating: Any, times: Times, injected: Injected) -> None:
+    """The loader is dropped by all but the thread that iterates: that goes on; then by it too: then it is closed."""
+    n = times(3, 50)
+    for _ in range(n):
+        made = make()
+        gone = weakref.ref(made)
+        thread, _, ends = iterating(made)
+        holder = Holder(made)
+        del made, holder
+        gc.collect()
+        thread.join(PROMPT_S)
+        assert [type(error) for error in ends] == [Closed]
+        ends.clear()  # their tracebacks hold it
+        gc.collect()
+        assert gone() is None
+    injected("close() by the garbage collector while another thread is in next()", n)
+
+
+def test_a_close_during_close_by_a_with_block() -> None:
+    with suppress(Closed), make() as made:
+        iterator = iter(made)
+        for _ in range(3):
+            check(next(iterator))
+            made.close()
+            made.close()

@@ -1,0 +1,304 @@
+"""Ctrl-C at every moment of every call, and to the whole process group. Who catches it goes on with the right batch, or
+closes, and nothing is left; who does not sees its traceback and no other.
+
+Python delivers an interruption between two steps of whatever is being executed. One that comes while `next()` hands a batch
+over takes that batch with it (as it would from any iterator): the loader has counted it, and `position` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ringload import Loader
+from tests.conftest import Injected, Times, descriptors
+from tests.helpers import Truth, check
+from tests.moments import Moment, gone, interrupt, moments
+
+pytestmark = pytest.mark.fault
+
+METHODS = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+Order = list[list[np.ndarray]]
+
+
+def make(n: int = 400, **options: Any) -> Loader:
+    options = {"workers": 2, "ram_budget": "200MB", "start_method": "fork", "restarts": None, "seed": 3, **options}
+    return Loader(Truth(n), 4, **options)
+
+
+class Iterating:
+    """Iterates a loader, whatever interrupts it, and verifies that each batch is the one that is due."""
+
+    def __init__(self, made: Loader) -> None:
+        self.made = made
+        with make(len(made.source), workers=0) as alone:  # the truth
+            self.order = [[batch.index.copy() for batch in alone] for _ in range(3)]
+        self.due = (0, 0)
+        self.n_lost = 0
+        self.iterator = iter(made)
+
+    def next(self) -> None:
+        batch = next(self.iterator, None)
+        if batch is None:
+            self.iterator = iter(self.made)
+            return self.next()
+        assert (batch.epoch, batch.number) == self.due
+        np.testing.assert_array_equal(check(batch), self.order[self.due[0]][self.due[1]])
+        self.due = self.after()
+        return None
+
+    def after(self) -> tuple[int, int]:
+        epoch, number = self.due
+        return (epoch, number + 1) if number + 1 < len(self.made) else (epoch + 1, 0)
+
+    def interrupted(self) -> None:
+        """At most the batch that was being handed over is gone, and then the loader says so."""
+        now = (self.made.epoch, self.made.position)
+        assert now in (self.due, self.after())
+        self.n_lost += now != self.due
+        self.due = now
+        if self.due[0] == 2:
+            self.made.set_epoch(0)
+            self.due = (0, 0)
+            self.iterator = iter(self.made)
+
+
+def interrupted_at(k: int, call: Callable[[], Any]) -> None:
+    with suppress(KeyboardInterrupt), Moment(k, interrupt):
+        call()
+
+
+@pytest.mark.timeout(600)
+def test_next_is_interrupted_at_every_moment(times: Times, injected: Injected) -> None:
+    with make() as made:
+        trial = Iterating(made)
+        trial.next()
+        at = list(moments(trial.next, 10_000)) * times(1, 10)
+        for k in at:
+            interrupted_at(k, trial.next)
+            trial.interrupted()
+            for _ in range(3):
+                trial.next()
+        assert trial.n_lost <= 2 * times(1, 10), trial.n_lost
+    injected("Ctrl-C at every moment of next()", len(at))
+
+
+@pytest.mark.timeout(600)
+def test_a_reset_is_interrupted_at_every_moment(times: Times, injected: Injected) -> None:
+    """The call after an interruption, which starts the producers anew, and is interrupted too."""
+    with make() as made:
+        trial = Iterating(made)
+
+        def twice() -> None:
+            made._engine._torn = True  # as an interruption leaves it
+            trial.next()
+
+        at = list(moments(twice, times(40, 10_000)))
+        for k in at:
+            made._engine._torn = True
+            interrupted_at(k, trial.next)
+            trial.interrupted()
+            for _ in range(2):
+                trial.next()
+    injected("Ctrl-C at every moment of a reset", len(at))
+
+
+CALLS: dict[str, Callable[[Loader], Any]] = {
+    "iter": iter,
+    "stats": lambda made: made.stats,
+    "set_epoch": lambda made: made.set_epoch(1),
+    "load_state_dict": lambda made: made.load_state_dict({**made.state_dict(), "epoch": 1, "position": 7}),
+    "release": lambda made: next(made._held).release(),
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CALLS)
+def test_other_calls_are_interrupted_at_every_moment(name: str, times: Times, injected: Injected) -> None:
+    call = CALLS[name]
+    with make() as made:
+        trial = Iterating(made)
+
+        def prepare() -> None:
+            made.set_epoch(0)
+            trial.iterator, trial.due = iter(made), (0, 0)
+            made._held = iter([next(trial.iterator) for _ in range(2)])
+
+        prepare()
+        at = list(moments(lambda: call(made), times(12, 10_000)))
+        for k in at:
+            prepare()
+            interrupted_at(k, lambda: call(made))
+            trial.due = (made.epoch, made.position)
+            trial.iterator = iter(made)
+            trial.due = (made.epoch, made.position)
+            for _ in range(2):
+                trial.next()
+        made._held = iter(())
+    injected(f"Ctrl-C at every moment of {name}", len(at))
+
+
+def test_a_close_is_interrupted_at_every_moment_and_the_next_one_goes_on(times: Times, injected: Injected) -> None:
+    def begun() -> Loader:
+        made = make()
+        check(next(iter(made)))
+        return made
+
+    before = descriptors()
+    at = list(moments(begun().close, times(25, 10_000)))
+    for k in at:
+        made = begun()
+        interrupted_at(k, made.close)
+        made.close()
+        assert descriptors() == before
+        del made
+        assert not gone()
+    injected("Ctrl-C at every moment of close()", len(at))
+
+
+@pytest.mark.timeout(600)
+def test_the_making_of_a_loader_is_interrupted_at_every_moment(times: Times, injected: Injected) -> None:
+    """Nothing is left."""
+    before, made = descriptors(), None
+
+    def construct() -> None:
+        nonlocal made
+        made = make()
+
+    at = list(moments(construct, times(50, 1500)))
+    for k in at:
+        made = None
+        interrupted_at(k, construct)
+        made = None
+        assert not gone()
+        assert descriptors() == before, k
+    injected("Ctrl-C at every moment of making a loader", len(at))
+
+
+# -- real signals, to the whole process group -------------------------------------------------------------------------
+
+UNCAUGHT = """
+import sys, os
+def swallowed(args):  # Python itself swallows what is raised in a finalizer
+    if args.exc_type is KeyboardInterrupt: os._exit(75)
+    sys.__unraisablehook__(args)
+sys.unraisablehook = swallowed
+from ringload import Loader
+from tests.helpers import Truth, check
+print("begun", flush=True)
+while True:
+    with Loader(Truth(400), 4, workers=2, start_method=sys.argv[1], ram_budget="200MB") as made:
+        for epoch in range(3):
+            for batch in made: check(batch)
+"""
+CAUGHT = """
+import gc, os, signal, sys
+import ringload
+from tests.moments import inside
+from tests.test_interrupts import Iterating, make
+n = effective = 0
+def handler(number, frame):
+    global n, effective
+    n += 1
+    if inside(frame):  # or the script would be interrupted where it catches
+        effective += 1
+        raise KeyboardInterrupt
+sys.unraisablehook = lambda args: args.exc_type is KeyboardInterrupt or sys.__unraisablehook__(args)
+made = make(start_method=sys.argv[1])
+trial = Iterating(made)
+signal.signal(signal.SIGINT, handler)
+print("begun", flush=True)
+while n < int(sys.argv[2]):
+    try:
+        trial.next()
+        if trial.due[0] == 2: raise KeyboardInterrupt  # from the beginning
+    except KeyboardInterrupt:
+        while True:
+            try:
+                trial.interrupted()
+                break
+            except KeyboardInterrupt:
+                pass
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+for _ in range(20): trial.next() if trial.due[0] < 2 else trial.interrupted()
+made.close()
+assert made.stats.n_samples
+print(effective)
+"""
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a script in a process group of its own, and wait until it has begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def interrupt_group(method: str, seed: int) -> tuple[int, str, int]:
+    """One Ctrl-C, or two, at a random moment of a script that does not catch it: (exit status, stderr, how many)."""
+    rng = random.Random(seed)
+    process = start(UNCAUGHT, method)
+    time.sleep(rng.uniform(0, 0.5))
+    os.killpg(process.pid, signal.SIGINT)
+    n = 1 + seed % 2
+    if n == 2:
+        time.sleep(rng.choice([0, rng.uniform(0, 0.01)]))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=9)  # less than any time-out of ringload's
+    return process.returncode, said, n
+
+
+@METHODS
+@pytest.mark.timeout(900)
+def test_ctrl_c_at_random_moments_shows_one_traceback(method: str, times: Times, injected: Injected) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        ends = list(executor.map(lambda seed: interrupt_group(method, seed), range(times(6, 200))))
+    for status, said, n in ends:
+        if status == 75:
+            continue
+        assert status == -signal.SIGINT, said
+        assert said.rstrip().endswith("KeyboardInterrupt"), said
+        assert 1 <= said.count("Traceback") <= n, said  # the second one may come while the loader is closed for the first
+        assert not re.search(r"workers/(server|worker)\.py|^\w*Error\b", said, re.MULTILINE), said
+    for n in (1, 2):
+        injected(f"Ctrl-C at a random moment, {('once', 'twice in quick succession')[n - 1]}", sum(end[2] == n for end in ends))
+
+
+@METHODS
+@pytest.mark.timeout(600)
+def test_who_catches_ctrl_c_goes_on_with_the_right_batch(method: str, times: Times, injected: Injected) -> None:
+    rng, n = random.Random(4), times(30, 600)
+    process = start(CAUGHT, method, n)
+    while process.poll() is None:
+        for _ in range(rng.choice([1, 1, 2])):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+        time.sleep(rng.choice([rng.uniform(0, 0.002), rng.uniform(0, 0.06)]))
+    effective, said = process.communicate(timeout=9)
+    assert said == ""
+    assert process.returncode == 0
+    assert int(effective) > n // 4
+    injected("Ctrl-C that is caught, at a random moment", int(effective))
