@@ -56,7 +56,7 @@ def ring_of(ring_bytes: int, workers: int = 2) -> Loader:
         out["x"][:] = index % 251 + 1
 
     budget_bytes = int(ring_bytes * (1 + (workers + 1) / 512)) + (64 << 20) + workers * (25 << 20) + (3 << 20)
-    options: dict[str, Any] = {"fields": {"x": ((1_000_000,), "uint8")}, "n_samples": 10_000, "workers": workers}
+    options: dict[str, Any] = {"fields": {"x": ((1_000_000,), "uint8")}, "n_samples": 100_000, "workers": workers}
     return Loader(load, 4, ram_budget=budget_bytes, **options)
 
 

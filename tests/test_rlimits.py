@@ -25,7 +25,7 @@ from ringload import Batch, Loader, RingloadError
 from tests.conftest import Injected, Times, descriptors, leftovers
 from tests.ram import ROOT
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]  # many interpreters, under --stress
 
 METHODS = ["forkserver", "spawn", "fork"]
 MB = 1 << 20
