@@ -53,7 +53,7 @@ def sleep_in_c() -> None:
 
 
 WAYS: dict[str, tuple[Callable[[], Any], str]] = {  # name -> what a user's function does, what the message says of it
-    "SIGKILL": (kill_oneself(signal.SIGKILL), "SIGKILL: killed by hand or by another program"),
+    "SIGKILL": (kill_oneself(signal.SIGKILL), "SIGKILL: "),
     "SIGTERM": (kill_oneself(signal.SIGTERM), "SIGTERM: somebody asked it to end"),
     "SIGSEGV": (segfault, "SIGSEGV: a crash in native code"),
     "SIGABRT": (os.abort, "SIGABRT: native code gave up"),
@@ -177,6 +177,18 @@ def first(iterator: Iterator[Batch]) -> list[dict[str, bytes]]:
             return content([next(iterator)])
         except Stalled:
             continue
+
+
+def rest(iterator: Iterator[Batch]) -> list[dict[str, bytes]]:
+    """All batches that are left, however slowly they go on."""
+    found = []
+    while True:
+        try:
+            found += content([next(iterator)])
+        except Stalled:
+            continue
+        except StopIteration:
+            return found
 
 
 def stall(iterator: Iterator[Batch], said: str) -> tuple[list[dict[str, bytes]], str]:

@@ -146,7 +146,8 @@ def test_too_many_deaths_are_an_error_that_names_the_last(injected: Injected) ->
         with pytest.raises(ProducerDied, match=r"restarts=3 deaths within a minute, 4 in all") as caught:
             next(iter(made))
         assert caught.value.pid > 0
-        assert caught.value.cause.startswith("SIGKILL: killed by hand")
+        assert caught.value.cause.startswith("SIGKILL: ")
+        assert "killed by hand" in caught.value.cause
         assert len(caught.value.samples) == 1
         assert f"pid {caught.value.pid}" in str(caught.value)
         assert f"sample {caught.value.samples[0]}" in str(caught.value)
