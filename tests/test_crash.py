@@ -48,8 +48,14 @@ def expected() -> list[dict[str, bytes]]:
         return epochs(made, 3)
 
 
-@pytest.mark.parametrize("kind", [Deadly, DeadlyRows])
-@pytest.mark.parametrize("way", WAYS)
+KINDS_AND_WAYS = [
+    pytest.param(kind, way, marks=[pytest.mark.stress] if kind is DeadlyRows and way not in ("SIGKILL", "SIGSEGV") else [])
+    for kind in (Deadly, DeadlyRows)
+    for way in WAYS
+]
+
+
+@pytest.mark.parametrize(("kind", "way"), KINDS_AND_WAYS)
 def test_who_dies_once_changes_nothing(way: str, kind: Any, tmp_path: Path, expected: Any, injected: Injected) -> None:
     with loader(kind(way, {0, 7, 31, 59}, tmp_path)) as made:
         assert epochs(made, 3) == expected
@@ -62,11 +68,6 @@ CREWS = [
     pytest.param(workers, method, marks=[pytest.mark.stress] if workers * (method == "spawn") > 2 else [])
     for workers in (1, 2, 5, 13)
     for method in METHODS
-]
-KINDS_AND_WAYS = [
-    pytest.param(kind, way, marks=[pytest.mark.stress] if kind is DeadlyRows and way not in ("SIGKILL", "SIGSEGV") else [])
-    for kind in (Deadly, DeadlyRows)
-    for way in WAYS
 ]
 
 
