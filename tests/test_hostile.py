@@ -24,7 +24,7 @@ from tests.helpers import check, photo
 from tests.hostile import CASES, HEIGHT, NAMES, THE_BAD, WIDTH, Hostile
 from tests.hostile_functions import ATTACKS, IN_A_PROCESS_OF_ITS_OWN, Attacked, SlowToStart
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
 MODES = pytest.mark.parametrize("on_error", ["raise", "skip", "replace"])
 N_GOOD = 7

@@ -26,7 +26,7 @@ from ringload.workers.crew import TICK
 from tests.conftest import Injected, Times
 from tests.helpers import Truth, check, run_quietly, truth
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
 N, BATCH = 140, 7  # rows whose fields end at no multiple of 64 bytes
 
@@ -81,7 +81,6 @@ class Finalized:
         self.batch.release()
 
 
-@pytest.mark.timeout(600)
 def test_leases_end_in_random_order_by_random_threads(times: Times, injected: Injected) -> None:
     n_leases, rng = times(500, 10_000), random.Random(1)
     todo: queue.SimpleQueue[tuple[Callable[[Any], None], Any] | None] = queue.SimpleQueue()
