@@ -240,17 +240,19 @@ OF_PRODUCERS = [  # all between a task's claim and its report, and a producer's 
     *(Filler._make_good, Filler._bad, Filler._where),
 ]
 OF_SERVERS = [
-    *(become_server, arm_lifeline, Server.__init__, Server.serve, Server._obey, Server._start, Server._fork),
-    *(Server._reap, Server._send, Server._reserve_some),
+    *(become_server, arm_lifeline, Server.__init__, Server.serve, Server._obey, Server._start, Server._start_one),
+    *(Server._fork, Server._reap, Server._send, Server._reserve_some),
 ]
 UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
-    worker.run: 3,  # a source that does not start
+    worker.run: 6,  # a ring that cannot be mapped, a source that does not start
     worker.as_text: 4,  # texts that are too long
     ProducerEnd._write: 3,  # a pipe that is full: in test_stalls
     Filler._load_row: 3,  # a sample that is known to kill, a load() that does not do what it should
     Filler._where: 2,  # a describe() that raises
     become_server: 1,  # what a fresh interpreter imports
     arm_lifeline: 1,  # the trainer was killed in between: in test_exit
+    Server._start: 3,  # no process can be started
+    Server._start_one: 4,
     Server._fork: 5,  # BaseException in a user's function
     Server._send: 2,  # a trainer that is gone
     Server._reserve_some: 5,  # no more memory
