@@ -7,6 +7,7 @@ ends the run; with `--report FILE` it is written there, between two lines that s
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import time
@@ -24,6 +25,8 @@ from tests.helpers import photo
 
 Injected = Callable[..., None]  # injected(what, n, lost=0)
 Times = Callable[[int, int], int]  # times(in make test, in make stress)
+LONGEST = ("test_soak.py", "test_kills.py")  # of make stress
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000  # of sched.h and sys/mount.h
 INJECTED = "injected"  # the name of a property of a test
 REPORT_BEGIN, REPORT_END = "<!-- begin: written by make stress -->", "<!-- end -->"
 
@@ -37,8 +40,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--report", type=Path, metavar="FILE", help="write the table of what was injected into FILE")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
+        have_a_dev_shm_of_our_own()
+
+
+def have_a_dev_shm_of_our_own() -> None:
+    """So that what the other worker's tests have there for a moment is not taken for what a test of this one has left."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for done in (
+        libc.unshare(CLONE_NEWNS),
+        libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None),
+        libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, None),
+    ):
+        if done != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--stress"):
+    if config.getoption("--stress"):
+        items.sort(key=lambda item: item.path.name not in LONGEST)  # first, and so side by side
+    else:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("stress")])
         items[:] = [item for item in items if not item.get_closest_marker("stress")]
 
