@@ -70,7 +70,9 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     losses: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
-            for what, n, lost in (value for name, value in getattr(report, "user_properties", ()) if name == INJECTED):
+            if getattr(report, "when", "") != "call":  # the reports of a test's setup and teardown have the same
+                continue
+            for what, n, lost in (value for name, value in report.user_properties if name == INJECTED):
                 counts[what] += n
                 losses[what] += lost
     if not counts:

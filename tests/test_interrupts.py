@@ -15,7 +15,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +50,8 @@ class Iterating:
         self.due = (0, 0)
         self.n_lost = 0
         self.taken: Batch | None = None
-        self.iterator = iter(made)
+        self.iterator: Iterator[Batch] = iter(made)
+        self.goes_back = False  # to the beginning: an interruption may come before or after the loader is there
 
     def next(self) -> None:
         self.take()
@@ -60,6 +61,7 @@ class Iterating:
         self.taken = None
         self.taken = next(self.iterator, None)
         if self.taken is None:
+            self.iterator = iter(())  # an interruption within iter() may have ended the old one
             self.iterator = iter(self.made)
             self.taken = next(self.iterator)
 
@@ -78,14 +80,18 @@ class Iterating:
         """At most the batch that was being handed over is gone, and then the loader says so."""
         if self.taken is not None:  # the interruption came late, or not at all
             self.verify()
-        now = (self.made.epoch, self.made.position)
-        assert now in (self.due, self.after())
-        self.n_lost += now != self.due
-        self.due = now
+        if not self.goes_back:
+            now = (self.made.epoch, self.made.position)
+            assert now in (self.due, self.after())
+            self.n_lost += now != self.due
+            self.due = now
         if self.due[0] == 2:
+            self.goes_back = True
+        if self.goes_back:
             self.made.set_epoch(0)
             self.due = (0, 0)
             self.iterator = iter(self.made)
+            self.goes_back = False
 
 
 def interrupted_at(k: int, call: Callable[[], Any]) -> None:
@@ -222,10 +228,9 @@ import gc, os, signal, sys
 import ringload
 from tests.moments import inside
 from tests.test_interrupts import Iterating, make
-n = effective = 0
+effective = 0
 def handler(number, frame):
-    global n, effective
-    n += 1
+    global effective
     if inside(frame):  # or the script would be interrupted where it catches
         effective += 1
         raise KeyboardInterrupt
@@ -234,7 +239,7 @@ made = make(start_method=sys.argv[1])
 trial = Iterating(made)
 signal.signal(signal.SIGINT, handler)
 print("begun", flush=True)
-while n < int(sys.argv[2]):
+while effective < int(sys.argv[2]):
     try:
         trial.next()
         if trial.due[0] == 2: raise KeyboardInterrupt  # from the beginning
@@ -312,5 +317,5 @@ def test_who_catches_ctrl_c_goes_on_with_the_right_batch(method: str, times: Tim
     effective, said = process.communicate(timeout=9)
     assert said == ""
     assert process.returncode == 0
-    assert int(effective) > n // 4
+    assert int(effective) >= n
     injected("Ctrl-C that is caught, at a random moment", int(effective))

@@ -134,7 +134,8 @@ def lowered_while_reserving(group: Group) -> None:
             with suppress(OSError):  # the server was faster
                 group.limit(group.own_bytes + 64_000_000)
                 break
-        pass_over(made, 10)
+        while not told and reserved_bytes() < made.plan().ring_bytes / 2:  # the server has yet to come to the limit
+            pass_over(made, 10)
         assert reserved_bytes() < made.plan().ring_bytes / 2
         print(made.stats.n_restarts, *(one.message for one in told))
 
