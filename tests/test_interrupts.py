@@ -420,7 +420,7 @@ def test_ctrl_c_at_random_moments_shows_one_traceback(method: str, times: Times,
     with ThreadPoolExecutor(2) as executor:
         ends = list(executor.map(lambda seed: interrupt_group(method, seed), range(times(6, 200))))
     for status, said, n in ends:
-        if status == 75:
+        if status == 75 or "lost sys.stderr" in said:  # the script was at its end: Python itself could not show it
             continue
         assert status == -signal.SIGINT, said
         assert said.rstrip().endswith("KeyboardInterrupt"), said
