@@ -198,7 +198,7 @@ def test_a_close_comes_when_all_is_done_and_the_lock_is_still_held(call: Any, in
     assert closer.ident is not None
     assert not gone()
     with pytest.raises(Closed):
-        next(iterator)
+        next(iter(made))
     injected("close() just before the lock is released", 1)
 
 

@@ -203,12 +203,14 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 import cv2, numpy as np, pandas as pd
 from ringload import ImageFrame, Loader
+from ringload.ring import memory
+memory.MAX_SLOTS = 4  # so few that most batches are cut by what a sample costs: into one task
 paths = [f"{sys.argv[1]}/{n}.png" for n in range(256)]
 for n, path in enumerate(paths):
     cv2.imwrite(path, np.full((4, 4, 3), n, np.uint8))
 source = ImageFrame(pd.DataFrame({"path": paths}), size=(4, 4), max_pixels=10_000)
-with Loader(source, 128, workers=1, epochs=4, ram_budget="300MB", start_method=sys.argv[2]) as made:
-    for _ in range(4):
+with Loader(source, 128, workers=1, epochs=20, ram_budget="300MB", start_method=sys.argv[2]) as made:
+    for _ in range(20):
         for batch in made:
             assert (batch["image"] == batch.index.reshape(-1, 1, 1, 1)).all()
 print("ok")
