@@ -181,5 +181,45 @@ def test_the_ring_needs_no_dev_shm(how: str, method: str, injected: Injected) ->
     injected(f"/dev/shm {how}", 1)
 
 
+PROC = {
+    "read-only": "mount --bind /proc /proc && mount -o remount,bind,ro /proc && ! test -w /proc/self/comm",
+    "without MemAvailable": 'sed /MemAvailable/d /proc/meminfo > "$0" && mount --bind "$0" /proc/meminfo',
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", PROC)
+def test_proc_may_be_otherwise(how: str, method: str, tmp_path: Path, injected: Injected) -> None:
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs root, and unshare of util-linux")
+    code = "import sys; from tests.test_rlimits import attempt; attempt(sys.argv[1])"
+    command = ["unshare", "--mount", "sh", "-c", f'{PROC[how]} && exec "$@"', str(tmp_path / "meminfo")]
+    assert said_by(command, code, method) == "ok\n"
+    injected(f"/proc {how}", 1)
+
+
+IMAGES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import cv2, numpy as np, pandas as pd
+from ringload import ImageFrame, Loader
+paths = [f"{sys.argv[1]}/{n}.png" for n in range(256)]
+for n, path in enumerate(paths):
+    cv2.imwrite(path, np.full((4, 4, 3), n, np.uint8))
+source = ImageFrame(pd.DataFrame({"path": paths}), size=(4, 4), max_pixels=10_000)
+with Loader(source, 128, workers=1, epochs=4, ram_budget="300MB", start_method=sys.argv[2]) as made:
+    for _ in range(4):
+        for batch in made:
+            assert (batch["image"] == batch.index.reshape(-1, 1, 1, 1)).all()
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_are_asked_for_ahead_as_far_as_they_can_be_open(method: str, tmp_path: Path, injected: Injected) -> None:
+    assert said_by([], IMAGES, tmp_path, method) == "ok\n"
+    injected("RLIMIT_NOFILE", 1)
+
+
 def test_this_process_has_kept_its_limits() -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
