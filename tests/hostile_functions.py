@@ -223,8 +223,12 @@ class ForksAndWaits(Truth):
 
 
 class CannotAskAhead(Truth):
+    def __init__(self, kind: type[Exception], *arguments: Any) -> None:
+        super().__init__(40)
+        self.kind, self.arguments = kind, arguments
+
     def prefetch(self, indices: np.ndarray) -> None:
-        raise FileNotFoundError(2, "No such file or directory", "gone.bin")
+        raise self.kind(*self.arguments)
 
 
 class Refused(Truth):

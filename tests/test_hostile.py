@@ -29,6 +29,7 @@ from tests.hostile_functions import (
     CannotAskAhead,
     ForksAndWaits,
     Refused,
+    Rude,
     SlowToStart,
 )
 
@@ -186,14 +187,15 @@ def test_a_fork_of_a_producer_is_no_second_one(where: str, tmp_path: Path, injec
     injected(f"os.fork in a source's {where}", 1)
 
 
-def test_who_cannot_ask_ahead_loads_without(injected: Injected, capfd: Any) -> None:
-    with Loader(CannotAskAhead(40), 8, workers=2, epochs=2, ram_budget="600MB") as made:
+@pytest.mark.parametrize(("error", "named"), [((FileNotFoundError, 2, "none", "gone.bin"), "'gone.bin'"), ((Rude,), "Rude: <")])
+def test_who_cannot_ask_ahead_loads_without(error: Any, named: str, injected: Injected, capfd: Any) -> None:
+    with Loader(CannotAskAhead(*error), 8, workers=2, epochs=2, ram_budget="600MB") as made:
         for _ in range(2):
             assert sum(len(check(batch)) for batch in made) == 40
         assert (made.stats.n_restarts, made.stats.n_bad) == (0, 0)
     said = capfd.readouterr().err
     assert 1 <= said.count(": RuntimeWarning: ") <= 2, said  # each producer, once
-    assert "gone.bin" in said
+    assert named in said
     injected("an exception in a source's prefetch", 1)
 
 

@@ -198,8 +198,8 @@ def test_an_interruption_of_popen_stays_one(monkeypatch: pytest.MonkeyPatch, inj
     injected("Ctrl-C at the beginning of Popen()", 2)
 
 
-@pytest.mark.parametrize("heard", [True, False], ids=["while it is heard", "before it is heard"])
-def test_an_interruption_makes_no_ring_small(heard: bool, monkeypatch: pytest.MonkeyPatch, injected: Injected) -> None:
+@pytest.mark.parametrize("when", ["before it is read", "when it is read", "when it is heard"])
+def test_an_interruption_makes_no_ring_small(when: str, monkeypatch: pytest.MonkeyPatch, injected: Injected) -> None:
     """The server tells once that all slots are reserved."""
     monkeypatch.setattr("ringload.loader.FIRST_BYTES", 1)
     with make(ram_budget="250MB") as made:
@@ -211,25 +211,34 @@ def test_an_interruption_makes_no_ring_small(heard: bool, monkeypatch: pytest.Mo
             while os.fstat(engine._crew._pool._job.ring_fd).st_blocks * 512 < engine._layout.n_bytes:
                 time.sleep(0.002)
         assert engine._n_reserved < n_slots
-        if heard:
-            really_heard = engine._crew.heard
+        if when == "before it is read":
+            engine._torn = True  # as an interruption leaves it
+        else:
+            really_heard, really_note = engine._crew.heard, Pool._note
 
-            def hear() -> Any:
+            def hear() -> Event:
                 event = really_heard()
                 if event.n_reserved == n_slots:
                     monkeypatch.undo()
                     raise KeyboardInterrupt
                 return event
 
-            monkeypatch.setattr(engine._crew, "heard", hear)
+            def note(pool: Pool, message: dict[str, Any], event: Event) -> bool:
+                if message.get("reserved") == n_slots:
+                    monkeypatch.undo()
+                    raise KeyboardInterrupt
+                return really_note(pool, message, event)
+
+            if when == "when it is read":
+                monkeypatch.setattr(Pool, "_note", note)
+            else:
+                monkeypatch.setattr(engine._crew, "heard", hear)
             with suppress(KeyboardInterrupt):
                 while engine._n_reserved < n_slots:
                     trial.next()
                     if trial.due[0] == 2:
                         trial.interrupted()
             assert engine._n_reserved < n_slots
-        else:
-            engine._torn = True  # as an interruption leaves it
         trial.interrupted()
         for _ in range(90):
             trial.next()

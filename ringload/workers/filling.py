@@ -176,7 +176,7 @@ class Filler:
 
     def _bad(self, index: int, error: Exception) -> Bad:
         text = _traceback_of(error) if self._calls_users else ""
-        return Bad(index, self._where(index), _reason_of(error), text)
+        return Bad(index, self._where(index), reason_of(error), text)
 
     def _where(self, index: int) -> str:
         describe = getattr(self._source, "describe", None)
@@ -190,7 +190,7 @@ def _claim_row(claim: Callable[[int, int, int], None], row: int, sample: int) ->
     claim(sample, row, row + 1)
 
 
-def _reason_of(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """`ValueError: what it says`, in one line; whatever the class of a user's does when it is asked."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -118,10 +118,10 @@ class Pool:
             Unending: a process does not end within `END_S`.
         """
         _close(self._theirs)  # or this process, whose start of them was interrupted, would seem to be one of them
-        if self._server is None:  # an interruption came after its end
+        event = Event([], self._n_reserved)  # again, should an interruption have come before this was heeded
+        if self._server is None:  # one came after its end
             self._close_fds()
-            return Event([])
-        event = Event([])
+            return event
         deadline_s = time.monotonic() + END_S
         self._n_clears += 1
         self._send({"clear": self._n_clears})

@@ -14,8 +14,8 @@ nobody who could still write to the ring: a process's memory is given up before 
 
 Messages are JSON, one a packet, on a socket pair:
     trainer: {"start": {n_producers, killers, careful}} | {"clear": n} | {"exit": true}
-    server:  {"ready": pid} | {"started": [pid, ...]} | {"died": [[producer, pid, status], ...]} | {"cleared": n}
-             | {"reserved": slots} | {"short": reason}
+    server:  {"ready": pid} | {"started": [pid, ...]} | {"died": [[producer, pid, status], ...]} | {"cleared": n,
+              "reserved": slots} | {"reserved": slots} | {"short": reason}
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Server:
             self._reap(list(self._children))
             if "exit" in message:
                 return False
-            self._send({"cleared": message["clear"]})
+            self._send({"cleared": message["clear"], "reserved": self._n_reported})  # the trainer may have lost that message
         return True
 
     def _start(self, message: dict[str, Any]) -> None:
@@ -184,7 +184,7 @@ class Server:
         except BudgetError as error:
             self._send({"reserved": first})
             self._send({"short": str(error)})
-            self._n_reserved = config.n_slots  # nothing more is tried
+            self._n_reported, self._n_reserved = first, config.n_slots  # nothing more is tried
             return
         self._n_reserved = stop
         if stop == config.n_slots or stop >= 2 * self._n_reported:

@@ -33,7 +33,7 @@ from ringload.ring.limits import be_taken_first
 from ringload.ring.ring import Bad
 from ringload.ring.slots import MAX_TASKS, Layout
 from ringload.shared import map_in, map_shared
-from ringload.workers.filling import Filler, OnError
+from ringload.workers.filling import Filler, OnError, reason_of
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class _Work:
         try:
             self._prefetch(indices)
         except Exception as error:  # whatever a user's function raises
-            warnings.warn(f"nothing is read ahead any more, as prefetch() raised {error!r}", RuntimeWarning, stacklevel=1)
             self._prefetch = None
+            warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=1)
 
     def _fill(self, task: Task, slot: dict[str, Any]) -> None:
         claim = partial(self._claims.write, self._producer, task.epoch, task.number)
