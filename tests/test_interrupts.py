@@ -252,7 +252,7 @@ def test_no_interruption_leaves_the_lock_taken(times: Times, injected: Injected)
     with make(workers=0) as made:
         engine = made._engine
         codes = {function.__code__ for function in (type(engine).settle, type(engine).close)}
-        n = 0
+        rng, n = random.Random(5), 0
 
         def handler(number: int, frame: Any) -> None:
             nonlocal n
@@ -262,10 +262,11 @@ def test_no_interruption_leaves_the_lock_taken(times: Times, injected: Injected)
 
         previous = signal.signal(signal.SIGALRM, handler)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 5e-5, 5e-5)
-            while n < times(300, 3000):
+            while n < times(1000, 10_000):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 2e-4))  # one at a time: a second may hit a `finally`
                 with suppress(KeyboardInterrupt):
-                    engine.settle()
+                    for _ in range(20):
+                        engine.settle()
                 assert not engine._lock.locked()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
