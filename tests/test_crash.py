@@ -267,7 +267,7 @@ def test_who_dies_while_it_asks_for_samples_ahead(expected: Any, injected: Injec
 # -- before any line --------------------------------------------------------------------------------------------------
 
 OF_PRODUCERS = [  # all between a task's claim and its report, and a producer's beginning
-    *(worker.run, _Work.forever, _Work._claim, _Work._fill, worker.as_text),
+    *(worker.run, _Work.forever, _Work._claim, _Work._ask, _Work._fill, worker.as_text),
     *(ProducerEnd.claim, ProducerEnd._take_token, ProducerEnd.done, ProducerEnd.bad, ProducerEnd._say, ProducerEnd._write),
     *(Claims.write, Claims.clear, Sampler.indices),
     *(Filler.fill, Filler.indices, Filler._any_killer, Filler._fill_at_once, Filler._load_rows_into, Filler._load_row),
@@ -279,6 +279,7 @@ OF_SERVERS = [
 ]
 UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     worker.run: 6,  # a ring that cannot be mapped, a source that does not start
+    _Work._ask: 3,  # a prefetch() that raises
     worker.as_text: 4,  # texts that are too long
     ProducerEnd._write: 3,  # a pipe that is full: in test_stalls
     Filler._load_row: 3,  # a sample that is known to kill, a load() that does not do what it should
