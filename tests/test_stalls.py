@@ -215,7 +215,7 @@ def test_who_waits_for_its_turn_takes_no_time_for_its_sample(
         assert stall(iterator, r"producer \d \(pid \d+\)")[0] == []
         assert made.stats.n_restarts == 0
         fcntl.lockf(ring, fcntl.LOCK_UN)
-        made._engine._settings = replace(made._engine._settings, stall_timeout=20)
+        made._engine._settings = replace(made._engine._settings, sample_timeout=20, stall_timeout=20)
         assert rest(iterator) == expected[:10]
     injected("waiting for the exclusive turn, longer than sample_timeout", 1)
     with loader(kind(tmp_path / "stuck"), sample_timeout=0.3) as made:
