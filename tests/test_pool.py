@@ -205,10 +205,18 @@ def test_nobody_spins_while_there_is_nothing_to_do(setup: Setup) -> None:
     pids = started(setup)
     hear(setup, lambda heard: heard.n_reserved == 6)
     processes = [psutil.Process(pid) for pid in [*pids, setup.pool.server_pid]]
-    time.sleep(0.5)  # they import and settle
-    before = [sum(process.cpu_times()[:2]) for process in processes]
+
+    def used_s() -> list[float]:
+        return [sum(process.cpu_times()[:2]) for process in processes]
+
+    deadline_s, before = time.monotonic() + 30, used_s()
+    time.sleep(0.3)
+    while before != (now := used_s()):  # they still import
+        assert time.monotonic() < deadline_s
+        before = now
+        time.sleep(0.3)
     time.sleep(1.0)
-    assert [sum(process.cpu_times()[:2]) for process in processes] == before
+    assert used_s() == before
 
 
 def test_producers_are_told_by_their_names(setup: Setup) -> None:
