@@ -122,12 +122,11 @@ def test_a_sample_that_kills_is_raised_or_replaced(way: str, kind: Any, expected
 def test_by_default_a_sample_that_kills_as_others_do_ends_the_run(way: str, kind: Any, injected: Injected) -> None:
     """It may be whoever sends the signals: so it is named as what was in hand, and not made bad."""
     n_before = oom_kills()
-    with Loader(kind(way, {7}), 6, workers=2, ram_budget="600MB", shuffle=False, on_error="skip") as made:
+    with Loader(kind(way, {7}), 6, workers=2, ram_budget="600MB", shuffle=False) as made:
         iterator = iter(made)
         assert check(next(iterator)).tolist() == list(range(6))
         with pytest.raises(RingloadError) as caught:
-            while True:
-                check(next(iterator))
+            next(iterator)
         if oom_kills() != n_before:
             pytest.skip("the kernel has killed somebody for want of memory meanwhile: then it is a suspect, too")
         error = caught.value

@@ -22,7 +22,7 @@ from ringload.workers.filling import MAX_REASON, MAX_TRACEBACK, MAX_WHERE, bound
 from tests.conftest import Injected, Times
 from tests.helpers import check, photo
 from tests.hostile import CASES, HEIGHT, NAMES, THE_BAD, WIDTH, Hostile
-from tests.hostile_functions import ATTACKS, IN_A_PROCESS_OF_ITS_OWN, Attacked, SlowToStart
+from tests.hostile_functions import ATTACKS, IN_A_PROCESS_OF_ITS_OWN, OF_A_ROW, Attacked, AttackedRows, SlowToStart
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
@@ -124,14 +124,23 @@ def told(bad: Any, source: Hostile, index: int, said: str) -> None:
 # -- users' functions -------------------------------------------------------------------------------------------------
 
 
-@MODES
-@pytest.mark.parametrize("workers", [0, 2])
+HOW = [
+    pytest.param(workers, kind, on_error, marks=[pytest.mark.stress] if is_more_of_the_same else [])
+    for kind in (Attacked, AttackedRows)
+    for on_error in ("raise", "skip", "replace")
+    for workers in (0, 2)
+    for is_more_of_the_same in [kind is AttackedRows and (on_error == "replace" or workers == 0)]
+]
+
+
+@pytest.mark.parametrize(("workers", "kind", "on_error"), HOW)
 def test_functions_that_do_what_they_should_not(
-    workers: int, on_error: Any, times: Times, injected: Injected, capfd: Any
+    workers: int, kind: Any, on_error: Any, times: Times, injected: Injected, capfd: Any
 ) -> None:
-    attacks = [name for name in ATTACKS if workers or name not in IN_A_PROCESS_OF_ITS_OWN] * times(1, 4)
+    names = ATTACKS.keys() - (OF_A_ROW if kind is AttackedRows else set()) - (set() if workers else IN_A_PROCESS_OF_ITS_OWN)
+    attacks = [name for name in ATTACKS if name in names] * times(1, 4)
     options: dict[str, Any] = {"shuffle": False, "epochs": 1, "max_bad": 10_000, "ram_budget": "600MB", "restarts": None}
-    with Loader(Attacked(attacks), 3, workers=workers, on_error=on_error, **options) as made:
+    with Loader(kind(attacks), 3, workers=workers, on_error=on_error, **options) as made:
         iterator = iter(made)
         for number, name in enumerate(attacks):
             said = ATTACKS[name][1]
