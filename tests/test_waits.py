@@ -16,7 +16,7 @@ from ringload import Batch, Loader
 from ringload.engine import MAX_LAG
 from ringload.ring import channel as channel_module
 from tests.conftest import Injected, Times
-from tests.deaths import METHODS, Gated, N, Slow, epochs, first_time, kill_all, loader, members, sleep_in_c
+from tests.deaths import Gated, N, Slow, epochs, first_time, kill_all, loader, members, sleep_in_c
 from tests.helpers import Truth, TruthRows, check, content, run_quietly
 
 pytestmark = pytest.mark.fault
@@ -86,7 +86,7 @@ def test_an_absent_trainer_costs_no_cpu(
     assert made.stats.n_restarts == 0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.stress), "fork"])
 def test_a_slow_trainer_costs_no_more_cpu_than_its_batches(
     method: Any, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
