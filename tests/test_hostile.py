@@ -225,15 +225,21 @@ def anonymous_bytes() -> list[int]:
     return [int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024 for status in statuses]
 
 
-def test_producers_hold_no_million_rows(photos: Path, times: Times) -> None:
+def test_producers_hold_no_million_rows(photos: Path, times: Times, injected: Injected) -> None:
     """A million rows take 60 MB and more as a frame, 8 MB and more as a column of addresses."""
-    used = []
-    for n in (24, times(300_000, 1_000_000)):
-        table = pd.read_csv(photos / "photos.csv").iloc[np.arange(n) % 24]
-        source = ImageFrame(table, label="multi", root=photos, size=(16, 16), max_pixels=10**6)
+    used, most = [], times(300_000, 10_000_000)
+    table = pd.read_csv(photos / "photos.csv")
+    with Loader(ImageFrame(table, root=photos, size=(16, 16)), 24, workers=0, shuffle=False) as made:
+        images = next(iter(made)).copy()["image"]
+    for n in (24, most):
+        source = ImageFrame(table.iloc[np.arange(n) % 24], label="multi", root=photos, size=(16, 16), max_pixels=10**6)
         with Loader(source, 8, workers=2, ram_budget="900MB") as made:
             iterator = iter(made)
             for _ in range(3):
-                next(iterator)
+                batch = next(iterator)
+                assert (batch["label"] == batch.index % 3).all()
+                for row, index in enumerate(batch.index % 24):
+                    np.testing.assert_array_equal(batch["image"][row], images[index])
             used.append(max(anonymous_bytes()))
     assert used[1] - used[0] < 2_000_000
+    injected("rows of a table", most)
