@@ -19,8 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,15 +30,15 @@ import psutil
 
 from ringload import Batch, Closed, Loader, SampleError
 from ringload.ring.guard import VARIABLE
-from tests.conftest import descriptors, leftovers
 from tests.helpers import Truth, check
 from tests.moments import inside
+from tests.soak_parts import METHODS, Beside, bytes_of, compare, own_bytes, sample, say
 from tests.soak_sources import SOURCES, STRIKE_ONCE
 
 HANG_S = 180  # a round takes seconds
 WARM_ROUNDS = 12  # until each decoder and allocator has taken what it keeps
+WARM_LOOKS = 30  # until one of each start method was among those that were looked at
 GROWTH_BYTES = 24 << 20  # the allocator's own noise over hours was 9 MB; a ring that leaked once a round is above it in ten
-METHODS: list[Any] = ["forkserver", "spawn", "fork", "fork"]
 Key = tuple[int, int]
 
 
@@ -51,33 +51,8 @@ class Round:
     options: dict[str, Any]
     expected: dict[Key, dict[str, bytes] | int]  # a batch's bytes, or the bad sample that is raised in its place
     n_epochs: int
-    method: str = ""
     due: Key = (0, 0)
     kept: list[tuple[Key, Batch]] = field(default_factory=list)
-
-
-class Beside:
-    """A second loader at the same time, which has the same faults, and its twin without producers."""
-
-    def __init__(self, rng: random.Random) -> None:
-        options: dict[str, Any] = {"seed": rng.randrange(1000), "stall_timeout": 60.0, "ram_budget": "600MB", "restarts": None}
-        workers, method = rng.choice([1, 2]), rng.choice(METHODS)
-        say(f"beside it, {workers} workers by {method}")
-        self.loaders = [
-            Loader(Truth(100), 10, workers=workers, start_method=method, **options),
-            Loader(Truth(100), 10, workers=0, **options),
-        ]
-        self.batches = [forever(loader) for loader in self.loaders]
-
-    def step(self) -> None:
-        batch, twin = map(next, self.batches)
-        check(batch)
-        compare(batch, content(twin))
-
-    def close(self) -> None:
-        self.batches.clear()
-        for loader in self.loaders:
-            loader.close()
 
 
 class Soak:
@@ -88,7 +63,7 @@ class Soak:
         self.photos, self.folder = photos, folder
         self.kinds: list[str] = []  # that are still to come before all come again
         self.beside: Beside | None = None
-        self.producers_bytes: dict[str, list[int]] = defaultdict(list)  # start method -> the largest process's, at times
+        self.largest_bytes: list[int] = []  # what the largest of the server and the producers had, at times
         self.counts: Counter[str] = Counter()
         self.interruptible = False
         self.errors: list[str] = []
@@ -153,10 +128,11 @@ class Soak:
         os.waitpid(pid, 0)
 
     def weigh(self, made: Round) -> None:
-        """Look at the largest process's memory."""
-        largest = max(map(own_bytes, psutil.Process().children(recursive=True)), default=0)
-        (weights := self.producers_bytes[made.method]).append(largest)
-        assert largest < max(weights[:WARM_ROUNDS]) + GROWTH_BYTES, f"memory of a producer by {made.method}: {weights}"
+        """Whether the memory of the server and the producers is flat."""
+        largest = self.largest_bytes
+        largest.append(max(map(own_bytes, psutil.Process().children(recursive=True)), default=0))
+        self.counts["looks at the producers' memory"] += 1
+        assert largest[-1] < max(largest[:WARM_LOOKS]) + GROWTH_BYTES, f"the largest producer's memory: {largest}"
 
     # -- a round ------------------------------------------------------------------------------------------------------
 
@@ -201,7 +177,7 @@ class Soak:
                     break
                 if isinstance(made.source, Truth):
                     check(batch)
-                made.expected[key] = content(batch)
+                made.expected[key] = bytes_of(batch)
 
     def open(self, made: Round) -> Loader:
         """A loader with producers, interrupted or not, that goes on where `made` is."""
@@ -210,7 +186,6 @@ class Soak:
         if self.rng.random() < 0.3:
             self.counts["second loaders at the same time"] += 1
             self.beside = Beside(self.rng)
-        made.method = method
         self.counts[f"loaders started by {method}"] += 1
         while True:
             try:
@@ -344,53 +319,9 @@ class Soak:
 FAULTS = ((Soak.kill, 0.04), (Soak.stop, 0.03), (Soak.ctrl_c, 0.08), (Soak.fork, 0.02), (Soak.weigh, 0.02))  # and their shares
 
 
-def forever(loader: Loader) -> Iterator[Batch]:
-    """Epoch after epoch."""
-    while True:
-        yield from loader
-
-
-def own_bytes(process: psutil.Process) -> int:
-    """What a process has written, and shares with no other: without the ring, and without what it has of a fork."""
-    n_bytes, in_ring = 0, False
-    with suppress(OSError):  # it ended
-        for line in Path(f"/proc/{process.pid}/smaps").read_text().splitlines():
-            word, *words = line.split()
-            if not word.endswith(":"):
-                in_ring = "memfd:ringload" in line
-            elif word == "Private_Dirty:" and not in_ring:
-                n_bytes += int(words[0]) * 1024
-    return n_bytes
-
-
-def content(batch: Batch) -> dict[str, bytes]:
-    return {"index": batch.index.tobytes()} | {name: array.tobytes() for name, array in batch.items()}
-
-
-def compare(batch: Batch, expected: Any) -> None:
-    found = content(batch)
-    wrong = [name for name in expected if found.get(name) != expected[name]]
-    assert not wrong, f"batch {batch.number} of epoch {batch.epoch} has other bytes in {wrong}"
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def _signal(process: psutil.Process, number: int) -> None:
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-
-
-def sample() -> dict[str, Any]:
-    """What has to be flat, but for RSS exactly."""
-    deadline_s = time.monotonic() + 2
-    while (left := leftovers(set())) and time.monotonic() < deadline_s:
-        gc.collect()
-        time.sleep(0.005)
-    shm = sorted(name for name in os.listdir("/dev/shm") if "mp-" not in name)  # multiprocessing's, of whom else runs here
-    n_fds = len(os.listdir("/proc/self/fd"))
-    return {"left": left, "fds": n_fds, "ours": descriptors(), "shm": shm, "threads": threading.active_count()}
 
 
 def main() -> None:
