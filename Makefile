@@ -20,7 +20,7 @@ test: .venv/installed
 	$(BIN)/pytest
 
 stress: .venv/installed
-	$(BIN)/pytest --stress -m fault --timeout 900 --numprocesses 2 --dist loadfile --no-loadscope-reorder --report RELIABILITY.md
+	$(BIN)/pytest --stress -m fault --timeout 900 --numprocesses 2 --dist loadfile --no-loadscope-reorder --report=RELIABILITY.md
 
 bench: .venv/installed data/photos/photos.csv
 	$(BIN)/python bench/roofline.py

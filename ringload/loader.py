@@ -140,7 +140,9 @@ class Loader:
         try:
             self._layout, self._engine = self._start(packed, settings, start_method)
         except OSError as error:
-            raise error if isinstance(error, RingloadError) else refused("cannot start", error) from error
+            if self.workers == 0 or isinstance(error, RingloadError):
+                raise  # the source's own, or in the right words already
+            raise refused("cannot start", error) from error
         self._iteration = 0  # the number of the present iteration
         self._begun = False  # an iteration of this epoch was begun: another begins the next epoch
         self._bad: list[Bad] = []

@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import resource
+from itertools import starmap
 
 import numpy as np
 
@@ -35,7 +36,10 @@ class Segment:
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
-        self.fd = os.memfd_create("ringload", os.MFD_CLOEXEC)
+        fds: list[int] = []
+        self._closed = map(os.close, fds)  # taken and closed in one step, which nothing interrupts; so it is made and noted
+        fds.extend(starmap(os.memfd_create, (("ringload", os.MFD_CLOEXEC),)))
+        self.fd = fds[0]
         try:
             os.ftruncate(self.fd, n_bytes)
         except OSError as error:  # RLIMIT_FSIZE counts memfds too
@@ -66,12 +70,11 @@ class Segment:
 
     def close(self) -> None:
         """Close the descriptor; mappings stay valid. Again is nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        for _ in self._closed:
+            pass
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
+        if hasattr(self, "_closed"):
             self.close()
 
 

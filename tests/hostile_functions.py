@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,3 +213,39 @@ class AttackedRows(Attacked, TruthRows):
 class SlowToStart(Truth):
     def start(self, producer: Any) -> None:
         time.sleep(0.5)  # as importing a framework does
+
+
+class ForksAndWaits(Truth):
+    """Its producer makes a fork of itself when it starts or first asks ahead, and waits for its end. Who loads is noted."""
+
+    def __init__(self, where: str, folder: Path) -> None:
+        super().__init__(40)
+        self.where, self.folder, self.forked = where, folder, False
+
+    def _fork(self, where: str) -> None:
+        if where == self.where and not self.forked:
+            self.forked = True
+            if (pid := os.fork()) != 0:
+                os.waitpid(pid, 0)
+
+    def start(self, producer: Any) -> None:
+        self._fork("start")
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        self._fork("prefetch")
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        super().load(index, rng, out)
+        (self.folder / str(os.getpid())).touch()
+
+
+class CannotAskAhead(Truth):
+    def prefetch(self, indices: np.ndarray) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "gone.bin")
+
+
+class Refused(Truth):
+    """Its start fails."""
+
+    def start(self, producer: Any) -> None:
+        raise ConnectionRefusedError(111, "the data set's server says no")

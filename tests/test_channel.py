@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,30 @@ def test_tokens_and_records_of_the_dead_are_forgotten(channel: Channel) -> None:
     assert channel.take_back() == []
     channel.post(*records(0, 2, 1, number=8))
     assert [task.number for task in channel.take_back()] == [8, 8]
+
+
+def test_the_beginning_of_a_record_of_the_dead_is_forgotten(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringload.ring.channel.READ_BYTES", 96)
+    end = ProducerEnd(channel.for_producers, 0, hints())
+    channel.post(*records(0, 2, 1))
+    tasks = [task for task in (end.claim(True), end.claim(True)) if task]
+    end.bad(tasks[0], 7, "w" * 150)
+    end.done(tasks[0], 0, 0)
+    with monkeypatch.context() as interrupted:
+        really, n = Channel._parse, iter(range(9))
+
+        def parse(self: Channel, *arguments: Any) -> None:
+            if next(n) == 1:  # a part of the text was read
+                raise KeyboardInterrupt
+            really(self, *arguments)
+
+        interrupted.setattr(Channel, "_parse", parse)
+        with pytest.raises(KeyboardInterrupt):
+            channel.results()
+    channel.results()
+    channel.empty()
+    end.done(tasks[1], 0.25, 0.5)
+    assert channel.results() == ([], [(0, 1, 1, 0.25, 0.5)])
 
 
 def test_done_rings_once_the_slot_is_complete(channel: Channel) -> None:

@@ -161,6 +161,47 @@ def test_a_close_comes_at_every_moment_of_another(times: Times, injected: Inject
     injected("close() at every moment of another close()", len(at))
 
 
+class Lock:
+    """An engine's lock. Something is done just before it is released, once."""
+
+    def __init__(self, lock: threading.Lock, act: Callable[[], Any]) -> None:
+        self.lock, self.act, self.acquire, self.locked = lock, act, lock.acquire, lock.locked
+
+    def release(self) -> None:
+        act, self.act = self.act, int
+        act()
+        self.lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+@pytest.mark.parametrize(
+    "call", [next, lambda iterator: iterator._loader.stats, lambda iterator: iterator._loader.set_epoch(1)]
+)
+def test_a_close_comes_when_all_is_done_and_the_lock_is_still_held(call: Any, injected: Injected) -> None:
+    made = make()
+    iterator = iter(made)
+    check(next(iterator))
+    closer = threading.Thread(target=made.close)
+
+    def close() -> None:
+        closer.start()
+        closer.join(PROMPT_S)
+        assert not closer.is_alive(), "close() hangs"
+
+    made._engine._lock = Lock(made._engine._lock, close)  # type: ignore[assignment]
+    call(iterator)
+    assert closer.ident is not None
+    assert not gone()
+    with pytest.raises(Closed):
+        next(iterator)
+    injected("close() just before the lock is released", 1)
+
+
 class Holder:
     """An object of a user's whose finalizer closes a loader."""
 

@@ -179,6 +179,40 @@ def test_too_many_deaths_are_an_error_that_names_the_last(injected: Injected) ->
     injected("a producer ends by SIGKILL while it loads", 4)
 
 
+class DiesAheadOf(Truth):
+    def __init__(self, n: int, index: int) -> None:
+        super().__init__(n)
+        self.index = index
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        if self.index in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DiesInRows(DiesAheadOf):
+    def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
+        self.prefetch(indices)
+        TruthRows.load_rows(self, indices, rngs, out)
+
+    load = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("kind", [DiesAheadOf, DiesInRows])
+def test_the_samples_of_a_death_are_real(kind: Any, shuffle: bool, injected: Injected) -> None:
+    """Also where several were in hand. The last batch, without shuffling that of the death, has padding."""
+    options: dict[str, Any] = {"shuffle": shuffle, "last": "pad", "workers": 1}
+    with loader(Truth(N + 2), **{**options, "workers": 0}) as made:
+        (batch,) = ({*check(batch)} for batch in made if N + 1 in batch.index)
+    with loader(kind(N + 2, N + 1), restarts=0, **options) as made:
+        with pytest.raises(ProducerDied) as caught:
+            list(made)
+        assert N + 1 in caught.value.samples
+        assert {*caught.value.samples} <= batch
+        assert all(type(sample) is int for sample in caught.value.samples)
+    injected("a producer ends by SIGKILL with several samples in hand", 1)
+
+
 def test_deaths_are_counted_within_a_minute(tmp_path: Path) -> None:
     with loader(Deadly("SIGKILL", {0, 7, 31, 59}, tmp_path), restarts=4) as made:
         epochs(made, 2)

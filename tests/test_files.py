@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -105,3 +106,28 @@ def test_no_more_files_are_open_than_allowed(file: Path, monkeypatch: pytest.Mon
         assert opened is not None
         os.close(opened[0])
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("slow_s", [10.0, 0.0], ids=["inline", "by threads"])
+def test_where_no_more_can_be_opened_the_rest_was_not_asked_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch, slow_s: float
+) -> None:
+    """Whoever asks ahead says nothing of a limit on open files: the file is opened when it is its turn."""
+    monkeypatch.setattr(files, "SLOW_OPEN_S", slow_s)
+    ahead = ReadAhead()
+    ahead.ask([(-1, str(file))])
+    for key in (-1, -2):  # the threads, if any, are there
+        ahead.ask([(key, str(file))])
+        os.close((ahead.take(key) or (-1, 0))[0])
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 4, hard))
+    try:
+        ahead.ask((key, str(file)) for key in range(20))
+        for key in range(20):
+            fd, _ = ahead.take(key) or open_regular(str(file))
+            os.close(fd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        ahead.close()

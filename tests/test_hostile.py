@@ -22,7 +22,17 @@ from ringload.workers.filling import MAX_REASON, MAX_TRACEBACK, MAX_WHERE, bound
 from tests.conftest import Injected, Times
 from tests.helpers import check, photo
 from tests.hostile import CASES, HEIGHT, NAMES, THE_BAD, WIDTH, Hostile
-from tests.hostile_functions import ATTACKS, IN_A_PROCESS_OF_ITS_OWN, OF_A_ROW, Attacked, AttackedRows, SlowToStart
+from tests.hostile_functions import (
+    ATTACKS,
+    IN_A_PROCESS_OF_ITS_OWN,
+    OF_A_ROW,
+    Attacked,
+    AttackedRows,
+    CannotAskAhead,
+    ForksAndWaits,
+    Refused,
+    SlowToStart,
+)
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
@@ -174,6 +184,34 @@ def test_who_is_slow_to_start_is_at_no_sample() -> None:
         assert made._engine._crew.in_hand() == {}
         assert sum(len(check(batch)) for batch in made) == 40
         assert made.stats.n_restarts == 0
+
+
+@pytest.mark.parametrize("where", ["start", "prefetch"])
+def test_a_fork_of_a_producer_is_no_second_one(where: str, tmp_path: Path, injected: Injected) -> None:
+    options: dict[str, Any] = {"workers": 1, "epochs": 2, "ram_budget": "600MB", "stall_timeout": 20}
+    with Loader(ForksAndWaits(where, tmp_path), 8, **options) as made:
+        for _ in range(2):
+            assert sum(len(check(batch)) for batch in made) == 40
+        assert [int(one.name) for one in tmp_path.iterdir()] == made._engine._crew._pool.pids
+        assert made.stats.n_restarts == 0
+    injected(f"os.fork in a source's {where}", 1)
+
+
+def test_who_cannot_ask_ahead_loads_without(injected: Injected, capfd: Any) -> None:
+    with Loader(CannotAskAhead(40), 8, workers=2, epochs=2, ram_budget="600MB") as made:
+        for _ in range(2):
+            assert sum(len(check(batch)) for batch in made) == 40
+        assert (made.stats.n_restarts, made.stats.n_bad) == (0, 0)
+    said = capfd.readouterr().err
+    assert 1 <= said.count("RuntimeWarning") <= 2, said  # each producer, once
+    assert "gone.bin" in said
+    injected("an exception in a source's prefetch", 1)
+
+
+def test_without_workers_the_error_of_a_start_is_the_users() -> None:
+    with pytest.raises(ConnectionRefusedError, match="the data set's server says no") as caught:
+        Loader(Refused(40), 8, workers=0, ram_budget="600MB")
+    assert type(caught.value) is ConnectionRefusedError
 
 
 # -- nothing is unpickled ---------------------------------------------------------------------------------------------

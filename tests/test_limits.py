@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ringload.ring import limits
 from ringload.ring.limits import OomKills, usable_cpus, usable_memory
 from tests.helpers import run_quietly
 
@@ -42,6 +43,19 @@ def test_without_groups_it_is_the_machines(tmp_path: Path) -> None:
     assert abs(usable.n_bytes - psutil.virtual_memory().available) < 500_000_000
     assert "this machine" in usable.bound
     assert usable_cpus(tmp_path) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("words", [[], ["MemTotal:", "8000000", "kB", "MemFree:", "4000000", "kB"]])
+def test_a_machine_that_does_not_say_what_is_available_has_some(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux before 3.14, and what only looks like it."""
+    really = limits._words
+    monkeypatch.setattr(limits, "_words", lambda path: words if path == Path("/proc/meminfo") else really(path))
+    assert usable_memory(tmp_path).n_bytes > 1_000_000_000
+    folder = proc(tmp_path, 2, "/job")
+    write(tmp_path / "cg/job", {"memory.max": "1000000\n", "memory.current": "700000\n"})
+    assert usable_memory(folder).n_bytes == 300_000
 
 
 def test_v2_the_least_of_all_groups_above_counts(tmp_path: Path) -> None:

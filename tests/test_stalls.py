@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -170,6 +171,57 @@ def test_a_server_that_stays_stopped_is_replaced_with_who_takes_too_long(
         assert found + rest(iterator) == expected[:10]
         assert made.stats.n_restarts == 1
     injected("SIGSTOP of the server, and a death of which it does not tell", 1)
+
+
+# -- taking turns -----------------------------------------------------------------------------------------------------
+
+
+class InTurn(Truth):
+    """Samples are loaded by one producer at a time. One hangs when it is its turn, once, if `marker` is given."""
+
+    def __init__(self, marker: Path | None = None) -> None:
+        super().__init__(N)
+        self.marker = marker
+
+    def start(self, producer: Any) -> None:
+        self.exclusive = producer.exclusive
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        with self.exclusive():
+            super().load(index, rng, out)
+            if index == 13 and self.marker is not None and first_time(self.marker):
+                sleep_in_c()
+
+
+class InTurnRows(InTurn):
+    def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
+        with self.exclusive():
+            TruthRows.load_rows(self, indices, rngs, out)
+            if 13 in indices and self.marker is not None and first_time(self.marker):
+                sleep_in_c()
+
+    load = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [InTurn, InTurnRows])
+def test_who_waits_for_its_turn_takes_no_time_for_its_sample(
+    kind: Any, tmp_path: Path, expected: Any, injected: Injected
+) -> None:
+    """It is no producer that has the turn here, but this process, until nothing was finished for long enough."""
+    with loader(kind(), sample_timeout=0.1, stall_timeout=1.5) as made:
+        ring = made._engine._crew._pool._job.ring_fd
+        fcntl.lockf(ring, fcntl.LOCK_EX)
+        iterator = iter(made)
+        assert stall(iterator, r"producer \d \(pid \d+\)")[0] == []
+        assert made.stats.n_restarts == 0
+        fcntl.lockf(ring, fcntl.LOCK_UN)
+        made._engine._settings = replace(made._engine._settings, stall_timeout=20)
+        assert rest(iterator) == expected[:10]
+    injected("waiting for the exclusive turn, longer than sample_timeout", 1)
+    with loader(kind(tmp_path / "stuck"), sample_timeout=0.3) as made:
+        assert epochs(made, 3) == expected
+        assert made.stats.n_restarts >= 1  # who has the turn is ended as any other
+    injected("a producer sleeps in C while it loads, with sample_timeout", 1)
 
 
 # -- the start --------------------------------------------------------------------------------------------------------

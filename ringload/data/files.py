@@ -9,7 +9,9 @@ Nothing but regular files is opened for reading: a FIFO would block for good, a 
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import stat
 import time
 from collections.abc import Iterable
@@ -96,6 +98,7 @@ class ReadAhead:
 
     def __init__(self) -> None:
         self._ready: dict[int, Opened | Exception | Future[Opened]] = {}
+        self._max_open = min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._open_s = 0.0  # running mean of what opening takes
         self._threads: ThreadPoolExecutor | None = None
 
@@ -105,7 +108,7 @@ class ReadAhead:
         for key, path in files:
             if key in self._ready:
                 continue
-            if len(self._ready) >= MAX_OPEN:
+            if len(self._ready) >= self._max_open:
                 break
             if self._open_s > SLOW_OPEN_S:
                 if self._threads is None:
@@ -115,20 +118,28 @@ class ReadAhead:
             try:
                 self._ready[key] = _open_ahead(path)
             except (OSError, ValueError) as error:
+                if is_full(error):
+                    break
                 self._ready[key] = error
             n_opened += 1
         if n_opened:
             self._open_s += ((time.monotonic() - begin_s) / n_opened - self._open_s) * (1 - (7 / 8) ** n_opened)
 
     def take(self, key: int) -> Opened | None:
-        """A file that was asked for by `key`; the descriptor is the caller's. None if it was not asked for.
+        """A file that was asked for by `key`; the descriptor is the caller's. None if it was not asked for, or there was no
+        descriptor for it then.
 
         Raises:
             OSError, ValueError: as `open_regular`.
         """
         ready = self._ready.pop(key, None)
         if isinstance(ready, Future):
-            return ready.result()
+            try:
+                return ready.result()
+            except OSError as error:
+                if is_full(error):
+                    return None
+                raise
         if isinstance(ready, Exception):
             raise ready
         return ready
@@ -145,6 +156,11 @@ class ReadAhead:
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
+
+
+def is_full(error: Exception) -> bool:
+    """Whether it says that there are no descriptors left, which is no fault of the file's."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _open_ahead(path: Path) -> Opened:

@@ -181,7 +181,9 @@ class Channel:
         os.eventfd_write(self.filled, 1)
 
     def empty(self) -> None:
-        """Once all producers are dead: forget every task that is still posted, with and without a token."""
+        """Once all producers are dead and what they said is read: forget every task that is still posted, with and without a
+        token, and a record that an interruption cut in two."""
+        self._rest = b""
         os.set_blocking(self._tasks_out, False)
         try:
             for fd, n_bytes in ((self._free, 8), (self._tasks_out, READ_BYTES)):

@@ -6,6 +6,7 @@ them. Nothing in the books rests on them: a user's code that scribbled here coul
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from ringload.ring.slots import CLAIM_BYTES
 
 # epoch q, batch q, sample q (-1: all rows of the task), first row I, row after the last I, since d (time.monotonic)
 CLAIM = struct.Struct("<qqqIId")
+SINCE = struct.Struct("<d")
+SINCE_OFFSET = CLAIM.size - SINCE.size
 WHOLE_TASK = -1
 NOTHING = -1  # for epoch: the producer waits for a task
 
@@ -21,7 +24,8 @@ assert CLAIM.size <= CLAIM_BYTES
 
 
 class Claim(NamedTuple):
-    """What a producer has in hand, since when. CLOCK_MONOTONIC is the same in all processes of a machine."""
+    """What a producer has in hand, since when; inf: it waits for its turn. CLOCK_MONOTONIC is the same in all processes of
+    a machine."""
 
     epoch: int
     number: int
@@ -39,6 +43,14 @@ class Claims:
 
     def write(self, producer: int, epoch: int, number: int, sample: int, start: int, stop: int) -> None:
         CLAIM.pack_into(self._area, producer * CLAIM_BYTES, epoch, number, sample, start, stop, time.monotonic())
+
+    def wait(self, producer: int) -> None:
+        """Until the next word it waits for its turn, and time does not count."""
+        SINCE.pack_into(self._area, producer * CLAIM_BYTES + SINCE_OFFSET, math.inf)
+
+    def go_on(self, producer: int) -> None:
+        """Its turn has come: time counts from now on."""
+        SINCE.pack_into(self._area, producer * CLAIM_BYTES + SINCE_OFFSET, time.monotonic())
 
     def release(self) -> None:
         """Let go of the memory."""

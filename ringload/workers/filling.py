@@ -10,7 +10,7 @@ import random
 import struct
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -212,8 +212,3 @@ def _traceback_of(error: Exception) -> str:
 def bounded(text: str, n: int) -> str:
     """The text, or its beginning and end."""
     return text if len(text) <= n else f"{text[: n // 2]} ... {text[-n // 2 :]}"
-
-
-def as_killers(pairs: Iterable[tuple[int, str]]) -> dict[int, str]:
-    """Killers as they come out of JSON."""
-    return {int(index): str(how) for index, how in pairs}

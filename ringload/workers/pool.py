@@ -118,6 +118,9 @@ class Pool:
             Unending: a process does not end within `END_S`.
         """
         _close(self._theirs)  # or this process, whose start of them was interrupted, would seem to be one of them
+        if self._server is None:  # an interruption came after its end
+            self._close_fds()
+            return Event([])
         event = Event([])
         deadline_s = time.monotonic() + END_S
         self._n_clears += 1
@@ -214,7 +217,9 @@ class Pool:
                 start_new_session=True,
             )
         finally:
-            if server.pid is not None:  # an interruption may have come while there was a process already: it is to be reaped
+            if (
+                getattr(server, "pid", None) is not None
+            ):  # an interruption may have come while there was a process already: it is to be reaped
                 self._server = server
 
     def _fork_server(self, config: Config) -> None:

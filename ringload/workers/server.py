@@ -211,8 +211,7 @@ def become_server(config: Config, job: worker.Job | None = None) -> None:
     """Serve in this process, which leads its session."""
     arm_lifeline(config.lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with open("/proc/self/comm", "w") as comm:
-        comm.write("ringload:server")
+    worker.be_called("ringload:server")
     for fd in (config.socket, *config.for_producers):
         os.set_inheritable(fd, False)
     for stream in (sys.stdout, sys.stderr):

@@ -13,6 +13,7 @@ Also here: deaths, claims and leases in words, for messages.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -108,6 +109,8 @@ def who_is_at_what(in_hand: dict[int, tuple[int, Claim]], processes: dict[str, i
     now_s = time.monotonic()
     stuck = [
         f"producer {producer} (pid {pid}) has had {what(claim)} in hand for {now_s - claim.since_s:.0f} s"
+        if claim.since_s < math.inf
+        else f"producer {producer} (pid {pid}) waits for its turn with {what(claim)}"
         for producer, (pid, claim) in in_hand.items()
     ] or ["no producer has anything in hand"]
     states = ((name, pid, state_of(pid)) for name, pid in processes.items())

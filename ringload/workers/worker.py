@@ -13,12 +13,15 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from ringload.data.fields import Producer
 from ringload.data.sampler import Order
@@ -61,8 +64,7 @@ class Start:
 
 def run(job: Job, start: Start, producer: int) -> None:
     """Be producer number `producer`. Does not return but by an error that it has reported."""
-    with open("/proc/self/comm", "w") as comm:
-        comm.write(f"ringload:{producer}")  # what ps and top show
+    be_called(f"ringload:{producer}")
     be_taken_first()
     try:
         segment = map_shared(job.ring_fd, job.layout.n_bytes)
@@ -72,13 +74,14 @@ def run(job: Job, start: Start, producer: int) -> None:
     view = segment.data
     layout = job.layout
     hints = view[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]
-    end = ProducerEnd(job.channel, producer, hints)
+    end, claims = ProducerEnd(job.channel, producer, hints), Claims(view)
     try:
-        source = unpack(job.source) if isinstance(job.source, bytes) else job.source
+        source = _alone(unpack)(job.source) if isinstance(job.source, bytes) else job.source
         if hasattr(source, "start"):
-            source.start(Producer(producer, start.n_producers, job.scratch_bytes, lambda: _exclusive(job.ring_fd)))
+            turn = partial(_exclusive, job.ring_fd, claims, producer)
+            _alone(source.start)(Producer(producer, start.n_producers, job.scratch_bytes, turn))
         filler = Filler(source, job.order, job.on_error, dict(start.killers), _alone)
-        work = _Work(job, start, producer, source, filler, end, Claims(view))
+        work = _Work(start, producer, source, filler, end, claims)
         work.forever(layout.arrays(segment))
     except Exception:
         end.failed(traceback.format_exc()[-MAX_TEXT_BYTES // 4 :])
@@ -88,12 +91,10 @@ def run(job: Job, start: Start, producer: int) -> None:
 class _Work:
     """The loop of one producer."""
 
-    def __init__(
-        self, job: Job, start: Start, producer: int, source: Any, filler: Filler, end: ProducerEnd, claims: Claims
-    ) -> None:
+    def __init__(self, start: Start, producer: int, source: Any, filler: Filler, end: ProducerEnd, claims: Claims) -> None:
         self._producer = producer
         self._careful = frozenset(start.careful)
-        self._prefetch = getattr(source, "prefetch", None)
+        self._prefetch = _alone(source.prefetch) if hasattr(source, "prefetch") else None
         self._filler = filler
         self._end = end
         self._claims = claims
@@ -120,7 +121,16 @@ class _Work:
             if self._prefetch is not None and (task.epoch, task.number) not in self._careful:
                 # It may hang, or end the process: what it is about is in hand.
                 self._claims.write(self._producer, task.epoch, task.number, WHOLE_TASK, task.start, task.stop)
-                self._prefetch(self._filler.indices(task.epoch, task.number, task.start, task.stop))
+                self._ask(self._filler.indices(task.epoch, task.number, task.start, task.stop))
+
+    def _ask(self, indices: np.ndarray) -> None:
+        """Have the source begin to read. Whether it can is no matter: what is wrong with a sample is said when it is loaded."""
+        assert self._prefetch is not None
+        try:
+            self._prefetch(indices)
+        except Exception as error:  # whatever a user's function raises
+            warnings.warn(f"nothing is read ahead any more, as prefetch() raised {error!r}", RuntimeWarning, stacklevel=1)
+            self._prefetch = None
 
     def _fill(self, task: Task, slot: dict[str, Any]) -> None:
         claim = partial(self._claims.write, self._producer, task.epoch, task.number)
@@ -132,7 +142,8 @@ class _Work:
 
 
 def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's function, which may fork: should the child come back from it, it ends, or there would be a second producer."""
+    """What calls a user's code, which may fork: should the child come back from it, it ends, or there would be a second
+    producer."""
     pid = os.getpid()
 
     def called(*arguments: Any) -> Any:
@@ -158,10 +169,18 @@ def as_text(bad: Bad) -> str:
         )
 
 
+def be_called(name: str) -> None:
+    """What ps and top show."""
+    with suppress(OSError), open("/proc/self/comm", "w") as comm:  # /proc may be read-only
+        comm.write(name)
+
+
 @contextmanager
-def _exclusive(fd: int) -> Iterator[None]:
+def _exclusive(fd: int, claims: Claims, producer: int) -> Iterator[None]:
     """Held by one process at a time. The kernel takes a record lock from the dead."""
+    claims.wait(producer)
     fcntl.lockf(fd, fcntl.LOCK_EX)
+    claims.go_on(producer)
     try:
         yield
     finally:
