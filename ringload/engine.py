@@ -337,6 +337,8 @@ class Engine:
                 break
             n_rows = order.n_rows(number)
             posted = ring.fill(epoch, number, n_rows, self._rows_of_task(n_rows))
+            if self._guard is not None:
+                self._guard.posting(posted.slot)
             self._lender.prepare(posted)
             batches.append(posted)
             epoch, number = posted.after = order.after(epoch, number)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.helpers import SHAPE, Truth
+from tests.helpers import SHAPE, Truth, TruthRows
 
 MANY_FDS = 4096
 
@@ -180,6 +180,11 @@ IN_A_PROCESS_OF_ITS_OWN = {  # what would harm the trainer, if it did it itself
 }
 
 
+OF_A_ROW = {
+    name for name in ATTACKS if "takes" in ATTACKS[name][1]
+}  # what `load_rows` is given are arrays, which know no such error
+
+
 class Attacked(Truth):
     """Good samples with one between each two that attacks."""
 
@@ -191,6 +196,18 @@ class Attacked(Truth):
         super().load(index, rng, out)
         if index % 3 == 1:
             ATTACKS[self.attacks[index // 3]][0](out)
+
+
+class AttackedRows(Attacked, TruthRows):
+    """The same, several samples in one call."""
+
+    def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
+        TruthRows.load_rows(self, indices, rngs, out)
+        for row, index in enumerate(indices.tolist()):
+            if index % 3 == 1:
+                ATTACKS[self.attacks[index // 3]][0]({name: array[row] for name, array in out.items()})
+
+    load = None  # type: ignore[assignment]
 
 
 class SlowToStart(Truth):

@@ -1,8 +1,9 @@
 """The soak's script: `python -m tests.soaking SEED SECONDS`. Loaders of all kinds, one after another, under all faults at once.
 
 Each round makes the truth with a loader without producers, then receives the same from one with producers, while it kills,
-stops, interrupts, keeps, closes, resumes and seeks. Every batch is compared, byte for byte, with what (seed, epoch, number)
-gives. After each round nothing may be left. It prints what it does, one line a step, and at the end what it has counted.
+stops, interrupts, forks, keeps, closes, resumes and seeks, at times beside a second loader, and in the test mode. Every batch
+is compared, byte for byte, with what (seed, epoch, number) gives. After each round nothing may be left. It prints what it
+does, one line a step, and at the end what it has counted. What it loads is in `tests.soak_sources`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import queue
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -24,46 +26,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
-from ringload import Arrays, Batch, Closed, ImageFrame, Loader, SampleError
-from tests.conftest import descriptors, leftovers
-from tests.helpers import Truth, TruthRows, check, truth
+from ringload import Batch, Closed, Loader, SampleError
+from ringload.ring.guard import VARIABLE
+from tests.helpers import Truth, check
 from tests.moments import inside
+from tests.soak_parts import METHODS, Beside, bytes_of, compare, own_bytes, sample, say
+from tests.soak_sources import SOURCES, STRIKE_ONCE
 
 HANG_S = 180  # a round takes seconds
 WARM_ROUNDS = 12  # until each decoder and allocator has taken what it keeps
+WARM_LOOKS = 30  # until one of each start method was among those that were looked at
 GROWTH_BYTES = 24 << 20  # the allocator's own noise over hours was 9 MB; a ring that leaked once a round is above it in ten
 Key = tuple[int, int]
-
-
-class SomeBad(Truth):
-    """Some samples are bad."""
-
-    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
-        if index % 17 == 5:
-            raise ValueError("no such luck")
-        super().load(index, rng, out)
-
-
-def function(index: int, rng: np.random.Generator, out: Any) -> None:
-    out["x"] = truth(index)
-    out["draw"] = rng.random()
-
-
-SHARED = np.arange(240 * 50, dtype=np.int32).reshape(240, 50)
-SOURCES: dict[str, Callable[[Path], tuple[Any, dict[str, Any]]]] = {
-    "images": lambda photos: (
-        ImageFrame(photos / "photos.csv", label="multi", root=photos, size=(16, 16), max_pixels=100_000),
-        {},
-    ),
-    "arrays": lambda photos: (Arrays(x=SHARED, y=SHARED[:, 0]), {}),
-    "samples": lambda photos: (Truth(240), {}),
-    "rows": lambda photos: (TruthRows(240), {}),
-    "bad samples": lambda photos: (SomeBad(240), {}),
-    "a function": lambda photos: (function, {"n_samples": 240, "fields": {"x": ((8, 6, 3), "u1"), "draw": ((), "f8")}}),
-}
 
 
 @dataclass
@@ -82,9 +58,12 @@ class Round:
 class Soak:
     """All rounds."""
 
-    def __init__(self, seed: int, photos: Path) -> None:
+    def __init__(self, seed: int, photos: Path, folder: Path) -> None:
         self.rng = random.Random(seed)
-        self.photos = photos
+        self.photos, self.folder = photos, folder
+        self.kinds: list[str] = []  # that are still to come before all come again
+        self.beside: Beside | None = None
+        self.largest_bytes: list[int] = []  # what the largest of the server and the producers had, at times
         self.counts: Counter[str] = Counter()
         self.interruptible = False
         self.errors: list[str] = []
@@ -121,14 +100,15 @@ class Soak:
         self.timers.append(timer)
         timer.start()
 
-    def kill(self) -> None:
-        victims = psutil.Process().children(recursive=True)  # the server first
+    def kill(self, made: Round) -> None:
+        """Whoever it is; where samples strike once, the server: a producer's end by another hand would be the second strike."""
+        victims = psutil.Process().children(recursive=made.kind not in STRIKE_ONCE)  # the server first
         if victims:
             victim = victims[0] if self.rng.random() < 0.2 else self.rng.choice(victims)
             self.counts["kill -9 of a producer or the server"] += 1
             self.later(lambda: _signal(victim, signal.SIGKILL))
 
-    def stop(self) -> None:
+    def stop(self, made: Round) -> None:
         victims = psutil.Process().children(recursive=True)[1:]
         if victims:
             victim = self.rng.choice(victims)
@@ -136,15 +116,33 @@ class Soak:
             _signal(victim, signal.SIGSTOP)
             self.later(lambda: _signal(victim, signal.SIGCONT))
 
-    def ctrl_c(self) -> None:
+    def ctrl_c(self, made: Round) -> None:
         self.later(lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    def fork(self, made: Round) -> None:
+        """A child that ends at once."""
+        self.counts["forks of the trainer in mid-iteration"] += 1
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    def weigh(self, made: Round) -> None:
+        """Whether the memory of the server and the producers is flat."""
+        largest = self.largest_bytes
+        largest.append(max(map(own_bytes, psutil.Process().children(recursive=True)), default=0))
+        self.counts["looks at the producers' memory"] += 1
+        assert largest[-1] < max(largest[:WARM_LOOKS]) + GROWTH_BYTES, f"the largest producer's memory: {largest}"
 
     # -- a round ------------------------------------------------------------------------------------------------------
 
     def prepare(self) -> Round:
         rng = self.rng
-        kind = rng.choice(list(SOURCES))
-        source, extra = SOURCES[kind](self.photos)
+        self.kinds = self.kinds or rng.sample(list(SOURCES), len(SOURCES))
+        kind = self.kinds.pop()
+        source, extra = SOURCES[kind](self.photos, Path(tempfile.mkdtemp(dir=self.folder)))
+        os.environ[VARIABLE] = rng.choice("001")
+        self.counts["rounds in the test mode"] += os.environ[VARIABLE] == "1"
         options = {
             "batch_size": rng.choice([1, 3, 8, 24]),
             "seed": rng.randrange(1000),
@@ -158,7 +156,7 @@ class Soak:
             "ram_budget": "1GB",
             **extra,
         }
-        say(f"truth of {kind}: {options}")
+        say(f"truth of {kind}, test mode {os.environ[VARIABLE]}: {options}")
         made = Round(kind, source, options, {}, n_epochs=2)
         with Loader(source, workers=0, **options) as alone:
             self._receive_all(alone, made)
@@ -177,14 +175,17 @@ class Soak:
                     continue
                 if batch is None:
                     break
-                if made.kind in ("samples", "rows"):
+                if isinstance(made.source, Truth):
                     check(batch)
-                made.expected[key] = content(batch)
+                made.expected[key] = bytes_of(batch)
 
     def open(self, made: Round) -> Loader:
         """A loader with producers, interrupted or not, that goes on where `made` is."""
-        workers, method = self.rng.choice([0, 1, 2, 2, 3, 4]), self.rng.choice(["forkserver", "spawn", "fork", "fork"])
+        workers, method = self.rng.choice([0, 1, 2, 2, 3, 4]), self.rng.choice(METHODS)
         say(f"open with {workers} workers by {method} at {made.due}")
+        if self.rng.random() < 0.3:
+            self.counts["second loaders at the same time"] += 1
+            self.beside = Beside(self.rng)
         self.counts[f"loaders started by {method}"] += 1
         while True:
             try:
@@ -262,10 +263,12 @@ class Soak:
             loader = self.open(made)
             iterator = self.go_to(loader, made.due)
             while made.due[0] < made.n_epochs:
-                for act, share in ((self.kill, 0.04), (self.stop, 0.03), (self.ctrl_c, 0.08)):
+                for act, share in FAULTS:
                     if rng.random() < share:
                         say(f"{act.__name__} at {made.due}")
-                        act()
+                        act(self, made)
+                if self.beside is not None and rng.random() < 0.3:
+                    self.beside.step()
                 begun = made.due
                 if not self.receive(made, loader, iterator):
                     iterator = iter(loader)
@@ -281,9 +284,14 @@ class Soak:
             self.close(loader, iterator)
             assert not self.errors, self.errors
         self.let_go(made, 0)
+        if made.kind in STRIKE_ONCE:
+            self.counts[f"strikes of {made.kind}"] += len(list(made.source.folder.iterdir()))
 
     def close(self, loader: Loader, iterator: Any) -> None:
         """Close, from here or from another thread, interrupted or not; afterwards it is closed."""
+        if self.beside is not None:
+            self.beside.close()
+            self.beside = None
         if self.rng.random() < 0.3:
             thread = threading.Thread(target=loader.close)
             thread.start()
@@ -308,18 +316,7 @@ class Soak:
         gc.collect()
 
 
-def content(batch: Batch) -> dict[str, bytes]:
-    return {"index": batch.index.tobytes()} | {name: array.tobytes() for name, array in batch.items()}
-
-
-def compare(batch: Batch, expected: Any) -> None:
-    found = content(batch)
-    wrong = [name for name in expected if found.get(name) != expected[name]]
-    assert not wrong, f"batch {batch.number} of epoch {batch.epoch} has other bytes in {wrong}"
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
+FAULTS = ((Soak.kill, 0.04), (Soak.stop, 0.03), (Soak.ctrl_c, 0.08), (Soak.fork, 0.02), (Soak.weigh, 0.02))  # and their shares
 
 
 def _signal(process: psutil.Process, number: int) -> None:
@@ -327,22 +324,16 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
 
 
-def sample() -> dict[str, Any]:
-    """What has to be flat, but for RSS exactly."""
-    deadline_s = time.monotonic() + 2
-    while (left := leftovers(set())) and time.monotonic() < deadline_s:
-        gc.collect()
-        time.sleep(0.005)
-    shm = sorted(name for name in os.listdir("/dev/shm") if "mp-" not in name)  # multiprocessing's, of whom else runs here
-    n_fds = len(os.listdir("/proc/self/fd"))
-    return {"left": left, "fds": n_fds, "ours": descriptors(), "shm": shm, "threads": threading.active_count()}
-
-
 def main() -> None:
     seed, seconds, photos = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])
     # What Python itself swallows in a finalizer is an interruption that did not take place.
     sys.unraisablehook = lambda args: None if args.exc_type is KeyboardInterrupt else sys.__unraisablehook__(args)
-    soak = Soak(seed, photos)
+    with tempfile.TemporaryDirectory() as folder:
+        run(Soak(seed, photos, Path(folder)), seconds)
+
+
+def run(soak: Soak, seconds: float) -> None:
+    """Rounds, until that time is over."""
     end_s, n_rounds, flat, rss = time.monotonic() + seconds, 0, None, []
     while time.monotonic() < end_s:
         faulthandler.dump_traceback_later(HANG_S, exit=True)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringload import Closed, ProducerDied, SampleError, Stalled, TooManyBad
+from ringload import Closed, Loader, ProducerDied, RingloadError, SampleError, Stalled, TooManyBad
 from ringload.data.sampler import Sampler
 from ringload.ring.channel import ProducerEnd
 from ringload.ring.claims import Claims
 from ringload.workers import worker
+from ringload.workers.deaths import oom_kills
 from ringload.workers.filling import Filler
 from ringload.workers.server import Server, arm_lifeline, become_server
 from ringload.workers.worker import _Work
@@ -97,24 +98,45 @@ def test_a_sample_that_always_kills_is_found_and_is_bad(way: str, kind: Any, inj
         injected(f"a producer ends by {way} while it loads", made.stats.n_restarts)
 
 
-@pytest.mark.parametrize("kind", [Deadly, DeadlyRows])
-def test_a_sample_that_kills_is_raised_or_replaced(kind: Any, expected: Any, injected: Injected) -> None:
-    with loader(kind("SIGSEGV", {7}), shuffle=False) as made:
+@pytest.mark.parametrize(("kind", "way"), [(Deadly, "SIGSEGV"), (DeadlyRows, "SIGSEGV"), (Deadly, "os._exit(0)")])
+def test_a_sample_that_kills_is_raised_or_replaced(way: str, kind: Any, expected: Any, injected: Injected) -> None:
+    with loader(kind(way, {7}), shuffle=False) as made:
         iterator = iter(made)
         next(iterator)
-        with pytest.raises(SampleError, match=r"sample 7: killed its producer 2 times in a row .*SIGSEGV") as caught:
+        with pytest.raises(SampleError, match=rf"sample 7: killed its producer 2 times in a row .*{WAYS[way][1]}") as caught:
             next(iterator)
         assert caught.value.index == 7
         assert [batch.number for batch in iterator] == list(range(2, 10))
-        injected("a producer ends by SIGSEGV while it loads", made.stats.n_restarts)
-    with loader(kind("SIGSEGV", {7}), on_error="replace") as made:
+        injected(f"a producer ends by {way} while it loads", made.stats.n_restarts)
+    with loader(kind(way, {7}), on_error="replace") as made:
         found = epochs(made, 3)
         differing = [(batch, right) for batch, right in zip(found, expected, strict=True) if batch != right]
         for batch, right in differing:
             indices, rights = (np.frombuffer(one["index"], np.int64) for one in (batch, right))
             assert rights[indices != rights].tolist() == [7]
         assert [bad.index for bad in made.stats.bad] == [7] * len(differing) == [7] * 3
-        injected("a producer ends by SIGSEGV while it loads", made.stats.n_restarts)
+        injected(f"a producer ends by {way} while it loads", made.stats.n_restarts)
+
+
+@pytest.mark.parametrize(("kind", "way"), [(Deadly, "SIGTERM"), (Deadly, "SIGKILL"), (DeadlyRows, "SIGKILL")])
+def test_by_default_a_sample_that_kills_as_others_do_ends_the_run(way: str, kind: Any, injected: Injected) -> None:
+    """It may be whoever sends the signals: so it is named as what was in hand, and not made bad."""
+    n_before = oom_kills()
+    with Loader(kind(way, {7}), 6, workers=2, ram_budget="600MB", shuffle=False) as made:
+        iterator = iter(made)
+        assert check(next(iterator)).tolist() == list(range(6))
+        with pytest.raises(RingloadError) as caught:
+            next(iterator)
+        if oom_kills() != n_before:
+            pytest.skip("the kernel has killed somebody for want of memory meanwhile: then it is a suspect, too")
+        error = caught.value
+        assert isinstance(error, ProducerDied)
+        assert error.samples == (7,)
+        assert "while it had sample 7 of batch 1 of epoch 0 in hand. That is more than restarts=10 deaths" in str(error)
+        assert error.cause.startswith(WAYS[way][1])
+        assert made.stats.n_restarts == 11
+        assert made.stats.n_bad == 0
+    injected(f"a producer ends by {way} while it loads", 11)
 
 
 class CountedRows(DeadlyRows):

@@ -213,6 +213,15 @@ def test_subsets_by_indices_and_masks() -> None:
             source.subset(wrong)
 
 
+def test_a_table_without_rows_is_refused(photos: Path, tmp_path: Path) -> None:
+    df = pd.read_csv(photos / "photos.csv")
+    (df.iloc[:0]).to_csv(tmp_path / "table.csv", index=False)
+    (df.iloc[:0]).to_parquet(tmp_path / "table.parquet")
+    for none in (df.iloc[:0], df[df["bi"] > 1], tmp_path / "table.csv", tmp_path / "table.parquet"):
+        with pytest.raises(ConfigError, match="the table has no rows"):
+            ImageFrame(none, label="bi", root=photos, size=SIZE)
+
+
 def test_columns_that_are_there_twice_are_named() -> None:
     twice = pd.concat([table(10), table(10)[["path", "kind"]]], axis=1)
     with pytest.raises(ConfigError, match="2 columns 'path'"):

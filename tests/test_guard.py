@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,66 @@ def test_who_writes_behind_an_array_is_found(workers: int, injected: Injected) -
         with pytest.raises(RingloadError, match=said):
             release_all(itertools.chain(made, made))
     injected("write beyond the end of a field", 1)
+
+
+class Held(Overrunning):
+    """Writes beyond the end of its field, or waits while there is a file of that name."""
+
+    def __init__(self, hold: Path | None) -> None:
+        super().__init__(140)
+        self.hold = hold
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        if self.hold is None:
+            super().load(index, rng, out)
+            return
+        while self.hold.exists():
+            time.sleep(0.002)
+        Truth.load(self, index, rng, out)
+
+
+def until_full(made: Loader) -> Loader:
+    """Wait until all slots are full, and none is lent."""
+    while made.stats.n_full < made.stats.n_slots:
+        time.sleep(0.002)
+    return made
+
+
+LEAVE: dict[str, Callable[[Loader], None]] = {
+    "a seek": lambda made: made.set_epoch(5),
+    "a resume": lambda made: made.load_state_dict({**made.state_dict(), "position": 7}),
+    "an interruption": lambda made: setattr(made._engine, "_torn", True),  # as one leaves it
+}
+
+
+def leave_and_go_on(made: Loader, how: str) -> None:
+    LEAVE[how](made)
+    next(iter(made))
+
+
+@pytest.mark.parametrize("how", LEAVE)
+def test_slots_that_were_never_lent_are_looked_at_and_poisoned(
+    how: str, tmp_path: Path, injected: Injected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringload.ring.memory.AUTO_SLOTS", 4)
+    options: dict[str, Any] = {"shuffle": False, "ram_budget": "auto", "start_method": "fork"}
+    said = "3 bytes behind the array 'image' were written to"
+    with until_full(loader(Held(None), **options)) as made, pytest.raises(RingloadError, match=said):
+        leave_and_go_on(made, how)
+    hold = tmp_path / "hold"
+    with until_full(loader(Held(hold), **options)) as made:
+        assert made._engine._guard is not None
+        hold.touch()
+        LEAVE[how](made)
+        made._engine.settle()
+        slots = made._engine._guard._slots
+        for slot in slots:
+            assert (made._layout.slot_arrays(slot, BATCH)["image"] == POISON).all()
+        n_slots = len(slots)
+        del slot, slots
+        hold.unlink()
+        release_all(made)
+    injected("slots that were filled and never lent", 2 * n_slots)
 
 
 def test_slots_are_looked_at_when_they_are_new_and_when_they_are_used_again() -> None:

@@ -25,7 +25,9 @@ from tests.hostile import CASES, HEIGHT, NAMES, THE_BAD, WIDTH, Hostile
 from tests.hostile_functions import (
     ATTACKS,
     IN_A_PROCESS_OF_ITS_OWN,
+    OF_A_ROW,
     Attacked,
+    AttackedRows,
     CannotAskAhead,
     ForksAndWaits,
     Refused,
@@ -133,14 +135,23 @@ def told(bad: Any, source: Hostile, index: int, said: str) -> None:
 # -- users' functions -------------------------------------------------------------------------------------------------
 
 
-@MODES
-@pytest.mark.parametrize("workers", [0, 2])
+HOW = [
+    pytest.param(workers, kind, on_error, marks=[pytest.mark.stress] if is_more_of_the_same else [])
+    for kind in (Attacked, AttackedRows)
+    for on_error in ("raise", "skip", "replace")
+    for workers in (0, 2)
+    for is_more_of_the_same in [kind is AttackedRows and (on_error == "replace" or workers == 0)]
+]
+
+
+@pytest.mark.parametrize(("workers", "kind", "on_error"), HOW)
 def test_functions_that_do_what_they_should_not(
-    workers: int, on_error: Any, times: Times, injected: Injected, capfd: Any
+    workers: int, kind: Any, on_error: Any, times: Times, injected: Injected, capfd: Any
 ) -> None:
-    attacks = [name for name in ATTACKS if workers or name not in IN_A_PROCESS_OF_ITS_OWN] * times(1, 4)
+    names = ATTACKS.keys() - (OF_A_ROW if kind is AttackedRows else set()) - (set() if workers else IN_A_PROCESS_OF_ITS_OWN)
+    attacks = [name for name in ATTACKS if name in names] * times(1, 4)
     options: dict[str, Any] = {"shuffle": False, "epochs": 1, "max_bad": 10_000, "ram_budget": "600MB", "restarts": None}
-    with Loader(Attacked(attacks), 3, workers=workers, on_error=on_error, **options) as made:
+    with Loader(kind(attacks), 3, workers=workers, on_error=on_error, **options) as made:
         iterator = iter(made)
         for number, name in enumerate(attacks):
             said = ATTACKS[name][1]
@@ -254,15 +265,21 @@ def anonymous_bytes() -> list[int]:
     return [int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024 for status in statuses]
 
 
-def test_producers_hold_no_million_rows(photos: Path, times: Times) -> None:
+def test_producers_hold_no_million_rows(photos: Path, times: Times, injected: Injected) -> None:
     """A million rows take 60 MB and more as a frame, 8 MB and more as a column of addresses."""
-    used = []
-    for n in (24, times(300_000, 1_000_000)):
-        table = pd.read_csv(photos / "photos.csv").iloc[np.arange(n) % 24]
-        source = ImageFrame(table, label="multi", root=photos, size=(16, 16), max_pixels=10**6)
+    used, most = [], times(300_000, 10_000_000)
+    table = pd.read_csv(photos / "photos.csv")
+    with Loader(ImageFrame(table, root=photos, size=(16, 16)), 24, workers=0, shuffle=False) as made:
+        images = next(iter(made)).copy()["image"]
+    for n in (24, most):
+        source = ImageFrame(table.iloc[np.arange(n) % 24], label="multi", root=photos, size=(16, 16), max_pixels=10**6)
         with Loader(source, 8, workers=2, ram_budget="900MB") as made:
             iterator = iter(made)
             for _ in range(3):
-                next(iterator)
+                batch = next(iterator)
+                assert (batch["label"] == batch.index % 3).all()
+                for row, index in enumerate(batch.index % 24):
+                    np.testing.assert_array_equal(batch["image"][row], images[index])
             used.append(max(anonymous_bytes()))
     assert used[1] - used[0] < 2_000_000
+    injected("rows of a table", most)

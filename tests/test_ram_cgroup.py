@@ -19,6 +19,7 @@ import pytest
 
 from ringload import Loader, ProducerDied, SampleError
 from tests.conftest import Injected, Times
+from tests.deaths import kill_all, members
 from tests.helpers import Truth, check
 from tests.ram import Group, memory_group, reserved_bytes, run_in, started_in
 
@@ -149,6 +150,37 @@ def test_a_limit_that_is_lowered_makes_a_smaller_ring(times: Times, injected: In
         assert out.startswith("0 the ring stays at ")
         assert f"left of the memory limit of cgroup {group.folder}" in out
     injected("a cgroup's memory limit lowered while the ring is reserved", n)
+
+
+def lowered_in_use(group: Group, victim: str) -> None:
+    """The limit comes down to just above what is used, the whole ring. Then somebody is killed, whose place costs memory."""
+    with large(ram_budget=300_000_000, restarts=3) as made:
+        while reserved_bytes() < made.plan().ring_bytes:
+            pass_over(made, 1)
+        pass_over(made, 5)  # more than the ring holds: all of it is mapped
+        while True:
+            with suppress(OSError):  # more is used by now
+                group.limit(group.own_bytes + 2_000_000)
+                break
+        try:
+            pass_over(made, 5)
+            if victim:
+                kill_all(members(made)[:1] if victim == "the server" else members(made)[1:])
+            pass_over(made, 5)
+            print("went on", made.stats.n_restarts)
+        except ProducerDied as error:
+            print("died:", error)
+
+
+@pytest.mark.parametrize("victim", ["", pytest.param("all producers", marks=pytest.mark.stress), "the server"])
+def test_a_limit_that_is_lowered_when_the_ring_is_in_use(victim: str, times: Times, injected: Injected) -> None:
+    n = times(1, 5)
+    for _ in range(n):
+        with memory_group(2_000_000_000) as group:
+            out = in_group(group, "t.lowered_in_use(group, sys.argv[3])", victim)
+            print(out)
+            assert re.match("went on [0-4]$|died: .*(OOM|out of memory)" if victim else "went on 0$|died: .*OOM", out), out
+    injected("a cgroup's memory limit lowered when the whole ring is in use", n)
 
 
 def beside_a_hog(group: Group, score: int) -> None:

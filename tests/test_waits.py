@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ringload import Loader
+from ringload import Batch, Loader
 from ringload.engine import MAX_LAG
 from ringload.ring import channel as channel_module
 from tests.conftest import Injected, Times
@@ -51,25 +52,61 @@ def sizes(pids: list[int]) -> list[str]:
     return [Path(f"/proc/{pid}/statm").read_text() for pid in pids]
 
 
-@pytest.mark.parametrize("kind", [Truth, TruthRows])
+def once_quiet(pids: list[int]) -> tuple[float, list[str]]:
+    """Wait until all have started. Returns the CPU time that they have used, and the memory that they have."""
+    used = (0.0, [""])
+    while used != (used := (cpu_s(pids), sizes(pids))):
+        time.sleep(0.2)
+    return used
+
+
+def forever(made: Loader) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    while True:
+        yield from made
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Truth, "forkserver"), (TruthRows, "spawn"), (Truth, "fork")])
 def test_an_absent_trainer_costs_no_cpu(
-    kind: Any, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch, expected: Any
+    kind: Any, method: Any, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch, expected: Any
 ) -> None:
     monkeypatch.setattr("ringload.ring.memory.AUTO_SLOTS", 5)
-    with loader(kind(N), ram_budget="auto") as made:
+    with loader(kind(N), ram_budget="auto", start_method=method) as made:
         iterator = iter(made)
         found = content([next(iterator)])
         while made.stats.n_full < 4:  # and the fifth was just lent
             time.sleep(0.002)
-        pids, wait_s, used = members(made), times(3, 30), (0.0, [""])
-        while used != (used := (cpu_s(pids), sizes(pids))):  # until all have started
-            time.sleep(0.2)
+        pids, wait_s = members(made), times(3 if method == "forkserver" else 1, 30)
+        used = once_quiet(pids)
         time.sleep(wait_s)
         assert cpu_s(pids) - used[0] < 0.05
         assert sizes(pids) == used[1]
         assert found + content(iterator) == expected[:10]
     injected("seconds without a trainer, the ring full", wait_s)
     assert made.stats.n_restarts == 0
+
+
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.stress), "fork"])
+def test_a_slow_trainer_costs_no_more_cpu_than_its_batches(
+    method: Any, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the ring is full, who waits for a slot sleeps: a batch costs the producers what it costs, however late it comes."""
+    monkeypatch.setattr("ringload.ring.memory.AUTO_SLOTS", 5)
+    n_steps, used_s = times(8, 100), 0.0
+    with loader(Truth(N), ram_budget="auto", start_method=method) as made, loader(Truth(N), workers=0) as calm:
+        batches, twins = forever(made), forever(calm)
+        for step in range(n_steps):
+            assert content([next(batches)]) == content([next(twins)])  # nothing is lent any more
+            while made.stats.n_full < 5:
+                time.sleep(0.002)
+            pids = members(made)
+            before_s = once_quiet(pids)[0] if step == 0 else cpu_s(pids)
+            time.sleep(0.1)  # what it is slow by
+            used_s += cpu_s(pids) - before_s
+        assert used_s < n_steps * 0.1 / 10  # who spins uses all of it
+        assert made.stats.n_restarts == 0
+        del batches, twins
+    injected("steps of a slow trainer, the ring full", n_steps)
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, expected: Any, injected: Injected, monkeypatch: Any) -> None:

@@ -1,7 +1,7 @@
 """The test mode: a late writer to a slot, and a use after its release, show.
 
-With RINGLOAD_TEST_MODE=1 in the trainer's environment when a loader is made, each slot that is given back, before it is
-posted again,
+With RINGLOAD_TEST_MODE=1 in the trainer's environment when a loader is made, each slot, when its lease has ended, or before
+it is posted again if it was never lent (a seek cancelled it, or an interruption made the engine start over),
 1. is looked at: the bytes that belong to no array (between the arrays of a slot, which begin at multiples of 64 bytes, and
    behind the last one, up to the page) are as they were left. If not, somebody wrote beyond an array, and that is an error.
    Between the rows of an array there are none: it is contiguous.
@@ -35,23 +35,35 @@ class Guard:
         stops = [*(start for _, _, start in layout.places[1:]), layout.slot_bytes]
         ends = [start + field.row_bytes * layout.batch_size for _, field, start in layout.places]
         self._gaps = list(zip([name for name, _, _ in layout.places], ends, stops, strict=True))
+        self._used: set[int] = set()  # posted, and not looked at since
         self._poisoned: set[int] = set()  # the others are as the system gave them: zeros
+        self._torn: set[int] = set()  # an interruption came while they were poisoned
+
+    def posting(self, slot: int) -> None:
+        """A free slot will be posted. Raises RingloadError if something was written between its arrays since the last time."""
+        if slot in self._used:
+            self._look_and_poison(slot)
+        self._used.add(slot)
 
     def freed(self, posted: Posted, lent: Mapping[int, Posted]) -> None:
         """A lease has ended. Raises RingloadError if something was written between its slot's arrays."""
-        slot = posted.slot
-        if lent.get(slot) is not posted:
-            return  # not its first end: the slot may be filled with another batch by now
+        if lent.get(posted.slot) is posted:  # its first end: else the slot may be filled with another batch by now
+            self._look_and_poison(posted.slot)
+            self._used.discard(posted.slot)
+
+    def _look_and_poison(self, slot: int) -> None:
         content = self._slots[slot]
         left = POISON if slot in self._poisoned else 0
-        for name, start, stop in self._gaps:
+        for name, start, stop in self._gaps if slot not in self._torn else ():
             if (changed := np.flatnonzero(content[start:stop] != left)).size:
                 raise RingloadError(
                     f"slot {slot}: {changed.size} bytes behind the array {name!r} were written to, the first "
                     f"{changed[0] + 1} bytes beyond its end"
                 )
+        self._torn.add(slot)
         content[:] = POISON
         self._poisoned.add(slot)
+        self._torn.discard(slot)
 
 
 def guard_of(memory: np.ndarray, layout: Layout) -> Guard | None:
