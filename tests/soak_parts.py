@@ -54,6 +54,15 @@ def own_bytes(process: psutil.Process) -> int:
     return n_bytes
 
 
+def files() -> dict[str, str]:
+    """What each descriptor of this process is."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that listed them
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
 def sample() -> dict[str, Any]:
     """What has to be flat, but for RSS exactly."""
     deadline_s = time.monotonic() + 2
@@ -61,8 +70,7 @@ def sample() -> dict[str, Any]:
         gc.collect()
         time.sleep(0.005)
     shm = sorted(name for name in os.listdir("/dev/shm") if "mp-" not in name)  # multiprocessing's, of whom else runs here
-    n_fds = len(os.listdir("/proc/self/fd"))
-    return {"left": left, "fds": n_fds, "ours": descriptors(), "shm": shm, "threads": threading.active_count()}
+    return {"left": left, "fds": files(), "ours": descriptors(), "shm": shm, "threads": threading.active_count()}
 
 
 class Beside:
