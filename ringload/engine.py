@@ -269,7 +269,7 @@ class Engine:
         self._crew.collect()
         self._crew.forget(())
         self._heed(Event([], heard.n_reserved, heard.short))
-        lent = {slot: posted for slot, posted in self._ring.lent.items() if posted.batch is None}  # the others got no further
+        lent = {slot: posted for slot, posted in self._ring.lent.items() if _is_lent(posted)}
         for posted in lent.values():
             posted.undone = 0  # it was full: reports of it that nobody will read any more are not missed
         self._ring = Ring(self._n_reserved, lent)
@@ -484,6 +484,12 @@ def _taken(lock: threading.Lock) -> Iterator[bool]:
     """`for _ in _taken(lock): try: ... finally: lock.release()` does this once, if the lock is free. No interruption comes
     between taking it and the `try`: the interpreter looks for signals after a call, and a step of this loop is none."""
     return filter(None, map(lock.acquire, (False,)))
+
+
+def _is_lent(posted: Posted) -> bool:
+    """Whether somebody has it: not if it got no further than the books, nor if its lease has ended and the interruption came
+    between taking that from the queue and giving the slot back."""
+    return posted.batch is None and posted.end is not None and posted.end() is not None
 
 
 class _Books:

@@ -269,3 +269,30 @@ def test_a_source_that_loads_nothing_is_refused() -> None:
 
 def test_shapes_are_those_of_the_helpers() -> None:
     assert Truth().fields["image"] == Field(SHAPE, "u1")
+
+
+class Assigning(TruthRows):
+    """Puts arrays of its own into `out`, in place of writing into those that are there; one may have a wrong shape."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__(20)
+        self.bad = bad
+
+    def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
+        out["draw"][:] = [int(rngs[row].integers(1 << 30)) for row in range(len(indices))]
+        out["label"] = indices
+        images = np.stack([truth(int(index), int(draw)) for index, draw in zip(indices, out["draw"], strict=True)])
+        out["image"] = images[:, :-1] if self.bad & set(indices.tolist()) else images
+
+
+def test_arrays_that_are_assigned_are_written() -> None:
+    slot = slot_for(Assigning(set()))
+    assert Filler(Assigning(set()), ORDER, "raise").fill(1, 0, 0, 6, slot) == []
+    verify(slot, range(6))
+    wrong = int(slot["index"][2])
+    slot = slot_for(Assigning({wrong}))
+    (bad,) = Filler(Assigning({wrong}), ORDER, "skip").fill(1, 0, 0, 6, slot)
+    assert bad.index == wrong
+    assert "field 'image' takes" in bad.reason
+    for row in (0, 1, 3, 4, 5):
+        verify(slot, range(row, row + 1))

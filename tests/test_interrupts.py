@@ -346,6 +346,25 @@ def test_the_making_of_a_loader_is_interrupted_at_every_moment(times: Times, inj
     injected("Ctrl-C at every moment of making a loader", len(at))
 
 
+def test_a_lease_whose_end_an_interruption_took_along_is_not_lent_for_ever(injected: Injected) -> None:
+    """It came when the end was out of the queue, and its slot not given back yet."""
+    with make() as made:
+        for batch in made:
+            check(batch)
+            if batch.number == 5:
+                break
+        del batch
+        engine = made._engine
+        while not engine._lender.released.empty():
+            engine._lender.released.get_nowait()
+            engine._torn = True  # as an interruption leaves it
+        assert engine._torn
+        assert len([check(batch) for batch in made]) == 100
+        assert made.stats.n_batches == 106  # which enters the ends that there are
+        assert engine._ring.lent == {}
+        injected("Ctrl-C while ended leases are entered", 1)
+
+
 # -- real signals, to the whole process group -------------------------------------------------------------------------
 
 UNCAUGHT = """

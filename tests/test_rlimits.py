@@ -157,7 +157,6 @@ def test_files_suffice_for_another_server_or_their_limit_is_named(method: str, t
     injected("RLIMIT_NOFILE at a restart of the server", len(spares))
 
 
-@pytest.mark.xfail(reason="Pool._start_server makes its socket and pipes outside of what turns an OSError into a ConfigError")
 def test_no_file_for_another_server_is_named(injected: Injected) -> None:
     for spare in range(3):
         assert re.match(TOO_MANY_FILES, said_by([], RESTART, spare, "fork"))

@@ -79,6 +79,15 @@ def test_who_kills_in_a_row_is_a_killer(status: int, hungry: bool, strikes: int)
     assert how.startswith(f"killed its producer {strikes} times in a row (")
 
 
+def test_a_kill_from_outside_is_no_death_of_its_own() -> None:
+    known, batch = Suspects(None), posted()
+    known.accuse(by(signal.SIGKILL, False), claim(), [batch])
+    known.accuse(by(signal.SIGSEGV, False), claim(), [batch])
+    assert known.start(2, [batch]).killers == ()
+    known.accuse(by(signal.SIGSEGV, False), claim(), [batch])
+    assert [sample for sample, _ in known.start(2, [batch]).killers] == [77]
+
+
 def test_who_was_loaded_meanwhile_is_acquitted() -> None:
     known, batch = Suspects(None), posted()
     for _ in range(20):

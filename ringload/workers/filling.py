@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from ringload.data.fields import Row
+from ringload.data.fields import Row, write_exactly
 from ringload.data.sampler import PAD, Order, Randomness, Sampler, substitutes
 from ringload.errors import ConfigError
 from ringload.ring.ring import Bad
@@ -132,8 +132,12 @@ class Filler:
 
     def _load_rows_into(self, epoch: int, indices: np.ndarray, rows: dict[str, np.ndarray], which: slice) -> None:
         assert self._load_rows is not None
-        out = {name: rows[name][which] for name in self._names}
+        views = {name: rows[name][which] for name in self._names}
+        out = dict(views)
         self._load_rows(indices.copy(), Rngs(self._order.seed, epoch, indices), out)
+        for name, view in views.items():
+            if out.get(name) is not view:  # assigned, instead of written to: as with a Row, that writes it
+                write_exactly(view, out[name], name)
 
     def _load_row(self, epoch: int, index: int, row: int, rows: dict[str, np.ndarray]) -> Bad | None:
         """Load sample `index` into one row of `rows`, field -> `(n, ...)`. Returns what was wrong with it.

@@ -92,7 +92,10 @@ class Pool:
         self._n_reserved = max(self._n_reserved, n_reserved)
         self._n_oom_kills = oom_kills()
         if self._server is None:
-            self._start_server()
+            try:
+                self._start_server()
+            except OSError as error:
+                raise refused("cannot start the server of the producers", error) from error
         self._send({"start": message_of(start)})
 
     def events(self) -> Event:
@@ -199,8 +202,6 @@ class Pool:
                 self._fork_server(config)
             else:
                 self._exec_server(config)
-        except OSError as error:
-            raise refused("cannot start the server of the producers", error) from error
         finally:  # what was interrupted is ended by `close`
             _close(self._theirs)
 

@@ -41,7 +41,7 @@ class Suspects:
 
     def __init__(self, restarts: int | None) -> None:
         self._restarts = restarts
-        self._strikes: dict[tuple[int, int, int], int] = {}  # (epoch, number, row)
+        self._strikes: dict[tuple[int, int, int], list[bool]] = {}  # (epoch, number, row): whether each came from outside
         self._killers: dict[int, str] = {}
         self._careful: set[tuple[int, int]] = set()
         self._deaths_s: deque[float] = deque()
@@ -68,10 +68,11 @@ class Suspects:
             self._careful.add((claim.epoch, claim.number))
             return
         row = (claim.epoch, claim.number, claim.start)
-        self._strikes[row] = self._strikes.get(row, 0) + 1
-        if self._strikes[row] >= (OWN if not death.from_outside else HUNGRY if death.hungry else OUTSIDE):
-            self._killers[claim.sample] = f"killed its producer {self._strikes[row]} times in a row ({death.cause})"
-            self._strikes[row] = 0  # who is tried in its place has no part in them
+        strikes = self._strikes.setdefault(row, [])
+        strikes.append(death.from_outside)
+        if strikes.count(False) >= OWN or len(strikes) >= (HUNGRY if death.hungry else OUTSIDE):
+            self._killers[claim.sample] = f"killed its producer {len(strikes)} times in a row ({death.cause})"
+            strikes.clear()  # who is tried in its place has no part in them
 
     def acquit(self, posted: Posted, task: int) -> None:
         """A task was done: nothing in its rows is suspected any more."""
