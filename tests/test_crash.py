@@ -6,6 +6,7 @@ Kills at random moments, and of the trainer, are in test_kills.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,11 @@ def test_by_default_a_sample_that_kills_as_others_do_ends_the_run(way: str, kind
         error = caught.value
         assert isinstance(error, ProducerDied)
         assert error.samples == (7,)
-        assert "while it had sample 7 of batch 1 of epoch 0 in hand. That is more than restarts=10 deaths" in str(error)
+        # of either epoch: the other producer is ahead, and comes to it in the next one
+        told = r"while it had sample 7 of batch 1 of epoch [01] in hand\. That is more than restarts=10 deaths"
+        assert re.search(told, str(error))
         assert error.cause.startswith(WAYS[way][1])
-        assert made.stats.n_restarts == 11
+        assert made.stats.n_restarts in (11, 12)
         assert made.stats.n_bad == 0
     injected(f"a producer ends by {way} while it loads", 11)
 
@@ -304,6 +307,7 @@ UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     _Work._ask: 3,  # a prefetch() that raises
     worker.as_text: 4,  # texts that are too long
     ProducerEnd._write: 3,  # a pipe that is full: in test_stalls
+    Filler._load_rows_into: 1,  # a load_rows() that assigns
     Filler._load_row: 3,  # a sample that is known to kill, a load() that does not do what it should
     Filler._where: 2,  # a describe() that raises
     become_server: 1,  # what a fresh interpreter imports
