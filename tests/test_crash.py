@@ -6,7 +6,6 @@ Kills at random moments, and of the trainer, are in test_kills.
 from __future__ import annotations
 
 import os
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ def test_a_sample_that_kills_is_raised_or_replaced(way: str, kind: Any, expected
 def test_by_default_a_sample_that_kills_as_others_do_ends_the_run(way: str, kind: Any, injected: Injected) -> None:
     """It may be whoever sends the signals: so it is named as what was in hand, and not made bad."""
     n_before = oom_kills()
-    with Loader(kind(way, {7}), 6, workers=2, ram_budget="600MB", shuffle=False) as made:
+    with Loader(kind(way, {7}), 6, workers=1, ram_budget="600MB", shuffle=False) as made:  # two may be at it in two epochs
         iterator = iter(made)
         assert check(next(iterator)).tolist() == list(range(6))
         with pytest.raises(RingloadError) as caught:
@@ -133,11 +132,9 @@ def test_by_default_a_sample_that_kills_as_others_do_ends_the_run(way: str, kind
         error = caught.value
         assert isinstance(error, ProducerDied)
         assert error.samples == (7,)
-        # of either epoch: the other producer is ahead, and comes to it in the next one
-        told = r"while it had sample 7 of batch 1 of epoch [01] in hand\. That is more than restarts=10 deaths"
-        assert re.search(told, str(error))
+        assert "while it had sample 7 of batch 1 of epoch 0 in hand. That is more than restarts=10 deaths" in str(error)
         assert error.cause.startswith(WAYS[way][1])
-        assert made.stats.n_restarts in (11, 12)
+        assert made.stats.n_restarts == 11
         assert made.stats.n_bad == 0
     injected(f"a producer ends by {way} while it loads", 11)
 
