@@ -212,12 +212,16 @@ def members(made: Loader) -> list[int]:
 
 
 def kill_all(pids: Iterable[int], number: int = signal.SIGKILL) -> int:
-    """Send them a signal, and wait until those are gone that it ends. Returns how many it was sent to."""
+    """Send them a signal, and wait until those are gone that it ends. Returns how many of them were alive."""
     pidfds = []
     for pid in pids:
         with suppress(ProcessLookupError):
-            pidfds.append(os.pidfd_open(pid))
-            signal.pidfd_send_signal(pidfds[-1], number)
+            pidfd = os.pidfd_open(pid)
+            if select.select([pidfd], [], [], 0)[0]:  # a zombie: of its death, the trainer has yet to learn
+                os.close(pidfd)
+                continue
+            pidfds.append(pidfd)
+            signal.pidfd_send_signal(pidfd, number)
     for pidfd in pidfds:
         assert select.select([pidfd], [], [], 20)[0], "it lives on"
         os.close(pidfd)

@@ -477,3 +477,27 @@ def test_who_catches_ctrl_c_goes_on_with_the_right_batch(method: str, times: Tim
     assert process.returncode == 0
     assert int(effective) >= n
     injected("Ctrl-C that is caught, at a random moment", int(effective))
+
+
+INTO_FORK = """
+import os, signal
+from tests.test_interrupts import Iterating, make
+
+leave, trainer = os.setsid, os.getpid()
+def setsid():
+    if os.getpid() != trainer: os.kill(os.getpid(), signal.SIGINT)  # it was sent to the group, which this process leaves
+    leave()
+os.setsid = setsid
+print("begun", flush=True)
+with make() as made:
+    trial = Iterating(made)
+    for _ in range(20): trial.next()
+"""
+
+
+def test_ctrl_c_that_meets_a_forked_server_in_the_trainers_group_is_the_trainers(injected: Injected) -> None:
+    process = start(INTO_FORK)
+    _, said = process.communicate(timeout=9)
+    assert said == ""
+    assert process.returncode == 0
+    injected("Ctrl-C before a forked server has left the trainer's group", 1)

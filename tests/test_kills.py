@@ -63,7 +63,8 @@ class Killer:
         while self._told.wait() and not self._end:
             self._told.clear()
             time.sleep(self._rng.uniform(0, 0.02))  # the random moment
-            victims = members(self._made)
+            pool = self._made._engine._crew._pool
+            victims = sorted({*members(self._made), *pool.pids})  # a trainer that does not wait misses no server
             self.n_kills += kill_all(self._rng.sample(victims, min(self._at_once, len(victims))))
 
 

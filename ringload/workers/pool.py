@@ -242,6 +242,7 @@ class Pool:
         """In the child. Does not return."""
         try:
             os.setsid()
+            _discard_interruption()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _close(self._ours)  # this process must not keep its own lifeline open
             kept, self._theirs = self._theirs, ()  # they are its own now: `drop` in its producers must close none of them
@@ -313,6 +314,12 @@ class _Forked:
             return os.waitstatus_to_exitcode(os.waitpid(self.pid, options)[1])
         except ChildProcessError:
             return 0  # the user's code waits for any child
+
+
+def _discard_interruption() -> None:
+    """A SIGINT that waits behind the mask was sent to the group that this process has left."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, handler if handler is not None else signal.SIG_DFL)  # None: not one of Python's
 
 
 def _pipe() -> tuple[io.FileIO, io.FileIO]:
