@@ -31,5 +31,5 @@ data/photos/photos.csv: .venv/installed bench/photos.py
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tf,parquet,bench,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tf,torch,jax,parquet,bench,examples,test]'
 	touch $@
