@@ -65,3 +65,10 @@ def test_a_function_needs_fields_and_a_number() -> None:
     for fields, n in ((None, 3), ({"x": ((), "i8")}, None), ({"x": ((), "i8")}, 0), ({}, 3)):
         with pytest.raises(ConfigError):
             FunctionSource(load, fields, n)
+
+
+def test_masked_values_are_refused() -> None:
+    whole = np.ma.masked_array(np.arange(6.0), mask=np.zeros(6, bool))
+    assert len(Arrays(x=whole)) == 6
+    with pytest.raises(ConfigError, match=r"array 'x' is masked in 2 places.*filled"):
+        Arrays(x=np.ma.masked_greater(np.arange(6.0), 3))

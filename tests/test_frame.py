@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -190,6 +191,13 @@ def test_a_part_can_be_split_again() -> None:
     patients = df["patient"].to_numpy()
     assert not set(patients[inner.rows]) & set(patients[outer.rows])
     assert sorted([*inner.rows, *outer.rows]) == sorted(train.rows)
+
+
+def test_a_pickled_frame_says_that_it_left_its_table_behind() -> None:
+    copied = pickle.loads(pickle.dumps(ImageFrame(table(), label="kind", size=SIZE)))
+    assert len(copied.split(0.2)[1]) == 200
+    with pytest.raises(ConfigError, match=r"was pickled, which leaves its table behind: split by 'patient' before"):
+        copied.split(0.2, by="patient")
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,24 @@ def test_many_labels_are_mapped_fast_and_right() -> None:
     numbers = np.random.default_rng(0).integers(0, 1000, n)
     (label,) = encode(pd.DataFrame({"c": [f"class-{k:04d}" for k in numbers]}), "c", None, "auto")
     np.testing.assert_array_equal(label.values, numbers)
+
+
+def test_an_ordered_categorical_gives_the_order_of_the_classes() -> None:
+    sizes = pd.DataFrame({"size": pd.Categorical(["m", "s", "m", "l"], categories=["s", "m", "l", "xl"], ordered=True)})
+    (label,) = encode(sizes, "size", None, "auto")
+    assert (label.class_names, written(label)) == (("s", "m", "l", "xl"), [1, 0, 1, 2])
+    (label,) = encode(sizes, "size", ["l", "m", "s"], "auto")
+    assert written(label) == [1, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"classes": ["a", "b", "c"]}, r"classes is a dict of \['one', 'two'\].*it is \['a', 'b', 'c'\]"),
+        ({"classes": {"three": ["a"]}}, r"\['three'\] are no label fields"),
+        ({"mode": {"three": "int"}}, r"label_mode is a dict.*\['three'\] are no label fields"),
+    ],
+)
+def test_options_of_several_fields_are_by_field(options: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        encode(TABLE, {"one": "word", "two": "number"}, **{"classes": None, "mode": "auto", **options})

@@ -16,12 +16,16 @@ class Arrays:
     Nothing is copied here. Producers share what is in memory, and map files again.
 
     Raises:
-        ConfigError: there are none, their lengths differ, or one has no rows of a fixed size.
+        ConfigError: there are none, their lengths differ, one has no rows of a fixed size, or values that are masked.
     """
 
     random = False
 
     def __init__(self, **arrays: Any) -> None:
+        for name, array in arrays.items():
+            if np.ma.is_masked(array):
+                n_masked = int(np.count_nonzero(np.ma.getmask(array)))
+                raise ConfigError(f"array {name!r} is masked in {n_masked} places: say what is there, array.filled(value)")
         self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
         if not self._arrays:
             raise ConfigError("Arrays needs at least one array: Arrays(x=..., y=...)")

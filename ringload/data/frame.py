@@ -38,7 +38,8 @@ class ImageFrame:
         label: a column of classes (strings or ints), of bools, of floats, or of lists; several columns; a dict of field
             names to these; or None. The field is called `label` but for a dict.
         size: (height, width) in pixels.
-        classes: the classes in the order of their numbers; None: sorted. For a dict of labels, a dict of them.
+        classes: the classes in the order of their numbers; None: as an ordered categorical has them, else sorted. For a dict
+            of labels, a dict of them.
         label_mode: "auto", "int", "categorical" (one-hot), "binary", "multi_hot" or "float"; see `ringload.data.labels`.
         weight: a column of sample weights.
         color: "rgb" (C = 3), "gray" (1) or "rgba" (4).
@@ -220,9 +221,10 @@ class ImageFrame:
         """
         values = None
         if by is not None:
-            if self._table is None or by not in self._table.columns:
-                has = [] if self._table is None else list(self._table.columns)
-                raise ConfigError(f"the table has no column {by!r} to split by; it has {has}")
+            if self._table is None:
+                raise ConfigError(f"this frame was pickled, which leaves its table behind: split by {by!r} before that")
+            if by not in self._table.columns:
+                raise ConfigError(f"the table has no column {by!r} to split by; it has {list(self._table.columns)}")
             values = self._table[by].iloc[self.rows]
         chosen = chosen_rows(len(self), fraction, seed, values, how)
         return self.subset(np.flatnonzero(~chosen)), self.subset(np.flatnonzero(chosen))

@@ -8,7 +8,8 @@
     "float"        () or (K,) float32  a column of numbers, or of vectors of one length, or several columns
     "auto"         bool: binary; float: float; other classes: int; lists: float if they are vectors (of one length, of floats
                    or of nothing but 0 and 1), else multi_hot; several columns: multi_hot if all are 0 and 1, else float
-Classes are sorted (numbers by size, strings alphabetically) unless their order is given.
+Classes are sorted (numbers by size, strings alphabetically) unless their order is given, by `classes=` or by the column: an
+ordered categorical has it, and classes that no row is of.
 """
 
 from __future__ import annotations
@@ -79,16 +80,12 @@ def encode(table: pd.DataFrame, label: Any, classes: Any, mode: Any) -> list[Lab
         return []
     if not isinstance(label, dict):
         return [_encode(table, "label", label, classes, mode)]
-    return [
-        _encode(
-            table,
-            name,
-            columns,
-            classes.get(name) if isinstance(classes, Mapping) else classes,
-            mode.get(name, "auto") if isinstance(mode, Mapping) else mode,
-        )
-        for name, columns in label.items()
-    ]
+    classes, modes = {} if classes is None else classes, dict.fromkeys(label, mode) if isinstance(mode, str) else mode
+    for what, given in (("classes", classes), ("label_mode", modes)):
+        if not isinstance(given, Mapping) or (unknown := sorted(given.keys() - label.keys(), key=str)):
+            wrong = f"{unknown} are no label fields" if isinstance(given, Mapping) else f"it is {given!r}"
+            raise ConfigError(f"with several label fields, {what} is a dict of {list(label)} (not of all, maybe): {wrong}")
+    return [_encode(table, name, columns, classes.get(name), modes.get(name, "auto")) for name, columns in label.items()]
 
 
 def _encode(table: pd.DataFrame, name: str, columns: Any, classes: Sequence[Any] | None, mode: str) -> Label:
@@ -121,6 +118,8 @@ def _classes(name: str, column: pd.Series[Any], classes: Sequence[Any] | None, m
     """One class a row."""
     import pandas as pd
 
+    if classes is None and isinstance(column.dtype, pd.CategoricalDtype) and column.dtype.ordered:
+        classes = _plain(column.dtype.categories)
     codes, uniques = pd.factorize(np.asarray(column) if column.dtype.kind != "O" else column)
     found = _plain(uniques)
     if mode == "binary" and classes is None:
