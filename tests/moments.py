@@ -19,8 +19,8 @@ from typing import Any
 import ringload
 from tests.conftest import leftovers
 
-# Where Python alone can lose what is raised, or what the kernel has just given: a descriptor, or the pid of Popen's child.
-UNTOUCHED = {"__del__", "_pipe", "socketpair", "_execute_child"}
+# Where Python alone can lose what is raised, or a descriptor that the kernel has just given.
+UNTOUCHED = {"__del__", "_pipe", "socketpair"}
 GIVES_DESCRIPTOR = {"eventfd", "memfd_create", "open"}
 HOME = str(Path(ringload.__file__).parent)
 

@@ -187,15 +187,26 @@ def test_a_killed_server_is_replaced_after_an_interruption(monkeypatch: pytest.M
     injected("Ctrl-C between the end of a killed server and the start of the next", 1)
 
 
-def test_an_interruption_of_popen_stays_one(monkeypatch: pytest.MonkeyPatch, injected: Injected) -> None:
-    before = descriptors()
+@pytest.mark.parametrize("event", ["c_call", "c_return"])
+def test_an_interruption_as_the_server_is_started(event: str, injected: Injected) -> None:
+    """Before it is there, and when it is."""
+    before, place = descriptors(), Pool._exec_server.__code__
+    met = []
+
+    def profile(frame: Any, what: str, argument: Any) -> None:
+        if frame.f_code is place and what == event and argument.__name__ == "extend":
+            sys.setprofile(None)
+            met.append(what)
+            raise KeyboardInterrupt
+
     for method in ("forkserver", "spawn"):
-        once(interrupt, monkeypatch, subprocess, "_cleanup")  # the first that Popen calls
+        sys.setprofile(profile)
         with pytest.raises(KeyboardInterrupt):
             make(start_method=method)
         assert not gone()
         assert descriptors() == before
-    injected("Ctrl-C at the beginning of Popen()", 2)
+    assert met == [event, event]
+    injected("Ctrl-C just before or after a server is started", 2)
 
 
 @pytest.mark.parametrize("when", ["before it is read", "when it is read", "when it is heard"])

@@ -155,3 +155,25 @@ def test_producers_import_no_more_than_they_need(count: Path, method: str) -> No
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n[]\n", "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_standard_streams_that_are_closed(method: str, closed: str, tmp_path: Path) -> None:
+    """As a daemon's may be: the ring's own descriptors get their numbers."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import os, sys
+        sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+        import ringload
+        from tests.helpers import Truth, check
+        with ringload.Loader(Truth(40), 4, workers=2, ram_budget="200MB", start_method={method!r}) as made:
+            assert [len(check(batch)) for batch in made] == [4] * 10
+            os.fstat(0)  # or this would test nothing
+        open(sys.argv[1], "w").write("done")
+        """)
+    )
+    told = tmp_path / "told"
+    status = subprocess.run(["sh", "-c", f'"$0" "$@" {closed}', sys.executable, script, told], timeout=60).returncode
+    assert (status, told.read_text()) == (0, "done")

@@ -125,6 +125,20 @@ class ReadAhead:
         if n_opened:
             self._open_s += ((time.monotonic() - begin_s) / n_opened - self._open_s) * (1 - (7 / 8) ** n_opened)
 
+    def open_now(self, path: Path) -> Opened:
+        """A file that was not opened ahead; the descriptor is the caller's.
+
+        Raises:
+            OSError, ValueError: as `open_regular`.
+        """
+        try:
+            return open_regular(path)
+        except OSError as error:
+            if not is_full(error) or not self._ready:
+                raise
+        self.close()  # those that were opened ahead have taken the descriptor that this one needs
+        return open_regular(path)
+
     def take(self, key: int) -> Opened | None:
         """A file that was asked for by `key`; the descriptor is the caller's. None if it was not asked for, or there was no
         descriptor for it then.

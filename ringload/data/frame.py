@@ -11,7 +11,7 @@ import numpy as np
 
 from ringload.data.codecs import Color
 from ringload.data.fields import Field, Producer, Row, as_fields
-from ringload.data.files import ReadAhead, open_regular, read_table
+from ringload.data.files import ReadAhead, read_table
 from ringload.data.geometry import Geometry, Interpolation, Resize
 from ringload.data.images import MAX_PIXELS, Dtype, ImageDecoder, worst_scratch_bytes
 from ringload.data.index import Strings
@@ -134,7 +134,7 @@ class ImageFrame:
 
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
-        fd, n_bytes = self._ahead.take(index) or open_regular(self._full_path(index))
+        fd, n_bytes = self._ahead.take(index) or self._ahead.open_now(self._full_path(index))
         try:
             self._decoder.load(fd, n_bytes, rng, out[IMAGE])
         finally:

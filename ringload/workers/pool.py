@@ -19,11 +19,12 @@ import pickle
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +71,7 @@ class Pool:
         self._ours: tuple[socket.socket | io.FileIO, ...] = ()  # what ties the server to this process
         self._theirs: tuple[socket.socket | io.FileIO, ...] = ()  # the other ends, until the server has them
         self._pid_of_owner = os.getpid()
-        self._server: subprocess.Popen[bytes] | _Forked | None = None
+        self._server: _Child | None = None
         self._ready = False
         self._n_reserved = 0
         self._n_oom_kills = 0  # there were when the present producers were started
@@ -156,8 +157,6 @@ class Pool:
 
     def drop(self) -> None:
         """In a fork of the trainer: forget the producers, which belong to the parent."""
-        if isinstance(self._server, subprocess.Popen):
-            self._server.returncode = 0  # not this process's child: nothing to wait for
         self._server = None
         self._close_fds()
 
@@ -208,23 +207,21 @@ class Pool:
     def _exec_server(self, config: Config) -> None:
         code = "import sys; sys.path[:] = sys.argv[2:]; from ringload.workers.server import main; main()"
         path = [os.path.abspath(entry) for entry in sys.path]
-        server = subprocess.Popen.__new__(subprocess.Popen)
-        try:
-            server.__init__(  # type: ignore[misc]
-                [sys.executable, "-c", code, json.dumps(asdict(config)), *path],
-                stdin=subprocess.DEVNULL,
-                env={"PYTHONHASHSEED": "0", **os.environ, **ONE_THREAD},
-                pass_fds=sorted({config.socket, *config.for_producers}),
-                start_new_session=True,
-            )
+        # The descriptors that it is to have are copied and copied back, without their flag: dup2(fd, fd) takes glibc 2.29.
+        spare = 0 if 0 not in config.fds else next(fd for fd in count(3) if fd not in config.fds)  # 0, if stdin was closed
+        kept = [(os.POSIX_SPAWN_DUP2, *pair) for fd in config.fds for pair in ((fd, spare), (spare, fd))]
+        end = (os.POSIX_SPAWN_CLOSE, spare) if spare else (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        spawn = partial(os.posix_spawn, file_actions=[*kept, end], setsid=True, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+        arguments = [sys.executable, "-c", code, json.dumps(asdict(config)), *path]
+        pids: list[int] = []
+        try:  # starting and noting it are one step, as in `forks.fork_for`; Popen has many, and may be interrupted between
+            pids.extend(map(spawn, [sys.executable], [arguments], [{"PYTHONHASHSEED": "0", **os.environ, **ONE_THREAD}]))
         finally:
-            if (
-                getattr(server, "pid", None) is not None
-            ):  # an interruption may have come while there was a process already: it is to be reaped
-                self._server = server
+            if pids:
+                self._server = _Child(pids[0])
 
     def _fork_server(self, config: Config) -> None:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # none, where they were closed
             stream.flush()  # or what they hold would be written twice
         pids: list[int] = []
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -235,7 +232,7 @@ class Pool:
             if pids == [0]:
                 self._be_server(config, mask)
             elif pids:
-                self._server = _Forked(pids[0])
+                self._server = _Child(pids[0])
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _be_server(self, config: Config, mask: set[int]) -> None:
@@ -297,8 +294,8 @@ class Pool:
         _close(self._ours + self._theirs)
 
 
-class _Forked:
-    """A forked server, with what `Popen` has of it."""
+class _Child:
+    """The server's process, to be waited for."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

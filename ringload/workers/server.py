@@ -31,6 +31,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ringload.errors import BudgetError
@@ -63,6 +64,10 @@ class Config:
     @property
     def for_producers(self) -> tuple[int, ...]:
         return (self.lifeline, self.alive, self.ring, self.job, *self.others)
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return (self.socket, *self.for_producers)
 
 
 class Server:
@@ -212,7 +217,7 @@ def become_server(config: Config, job: worker.Job | None = None) -> None:
     arm_lifeline(config.lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker.be_called("ringload:server")
-    for fd in (config.socket, *config.for_producers):
+    for fd in config.fds:
         os.set_inheritable(fd, False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -225,4 +230,13 @@ def become_server(config: Config, job: worker.Job | None = None) -> None:
 def main() -> None:
     """The entry of a fresh server: `argv` is (what, config as JSON, *sys.path)."""
     values = json.loads(sys.argv[1])
-    become_server(Config(**{**values, "others": tuple(values["others"]), "preload": tuple(values["preload"])}))
+    config = Config(**{**values, "others": tuple(values["others"]), "preload": tuple(values["preload"])})
+    _close_all_but({0, 1, 2, *config.fds})
+    become_server(config)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close what native code of the trainer's has opened to be inherited: this process outlives who else uses it."""
+    for last, following in pairwise([*sorted(kept), os.sysconf("SC_OPEN_MAX")]):
+        if last + 1 < following:  # closerange(0, 0) closes all there are (CPython 3.11)
+            os.closerange(last + 1, following)
