@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:  # as by nohup, or a shell's &: scripts of tests would ignore it, too
+            signal.signal(number, handler)
     if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
         have_a_dev_shm_of_our_own()
 

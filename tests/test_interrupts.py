@@ -27,7 +27,7 @@ import pytest
 from ringload import Batch, Loader
 from ringload.workers.pool import Event, Pool
 from tests.conftest import Injected, Times, descriptors
-from tests.deaths import kill_all
+from tests.deaths import kill_all, lines_of
 from tests.helpers import Truth, check
 from tests.moments import Moment, gone, interrupt, moments
 
@@ -187,26 +187,35 @@ def test_a_killed_server_is_replaced_after_an_interruption(monkeypatch: pytest.M
     injected("Ctrl-C between the end of a killed server and the start of the next", 1)
 
 
-@pytest.mark.parametrize("event", ["c_call", "c_return"])
-def test_an_interruption_as_the_server_is_started(event: str, injected: Injected) -> None:
-    """Before it is there, and when it is."""
-    before, place = descriptors(), Pool._exec_server.__code__
-    met = []
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_an_interruption_before_any_line_of_starting_a_server(method: str, injected: Injected) -> None:
+    """Python heeds a signal that another thread took wherever it is, the main thread's mask or not."""
+    before, trainer = descriptors(), os.getpid()
+    place = (Pool._fork_server if method == "fork" else Pool._exec_server).__code__
+    lines = sorted(lines_of(place))
+    for line in lines:
+        met: list[int] = []
 
-    def profile(frame: Any, what: str, argument: Any) -> None:
-        if frame.f_code is place and what == event and argument.__name__ == "extend":
-            sys.setprofile(None)
-            met.append(what)
-            raise KeyboardInterrupt
+        def trace(frame: Any, event: str, argument: Any, line: int = line, met: list[int] = met) -> Any:
+            if frame.f_code is not place or os.getpid() != trainer:
+                return None
+            if event == "line" and frame.f_lineno == line and not met:
+                met.append(line)
+                raise KeyboardInterrupt
+            return trace
 
-    for method in ("forkserver", "spawn"):
-        sys.setprofile(profile)
-        with pytest.raises(KeyboardInterrupt):
-            make(start_method=method)
-        assert not gone()
-        assert descriptors() == before
-    assert met == [event, event]
-    injected("Ctrl-C just before or after a server is started", 2)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        sys.settrace(trace)
+        try:
+            with suppress(KeyboardInterrupt):
+                make(start_method=method).close()
+        finally:
+            sys.settrace(None)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # where its own restoring is what was interrupted
+        assert not gone(), line
+        assert descriptors() == before, line
+        injected("Ctrl-C before any line of starting a server", len(met))
+    assert len(lines) >= 5
 
 
 @pytest.mark.parametrize("when", ["before it is read", "when it is read", "when it is heard"])

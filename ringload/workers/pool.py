@@ -71,7 +71,7 @@ class Pool:
         self._ours: tuple[socket.socket | io.FileIO, ...] = ()  # what ties the server to this process
         self._theirs: tuple[socket.socket | io.FileIO, ...] = ()  # the other ends, until the server has them
         self._pid_of_owner = os.getpid()
-        self._server: _Child | None = None
+        self._server: list[int] = []  # its pid, if there is one: noted in one step with its start, which nothing interrupts
         self._ready = False
         self._n_reserved = 0
         self._n_oom_kills = 0  # there were when the present producers were started
@@ -86,13 +86,13 @@ class Pool:
 
     @property
     def server_pid(self) -> int:
-        return self._server.pid if self._server is not None else -1
+        return self._server[0] if self._server else -1
 
     def start(self, start: Start, n_reserved: int) -> None:
         """Have producers started, and the slots from `n_reserved` on reserved. Does not wait for either."""
         self._n_reserved = max(self._n_reserved, n_reserved)
         self._n_oom_kills = oom_kills()
-        if self._server is None:
+        if not self._server:
             try:
                 self._start_server()
             except OSError as error:
@@ -102,7 +102,7 @@ class Pool:
     def events(self) -> Event:
         """What there is to hear, without waiting."""
         event = Event([])
-        while self._server is not None:
+        while self._server:
             try:
                 packet = self._socket.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -123,13 +123,13 @@ class Pool:
         """
         _close(self._theirs)  # or this process, whose start of them was interrupted, would seem to be one of them
         event = Event([], self._n_reserved)  # again, should an interruption have come before this was heeded
-        if self._server is None:  # one came after its end
+        if not self._server:  # one came after its end
             self._close_fds()
             return event
         deadline_s = time.monotonic() + END_S
         self._n_clears += 1
         self._send({"clear": self._n_clears})
-        while self._server is not None and not event.server_died:
+        while self._server and not event.server_died:
             if not _readable(self.fd, deadline_s):
                 break
             packet = self._recv()
@@ -146,7 +146,7 @@ class Pool:
         try:
             if os.getpid() != self._pid_of_owner:
                 self.drop()
-            elif self._server is not None:
+            elif self._server:
                 self._send({"exit": True})  # so that the server reaps its producers: not every container has an init
                 self._end_server(kill=False)
             else:
@@ -157,7 +157,7 @@ class Pool:
 
     def drop(self) -> None:
         """In a fork of the trainer: forget the producers, which belong to the parent."""
-        self._server = None
+        self._server = []
         self._close_fds()
 
     def _note(self, message: dict[str, Any], event: Event) -> bool:
@@ -213,26 +213,19 @@ class Pool:
         end = (os.POSIX_SPAWN_CLOSE, spare) if spare else (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         spawn = partial(os.posix_spawn, file_actions=[*kept, end], setsid=True, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
         arguments = [sys.executable, "-c", code, json.dumps(asdict(config)), *path]
-        pids: list[int] = []
-        try:  # starting and noting it are one step, as in `forks.fork_for`; Popen has many, and may be interrupted between
-            pids.extend(map(spawn, [sys.executable], [arguments], [{"PYTHONHASHSEED": "0", **os.environ, **ONE_THREAD}]))
-        finally:
-            if pids:
-                self._server = _Child(pids[0])
+        environment = {"PYTHONHASHSEED": "0", **os.environ, **ONE_THREAD}
+        self._server.extend(map(spawn, [sys.executable], [arguments], [environment]))  # Popen may be interrupted half-way
 
     def _fork_server(self, config: Config) -> None:
         for stream in filter(None, (sys.stdout, sys.stderr)):  # none, where they were closed
             stream.flush()  # or what they hold would be written twice
-        pids: list[int] = []
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # not for a child that has yet to leave the group
-            forks.fork_for(self, pids)
+            forks.fork_for(self, self._server)
         finally:
-            if pids == [0]:
+            if self._server == [0]:
                 self._be_server(config, mask)
-            elif pids:
-                self._server = _Child(pids[0])
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _be_server(self, config: Config, mask: set[int]) -> None:
@@ -252,26 +245,25 @@ class Pool:
 
     def _end_server(self, kill: bool) -> None:
         """Wait until the server and all producers are gone; kill them first, or when they take too long."""
-        server = self._server
-        if server is None:
+        if not self._server:
             return
+        (server,) = self._server
         _close(self._theirs)  # as in `clear`
         alive = self._alive.fileno()
         if not _hung_up(alive, time.monotonic() + (0.0 if kill else 1.0)):
             # The server was not reaped, so its number, which is also its group's, belongs to nobody else.
             with suppress(ProcessLookupError):  # the user's code waits for any child, and no producer is left
-                os.killpg(server.pid, signal.SIGKILL)
+                os.killpg(server, signal.SIGKILL)
         gone = _hung_up(alive, time.monotonic() + END_S)
         pids = self.pids
-        code = server.wait() if gone else server.poll()  # it may be the one that hangs
-        self.pids, self._server = [], None  # if an interruption comes before, the next one does it again
+        code = _exit_code(server, 0 if gone else os.WNOHANG)  # it may be the one that hangs
+        self.pids, self._server = [], []  # if an interruption comes before, the next one does it again
         self._close_fds()
         if not gone:
-            pids = [pid for pid in (server.pid, *pids) if Path(f"/proc/{pid}/exe").exists()]
+            pids = [pid for pid in (server, *pids) if Path(f"/proc/{pid}/exe").exists()]
             raise Unending(
                 f"processes {pids} have not ended {END_S:g} s after SIGKILL: they hang in the kernel, perhaps in I/O"
             )
-        assert code is not None
         if kill and not self._ready and code >= 0:  # by a signal: as any other death, it may be made good
             raise RingloadError(
                 f"the server of the producers ended at its start (exit code {code}); what it said is on stderr. "
@@ -294,23 +286,12 @@ class Pool:
         _close(self._ours + self._theirs)
 
 
-class _Child:
-    """The server's process, to be waited for."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-
-    def wait(self) -> int:
-        return self._wait(0)
-
-    def poll(self) -> int:
-        return self._wait(os.WNOHANG)
-
-    def _wait(self, options: int) -> int:
-        try:
-            return os.waitstatus_to_exitcode(os.waitpid(self.pid, options)[1])
-        except ChildProcessError:
-            return 0  # the user's code waits for any child
+def _exit_code(pid: int, options: int) -> int:
+    """Wait for a process of this one's; what it ended with, -signal or an exit status."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, options)[1])
+    except ChildProcessError:
+        return 0  # the user's code waits for any child
 
 
 def _discard_interruption() -> None:
