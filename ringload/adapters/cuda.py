@@ -1,0 +1,146 @@
+"""CUDA: the ring as page-locked memory, and copies out of it on a stream of their own.
+
+The device reads page-locked memory by itself, at the bus's full speed and while the trainer goes on; out of ordinary memory
+the driver first copies into a page-locked buffer of its own, with the trainer's CPU. Locking is slow, and so pays only for
+memory that is kept: the ring is.
+
+Who owns what: a `Lane` is its loader's own. It owns the registration of the loader's memory, and keeps what copies read
+until their events have completed. When the loader is closed or collected, copies are waited for, then the memory is
+unregistered, then let go of. The trainer's stream waits for a copy's event; the caching allocator is told that the tensors,
+which are the side stream's, are used on the trainer's (`record_stream`).
+
+The ring grows for a while after the start. What is reserved is registered when batches are asked for, some slots at a time,
+and whole ones: the driver refuses to copy from an array that two registrations share. Slots that are not registered yet
+are copied as ordinary memory: slower, and as right.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+
+import numpy as np
+import torch
+
+from ringload.adapters.ahead import InTransit
+from ringload.loader import Loader
+
+PIECE_BYTES = 64 << 20  # of the ring that are registered at a time, or one slot
+PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of this process
+
+_lanes: weakref.WeakKeyDictionary[Loader, Lane] = weakref.WeakKeyDictionary()
+
+
+class CudaCopy:
+    """A copy of some tensors to a device: see `ahead.Copy`."""
+
+    def __init__(self, sources: list[torch.Tensor], stream: torch.cuda.Stream) -> None:
+        self._sources: list[torch.Tensor] | None = sources
+        self._stream = stream
+        self._event = torch.cuda.Event(blocking=True)  # who waits for it sleeps
+        self._tensors: list[torch.Tensor] = []
+
+    def begin(self) -> None:
+        assert self._sources is not None, "it is begun once"
+        try:
+            with torch.cuda.stream(self._stream):
+                for source in self._sources:
+                    self._tensors.append(source.to(self._stream.device, non_blocking=True))
+                self._event.record(self._stream)
+        except BaseException:
+            self._stream.synchronize()  # some may have begun
+            self._sources = None
+            raise
+
+    def done(self) -> bool:
+        if self._sources is not None and self._event.query():
+            self._sources = None
+        return self._sources is None
+
+    def wait(self) -> None:
+        if self._sources is not None:
+            self._event.synchronize()
+            self._sources = None
+
+    def receive(self) -> list[torch.Tensor]:
+        stream = torch.cuda.current_stream(self._stream.device)
+        stream.wait_event(self._event)
+        for tensor in self._tensors:
+            tensor.record_stream(stream)
+        return self._tensors
+
+
+class Lane:
+    """What CUDA has of a loader. Made by `lane_of`."""
+
+    def __init__(self) -> None:
+        self.in_transit = InTransit()
+        self.pinned_bytes = 0
+        self._memory: np.ndarray | None = None  # keeps mapped what is registered
+        self._addresses: list[int] = []  # where each registration begins
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._refused = False
+        self._pid = os.getpid()
+
+    def copy(self, sources: list[torch.Tensor], device: torch.device) -> CudaCopy:
+        """A copy of some tensors, to be begun."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return CudaCopy(sources, self._streams[device])
+
+    def pin(self, memory: np.ndarray, slot_bytes: int, device: torch.device) -> None:
+        """Register the next piece of `memory`, a loader's. If it is refused, warn once, and never try again."""
+        remaining = len(memory) - self.pinned_bytes
+        if self._refused or remaining == 0:
+            return
+        left_out = min(-(-max(0, remaining - PIECE_BYTES) // slot_bytes), (remaining - 1) // slot_bytes)
+        n_bytes, address = remaining - left_out * slot_bytes, memory.ctypes.data + self.pinned_bytes
+        self._memory = memory
+        with torch.cuda.device(device):
+            cudart = torch.cuda.cudart()
+            code = cudart.cudaHostRegister(address, n_bytes, PORTABLE)
+        if int(code) == 0:
+            self._addresses.append(address)
+            self.pinned_bytes += n_bytes
+            return
+        self._refused = True
+        _forget_error(device)
+        warnings.warn(
+            f"CUDA does not page-lock {n_bytes:,} bytes of the ring: {cudart.cudaGetErrorString(code)} ({int(code)}); "
+            f"{self.pinned_bytes:,} are page-locked, the others are copied more slowly. Is RLIMIT_MEMLOCK (ulimit -l) or the "
+            "container's limit on memory too low? pin=False does without",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    def end(self) -> None:
+        """Once copies are done, unregister everything and let go of the memory. Again is nothing."""
+        if os.getpid() != self._pid:
+            return  # a fork: it has none of this
+        try:
+            self.in_transit.wait()
+            while self._addresses:
+                code = torch.cuda.cudart().cudaHostUnregister(self._addresses.pop())
+                torch.cuda.check_error(int(code))
+        except RuntimeError as error:  # as after a device-side assert: nothing works any more, and the loader has to close
+            warnings.warn(f"CUDA does not unregister the ring: {error}", RuntimeWarning, stacklevel=2)
+        self.pinned_bytes, self._refused = 0, True
+        self._memory = None
+
+
+def lane_of(loader: Loader) -> Lane:
+    """The lane of a loader: one for all who copy out of it, as memory is registered once."""
+    lane = _lanes.get(loader)
+    if lane is None:
+        lane = _lanes[loader] = Lane()
+        loader.at_close(lane.end)
+    return lane
+
+
+def _forget_error(device: torch.device) -> None:
+    """CUDA keeps the error of a call that failed, and torch raises it at the next kernel: have that happen here."""
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError:
+        pass  # that was it
