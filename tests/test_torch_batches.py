@@ -81,7 +81,7 @@ with loader(source=source) as made:
             given = arrays.get(name, np.arange(40))[index]
             assert tensor.numpy().dtype == given.dtype and (tensor.numpy() == given).all(), name
             slot, offset = divmod(tensor.data_ptr() - memory.ctypes.data - layout.slots_start, layout.slot_bytes)
-            assert 0 <= slot < made.plan().n_slots and offset == offsets[name], name  # it lies in its slot, where the field does
+            assert 0 <= slot < made.plan().n_slots and offset == offsets[name], name  # in a slot, where the field lies
             assert tensor.is_contiguous() and tensor.data_ptr() % 64 == 0
         at = batch["number"].data_ptr() - memory.ctypes.data
         memory[at] += 1  # and what is written there shows
