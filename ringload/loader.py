@@ -337,6 +337,11 @@ class Loader:
         return self._engine.ready
 
     @property
+    def iteration(self) -> int:
+        """A number that changes when another iteration begins, or the loader is sent elsewhere: the one before is over."""
+        return self._iteration
+
+    @property
     def memory(self) -> np.ndarray:
         """The ring's memory as far as it is reserved, `(n_bytes,) uint8`: for who registers it with a device. It begins on a
         page, ends with a slot, and is longer when more was reserved. An array keeps it mapped: drop it in `at_close`.

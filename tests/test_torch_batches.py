@@ -168,7 +168,7 @@ with loader() as made, loader(workers=0) as twin:
         break  # ends epoch 1
     second = [label.tolist() for label in batches]
     assert batches.state_dict()["epoch"] == 3
-    labels.set_epoch(2)
+    twin.set_epoch(2)
     assert [label.tolist() for label in labels] == second and len(second) == 12
     old = iter(batches)
     iter(batches)
@@ -313,7 +313,7 @@ with loader(slots=6) as made, loader(workers=0) as twin:
     batches = batches_by_threads(made, fields="label")
     n_ahead = 0
     for n in range(13):  # resuming after every number of batches
-        batches.set_epoch(0)
+        made.set_epoch(0)
         filled(made)
         stream = iter(batches)
         found = [next(stream).tolist() for _ in range(n)]
@@ -330,7 +330,14 @@ with loader(slots=6) as made, loader(workers=0) as twin:
     for label in batches:
         break
     assert labels(batches) == epochs[3]
-    made.set_epoch(2)  # behind its back
+    filled(made)
+    stream = iter(batches)
+    for _ in range(11):
+        next(stream)
+    assert (made.epoch, made.position) == (5, 0) and batches.state_dict()["position"] == 11
+    made.set_epoch(5)  # where it is by having copied ahead
+    assert batches.state_dict() == made.state_dict()
+    made.set_epoch(2)
     assert batches.state_dict() == made.state_dict()
     assert labels(batches) == epochs[2]
     filled(made)

@@ -70,7 +70,7 @@ class Ahead:
     def __init__(self, loader: Loader, make_copy: Callable[[Batch], Copy], in_transit: InTransit) -> None:
         self._loader, self._make_copy, self._in_transit = loader, make_copy, in_transit
         self._pass = iter(loader)
-        self._epoch = loader.epoch
+        self._iteration, self._epoch = loader.iteration, loader.epoch
         self._after = (loader.epoch, loader.position)  # what follows the batch that was received last
         self._fetched: deque[tuple[tuple[int, int], Copy]] = deque()  # what is received next, and what follows that
         self._error: Exception | None = None  # what came in place of the batch that follows
@@ -81,10 +81,10 @@ class Ahead:
 
     def __next__(self) -> Any:
         self._in_transit.settle()
+        if not self.is_current:
+            self.end()
         if self._torn:
             self._mend()
-        elif not self.is_current:
-            self.end()
         if not self._fetched:
             self._fetch_now()
         place, copy = self._fetched[0]
@@ -102,17 +102,13 @@ class Ahead:
 
     @property
     def is_current(self) -> bool:
-        """Whether the loader is where this iterator has brought it."""
-        return self._torn or self._error is not None or self._loaders_place() == (self._loader.epoch, self._loader.position)
+        """Whether no other iteration has begun."""
+        return self._loader.iteration == self._iteration
 
     def end(self) -> None:
-        """Another iteration has begun: nothing that was copied ahead is given any more."""
+        """Let go of what was copied ahead: nobody gets it any more."""
         self._fetched.clear()
         self._error, self._torn = None, False
-
-    def _loaders_place(self) -> tuple[int, int]:
-        """Where the loader is by what was fetched."""
-        return self._loader.order.after(*self._fetched[-1][0]) if self._fetched else self._after
 
     def _fetch_now(self) -> None:
         """What the trainer is here for: a batch, or the error in its place."""
@@ -155,8 +151,8 @@ class Ahead:
         """Send the loader back to what was not kept."""
         if self._error is not None:
             return  # is raised first
-        epoch, position = self._loaders_place()
-        if epoch == self._epoch and (epoch, position) != (self._loader.epoch, self._loader.position):
-            self._loader.load_state_dict(self._loader.state_dict() | {"epoch": epoch, "position": position})
-            self._pass = iter(self._loader)
+        place = self._loader.order.after(*self._fetched[-1][0]) if self._fetched else self._after
+        if place[0] == self._epoch and place != (self._loader.epoch, self._loader.position):
+            self._loader.load_state_dict(self._loader.state_dict() | {"epoch": place[0], "position": place[1]})
+            self._pass, self._iteration = iter(self._loader), self._loader.iteration
         self._torn = False

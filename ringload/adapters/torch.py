@@ -32,7 +32,8 @@ class Batches:
 
     It begins, goes on, and ends as `Loader` does: `break` ends the epoch, errors of bad samples come in place of their batch
     and the iteration may go on, and there is one iteration at a time. Ask it, not the loader, for the state: on a device
-    the loader is one batch ahead of the trainer.
+    the loader is one batch ahead of the trainer. It has no `set_epoch`, as trainers that find one call it before each epoch,
+    and undo what `load_state_dict` has set; its loader has one.
 
     Arguments:
         loader: with `copy=True` nothing is aliased, and copies to a device are made out of ordinary memory.
@@ -83,11 +84,6 @@ class Batches:
     def pinned_bytes(self) -> int:
         """How much of the ring is page-locked."""
         return 0 if self._lane is None else self._lane.pinned_bytes
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next `for` passes over `epoch`, from its beginning."""
-        self.loader.set_epoch(epoch)
-        self._end_ahead()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the trainer is: what it has received, not what was copied ahead. JSON can hold it."""
