@@ -91,11 +91,10 @@ class Lane:
 
     def pin(self, memory: np.ndarray, slot_bytes: int, device: torch.device) -> None:
         """Register the next piece of `memory`, a loader's. If it is refused, warn once, and never try again."""
-        remaining = len(memory) - self.pinned_bytes
-        if self._refused or remaining == 0:
+        if self._refused or self.pinned_bytes == len(memory):
             return
-        left_out = min(-(-max(0, remaining - PIECE_BYTES) // slot_bytes), (remaining - 1) // slot_bytes)
-        n_bytes, address = remaining - left_out * slot_bytes, memory.ctypes.data + self.pinned_bytes
+        n_bytes = next_piece(len(memory) - self.pinned_bytes, slot_bytes, PIECE_BYTES)
+        address = memory.ctypes.data + self.pinned_bytes
         self._memory = memory
         with torch.cuda.device(device):
             cudart = torch.cuda.cudart()
@@ -127,6 +126,12 @@ class Lane:
             warnings.warn(f"CUDA does not unregister the ring: {error}", RuntimeWarning, stacklevel=2)
         self.pinned_bytes, self._refused = 0, True
         self._memory = None
+
+
+def next_piece(n_bytes: int, slot_bytes: int, most_bytes: int) -> int:
+    """How much of `n_bytes`, which end in whole slots, to register now: about `most_bytes`, such that whole slots are left."""
+    slots_left = min(-(-max(0, n_bytes - most_bytes) // slot_bytes), (n_bytes - 1) // slot_bytes)
+    return n_bytes - slots_left * slot_bytes
 
 
 def lane_of(loader: Loader) -> Lane:
