@@ -10,15 +10,11 @@ BEGIN = """
 import gc, itertools, json, sys, threading, warnings
 from pathlib import Path
 import numpy as np
-import torch
-import ringload, ringload.torch
+import ringload
 import ringload.ring.memory
 from ringload import ConfigError, Loader, SampleError
 from ringload.data.sampler import Randomness, Sampler
-from ringload.torch import Batches
 from tests.helpers import Truth, truth
-
-torch.set_num_threads(1)
 
 def loader(n=60, batch_size=5, source=None, slots=None, **options):
     if slots:
@@ -55,15 +51,22 @@ def refused(kind, call):
     raise AssertionError("it was not refused")
 """
 
+TORCH = """
+import torch
+import ringload.torch
+from ringload.torch import Batches
 
-def torch_says(code: str, *arguments: object) -> None:
+torch.set_num_threads(1)
+"""
+
+
+def torch_says(code: str, *arguments: object, begin: str = BEGIN + TORCH) -> None:
     """Run a script that ends by printing "done", and says nothing else."""
-    done = run(BEGIN + code, *arguments, timeout=110)
+    done = run(begin + code, *arguments, timeout=110)
     assert (done.stderr, done.stdout, done.returncode) == ("", "done\n", 0)
 
 
-def test_tensors_alias_the_slot_and_are_what_was_asked_for() -> None:
-    torch_says("""
+FACE = """
 DTYPES = ["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64",
           "complex64", "complex128"]
 arrays = {f"a_{dtype}": (np.arange(40 * 3) % 97).reshape(40, 3).astype(dtype) for dtype in DTYPES}
@@ -112,12 +115,22 @@ with loader(23, last="pad", shuffle=False) as made:
 with loader() as made:
     assert "no field 'valid'" in refused(ConfigError, lambda: Batches(made, fields=["valid"]))
     assert set(next(iter(Batches(made)))) == {"image", "label", "draw"}
-print("done")
-""")
+"""
 
+PIECES = """
+from ringload.adapters.cuda import next_piece
 
-def test_leases_errors_breaks_and_states_are_the_loaders() -> None:
-    torch_says("""
+for header, slot_bytes, n_slots, most_bytes in itertools.product((4096, 81920), (4096, 1 << 20), (1, 2, 9), (1, 5000, 1 << 30)):
+    n_bytes = header + n_slots * slot_bytes
+    pieces = []
+    while n_bytes > sum(pieces):
+        pieces.append(next_piece(n_bytes - sum(pieces), slot_bytes, most_bytes))
+        assert (n_bytes - sum(pieces)) % slot_bytes == 0  # no slot is cut
+        assert 0 < pieces[-1] < max(most_bytes, header) + slot_bytes
+    assert sum(pieces) == n_bytes
+"""
+
+LEASES = """
 with loader(slots=4) as made:
     batches = Batches(made)
     stream = iter(batches)
@@ -173,8 +186,11 @@ with loader() as made, loader(workers=0) as twin:
     old = iter(batches)
     iter(batches)
     assert "one iterates at a time" in refused(RuntimeError, lambda: next(old))
-print("done")
-""")
+"""
+
+
+def test_tensors_alias_the_slot_and_leases_errors_breaks_and_states_are_the_loaders() -> None:
+    torch_says(FACE + PIECES + LEASES + 'print("done")')
 
 
 STRESS = """
@@ -200,21 +216,6 @@ class ReleasesAtOnce(Batches):
         batch.release()
         return tensors
 """
-
-
-def test_no_step_sees_another_batch() -> None:
-    """Over 500 steps, with producers that are as far ahead as the ring lets them; and an early release is noticed."""
-    torch_says(
-        STRESS
-        + """
-for slots in (2, 3, 4, 8):
-    with loader(40, 4, slots=slots) as made:
-        assert steps(Batches(made), 500) == 0, slots
-    with loader(40, 4, slots=slots) as made:
-        assert steps(ReleasesAtOnce(made), 40) > 0, slots
-print("done")
-"""
-    )
 
 
 # A lane that copies as a device does: later, from addresses alone, and only when it is waited for, or by chance.
@@ -276,12 +277,15 @@ def batches_by_threads(made, kind=Batches, fields=None, **options):
 """
 
 
-def test_a_slot_is_not_used_again_before_its_copy_is_done() -> None:
-    """The way of a CUDA device, with threads that copy as late as they may."""
-    torch_says(
-        STRESS
-        + THREADS
-        + """
+ALIASES = """
+for slots in (2, 3, 4, 8):
+    with loader(40, 4, slots=slots) as made:
+        assert steps(Batches(made), 500) == 0, slots
+    with loader(40, 4, slots=slots) as made:
+        assert steps(ReleasesAtOnce(made), 40) > 0, slots
+"""
+
+COPIES = """
 for slots in (2, 3, 4, 8):
     with loader(40, 4, slots=slots) as made:
         batches = batches_by_threads(made)
@@ -293,9 +297,15 @@ for slots in (2, 3, 4, 8):
     with loader(40, 4, slots=slots) as made:
         batches = batches_by_threads(made, forgets=True)  # says that a copy is done when it has just begun
         assert steps(batches, 40) > 0, slots
-print("done")
 """
-    )
+
+
+def test_no_step_sees_another_batch_and_no_slot_is_used_before_its_copy_is_done() -> None:
+    """Over 500 steps each, with producers that are as far ahead as the ring lets them; and an early release is noticed.
+
+    Copies go the way of a CUDA device, made by threads, as late as they may.
+    """
+    torch_says(STRESS + ALIASES + THREADS + COPIES + 'print("done")')
 
 
 def test_what_is_copied_ahead_is_not_what_was_received(tmp_path: Path) -> None:
@@ -408,7 +418,8 @@ print("done")
 
 def test_what_adapters_are_told_of_a_loader() -> None:
     """Its memory, as it grows; whether a batch is there; its end."""
-    torch_says("""
+    torch_says(
+        """
 calls = []
 made = loader(source=ringload.Arrays(x=np.zeros((64, 1 << 20), np.uint8)), batch_size=8, ram_budget="400MB")
 layout, before = made._layout, made.memory
@@ -437,5 +448,10 @@ made.at_close(lambda: calls.append("three"))
 del made
 gc.collect()
 assert calls == ["one", "two", "three"]
+assert "torch" not in sys.modules
+sys.modules["torch"] = None
+assert "needs PyTorch: pip install 'ringload[torch]'" in refused(ImportError, lambda: ringload.torch)
 print("done")
-""")
+""",
+        begin=BEGIN,
+    )

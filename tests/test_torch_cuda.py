@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import run
-from tests.test_torch_batches import BEGIN, STRESS
+from tests.test_torch_batches import BEGIN, STRESS, TORCH
 
 pytestmark = pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="no NVIDIA GPU here (/dev/nvidiactl)")
 
@@ -29,7 +29,7 @@ def pinned_of(made):
 
 def cuda_says(code: str) -> None:
     """Run a script that ends by printing "done", and says nothing else, at its interpreter's end neither."""
-    done = run(BEGIN + CUDA + code, timeout=110)
+    done = run(BEGIN + TORCH + CUDA + code, timeout=110)
     if done.stdout.startswith("skip: "):
         pytest.skip(done.stdout.strip())
     assert (done.stderr, done.stdout, done.returncode) == ("", "done\n", 0)

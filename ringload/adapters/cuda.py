@@ -39,6 +39,7 @@ class CudaCopy:
         self._sources: list[torch.Tensor] | None = sources
         self._stream = stream
         self._event = torch.cuda.Event(blocking=True)  # who waits for it sleeps
+        self._recorded = False  # before, an event says that it has completed
         self._tensors: list[torch.Tensor] = []
 
     def begin(self) -> None:
@@ -48,20 +49,23 @@ class CudaCopy:
                 for source in self._sources:
                     self._tensors.append(source.to(self._stream.device, non_blocking=True))
                 self._event.record(self._stream)
+            self._recorded = True
         except BaseException:
             self._stream.synchronize()  # some may have begun
             self._sources = None
             raise
 
     def done(self) -> bool:
-        if self._sources is not None and self._event.query():
+        if self._recorded and self._event.query():
             self._sources = None
         return self._sources is None
 
     def wait(self) -> None:
-        if self._sources is not None:
+        if self._recorded:
             self._event.synchronize()
             self._sources = None
+        elif self._sources is not None:
+            self._stream.synchronize()  # called while it begins, from another thread or a signal handler
 
     def receive(self) -> list[torch.Tensor]:
         stream = torch.cuda.current_stream(self._stream.device)
