@@ -43,6 +43,11 @@ def lent(made):
     made.stats  # enters the leases that have ended into the books
     return len(made._engine._ring.lent)
 
+def until_filled(made):
+    '''Until the producers have filled all slots that are not lent: they are as far ahead as they can be.'''
+    while made.stats.n_full + len(made._engine._ring.lent) < made.plan().n_slots:
+        threading.Event().wait(0.0002)
+
 def refused(kind, call):
     try:
         call()
@@ -194,19 +199,20 @@ def test_tensors_alias_the_slot_and_leases_errors_breaks_and_states_are_the_load
 
 
 STRESS = """
-def until_filled(made):
-    '''Until the producers have filled all slots that are not lent: they are as far ahead as they can be.'''
-    while made.stats.n_full + len(made._engine._ring.lent) < made.plan().n_slots:
-        threading.Event().wait(0.0002)
-
-def steps(batches, n):
-    '''Train for `n` steps, by turns slow and fast. Returns how many rows were wrong at the end of their steps.'''
-    checker, n_wrong = Checker(batches.loader.order), 0
+def steps(batches, n, every=2, synchronize=lambda: None):
+    '''Train for `n` steps, of which one in `every` is slow. Returns how many rows were wrong at the end of the slow steps;
+    if those before are not waited for, they are looked at then.'''
+    checker, n_wrong, trained = Checker(batches.loader.order), 0, []
     stream = itertools.chain.from_iterable(iter(batches) for _ in itertools.count())
     for step, batch in enumerate(itertools.islice(stream, n)):
-        if step % 2 == 0 or step % 7 == 0:
+        trained.append(batch)
+        if step % every == 0 or step % 7 == 0:
             until_filled(batches.loader)
-        n_wrong += checker.wrong(batch)
+        if step % every == 0 or step == n - 1 or every == 2:
+            synchronize()
+            n_wrong += sum(map(checker.wrong, trained))
+            trained.clear()
+        del batch
     return n_wrong
 
 class ReleasesAtOnce(Batches):
@@ -218,16 +224,26 @@ class ReleasesAtOnce(Batches):
 """
 
 
-# A lane that copies as a device does: later, from addresses alone, and only when it is waited for, or by chance.
+# A lane that copies as a device does: in the order of beginning, from addresses alone, and as late as it may. What is received
+# is there once it is synchronized with, or at once if it is `prompt`.
 THREADS = """
 import ctypes
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from ringload.adapters.ahead import InTransit
+
+def copy_all(jobs):
+    while True:
+        go, over, places = jobs.get()
+        go.wait()
+        for place in places:
+            ctypes.memmove(*place)
+        over.set()
 
 class LateCopy:
     def __init__(self, sources, lane):
-        self.sources, self.lane, self.go = sources, lane, threading.Event()
+        self.sources, self.lane = sources, lane
+        self.go, self.over = threading.Event(), threading.Event()
         self.tensors = [torch.empty_like(source) for source in sources]
     def begin(self):
         self.lane.n_begun += 1
@@ -235,38 +251,36 @@ class LateCopy:
             error, self.sources = self.lane.raises[self.lane.n_begun], None
             raise error
         places = [(to.data_ptr(), source.data_ptr(), source.nbytes) for to, source in zip(self.tensors, self.sources)]
-        self.future = self.lane.pool.submit(self._copy, places)
-        self.lane.begun.append(self)
-        if self.lane.n_begun % 3 == 0:
-            self.let_go()
+        self.lane.jobs.put((self.go, self.over, places))  # which keeps nothing of this
+        self.lane.begun.append((self.go, self.over))
         if self.lane.forgets:
             self.sources = None
-    def let_go(self):
-        while not self.go.is_set():
-            self.lane.begun.popleft().go.set()  # in the order in which they began
-    def _copy(self, places):
-        self.go.wait()
-        for place in places:
-            ctypes.memmove(*place)
     def done(self):
-        if self.sources is None or self.future.done():
+        if self.sources is None or self.over.is_set():
             self.sources = None
         return self.sources is None
     def wait(self):
-        if self.sources is not None:
-            self.let_go()
-            self.future.result()
-            self.sources = None
+        while not self.over.is_set():
+            self.lane.copy_next()
+        self.sources = None
     def receive(self):
-        self.let_go()
-        self.future.result()
+        self.lane.received = self
+        if self.lane.prompt:
+            self.lane.synchronize()
         return self.tensors
 
 class ThreadLane:
     pinned_bytes = 0
-    def __init__(self, forgets=False, raises={}):
-        self.in_transit, self.pool, self.begun = InTransit(), ThreadPoolExecutor(1), deque()
-        self.n_begun, self.forgets, self.raises, self.pinned = 0, forgets, raises, 0
+    def __init__(self, prompt=True, forgets=False, raises={}):
+        self.in_transit, self.jobs, self.begun = InTransit(), SimpleQueue(), deque()
+        self.n_begun, self.prompt, self.forgets, self.raises, self.pinned = 0, prompt, forgets, raises, 0
+        threading.Thread(target=copy_all, args=(self.jobs,), daemon=True).start()
+    def synchronize(self):
+        self.received.wait()  # and those before; not what was begun since
+    def copy_next(self):
+        go, over = self.begun.popleft()
+        go.set()
+        over.wait()
     def copy(self, sources, device): return LateCopy(sources, self)
     def pin(self, memory, slot_bytes, device): self.pinned = len(memory)
 
@@ -287,16 +301,16 @@ for slots in (2, 3, 4, 8):
 
 COPIES = """
 for slots in (2, 3, 4, 8):
-    with loader(40, 4, slots=slots) as made:
-        batches = batches_by_threads(made)
-        assert steps(batches, 500) == 0, slots
+    with loader(40, 4, slots=slots, stall_timeout=20) as made:
+        batches = batches_by_threads(made, prompt=False)
+        assert steps(batches, 500, 5, batches._lane.synchronize) == 0, slots
         assert batches._lane.n_begun in (500, 501)  # nothing was copied twice
-        assert len(batches._lane.in_transit) <= 2
         batches._lane.in_transit.wait()
+        assert len(batches._lane.in_transit) == 0
         assert batches._lane.pinned == len(made.memory) == made._layout.n_bytes
     with loader(40, 4, slots=slots) as made:
-        batches = batches_by_threads(made, forgets=True)  # says that a copy is done when it has just begun
-        assert steps(batches, 40) > 0, slots
+        batches = batches_by_threads(made, prompt=False, forgets=True)  # says that a copy is done when it has just begun
+        assert steps(batches, 40, 5, batches._lane.synchronize) > 0, slots
 """
 
 
@@ -314,17 +328,13 @@ def test_what_is_copied_ahead_is_not_what_was_received(tmp_path: Path) -> None:
         + """
 def labels(batches): return [label.tolist() for label in batches]
 
-def filled(made):
-    while made.stats.n_full < made.plan().n_slots - 2:
-        threading.Event().wait(0.0005)
-
 with loader(slots=6) as made, loader(workers=0) as twin:
     epochs = [labels(Batches(twin, fields="label")) for _ in range(6)]
     batches = batches_by_threads(made, fields="label")
     n_ahead = 0
     for n in range(13):  # resuming after every number of batches
         made.set_epoch(0)
-        filled(made)
+        until_filled(made)
         stream = iter(batches)
         found = [next(stream).tolist() for _ in range(n)]
         n_ahead += made.position == (n + 1) % 12 and n > 0
@@ -336,11 +346,11 @@ with loader(slots=6) as made, loader(workers=0) as twin:
         assert batches.state_dict()["epoch"] == 1
     assert n_ahead > 5, n_ahead  # so it was tested
     assert labels(batches) == epochs[1]
-    filled(made)
+    until_filled(made)
     for label in batches:
         break
     assert labels(batches) == epochs[3]
-    filled(made)
+    until_filled(made)
     stream = iter(batches)
     for _ in range(11):
         next(stream)
@@ -350,14 +360,14 @@ with loader(slots=6) as made, loader(workers=0) as twin:
     made.set_epoch(2)
     assert batches.state_dict() == made.state_dict()
     assert labels(batches) == epochs[2]
-    filled(made)
+    until_filled(made)
     stream = iter(batches)
     next(stream)
     assert made.position == 2
     made.set_epoch(5)
     assert "one iterates at a time" in refused(RuntimeError, lambda: next(stream))
     assert batches.state_dict()["epoch"] == 5 and labels(batches) == epochs[5]
-    filled(made)
+    until_filled(made)
     old = iter(batches)
     next(old)
     iter(batches)
@@ -381,7 +391,7 @@ for begun in (1, 2, 5):
             batches = batches_by_threads(made, fields="index", raises={begun: error})
             stream, numbers, bad, n_raised = iter(batches), [], [], 0
             for turn in range(14):
-                filled(made)
+                until_filled(made)
                 before = batches.state_dict()["position"], len(numbers)
                 try:
                     numbers += next(stream).tolist()
@@ -393,7 +403,8 @@ for begun in (1, 2, 5):
                     assert raised is error
                     assert (batches.state_dict()["position"], len(numbers)) == before
                     n_raised += 1
-            assert n_raised == 1
+                    n_received = len(numbers)  # before an error of what is copied ahead, what it is ahead of
+            assert n_raised == 1 and n_received == {1: 0, 2: 5, 5: 20 if isinstance(error, RuntimeError) else 15}[begun]
             assert bad == [7, 31] and numbers == [*range(5), *range(10, 30), *range(35, 60)], (begun, error, numbers)
 
 # The batch after next is not waited for.

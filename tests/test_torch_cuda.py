@@ -172,3 +172,20 @@ with loader(slots=8) as made, loader(workers=0) as twin:
         assert found + [label.tolist() for label in batches] == expected
 print("done")
 """)
+
+
+def test_a_trainer_that_is_far_ahead_of_the_device_does_not_fill_it_with_batches() -> None:
+    cuda_says("""
+x = np.zeros((64, 1 << 20), np.uint8)
+with loader(source=ringload.Arrays(x=x), batch_size=8, ram_budget="900MB") as made:
+    batches = Batches(made, "cuda", "x")
+    batch_bytes, total = 8 << 20, torch.zeros((), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    stream = itertools.chain.from_iterable(iter(batches) for _ in itertools.count())
+    for images in itertools.islice(stream, 80):
+        torch.cuda._sleep(SLEEP // 4)
+        total += images[0, 0]
+    assert torch.cuda.max_memory_allocated() < 9 * batch_bytes
+    torch.cuda.synchronize()
+print("done")
+""")

@@ -12,6 +12,10 @@ which are the side stream's, are used on the trainer's (`record_stream`).
 The ring grows for a while after the start. What is reserved is registered when batches are asked for, some slots at a time,
 and whole ones: the driver refuses to copy from an array that two registrations share. Slots that are not registered yet
 are copied as ordinary memory: slower, and as right.
+
+A trainer that never looks at a result may issue steps far ahead of the device. On one stream, memory is used again in the
+order of the work; what a side stream has allocated is not, until the work is done. So a copy is not begun before the work of
+a few steps ago has completed; else the device's memory would fill with batches.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
+from collections import deque
 
 import numpy as np
 import torch
@@ -27,17 +32,19 @@ from ringload.adapters.ahead import InTransit
 from ringload.loader import Loader
 
 PIECE_BYTES = 64 << 20  # of the ring that are registered at a time, or one slot
+MAX_STEPS_AHEAD = 4  # of the device, that the trainer may be: each keeps a batch in the device's memory
 PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of this process
 
 _lanes: weakref.WeakKeyDictionary[Loader, Lane] = weakref.WeakKeyDictionary()
 
 
 class CudaCopy:
-    """A copy of some tensors to a device: see `ahead.Copy`."""
+    """A copy of some tensors to a device: see `ahead.Copy`. To `steps` it adds an event of the trainer's stream: when that
+    has completed, so has all work on what was received before."""
 
-    def __init__(self, sources: list[torch.Tensor], stream: torch.cuda.Stream) -> None:
+    def __init__(self, sources: list[torch.Tensor], stream: torch.cuda.Stream, steps: deque[torch.cuda.Event]) -> None:
         self._sources: list[torch.Tensor] | None = sources
-        self._stream = stream
+        self._stream, self._steps = stream, steps
         self._event = torch.cuda.Event(blocking=True)  # who waits for it sleeps
         self._recorded = False  # before, an event says that it has completed
         self._tensors: list[torch.Tensor] = []
@@ -69,6 +76,9 @@ class CudaCopy:
 
     def receive(self) -> list[torch.Tensor]:
         stream = torch.cuda.current_stream(self._stream.device)
+        step = torch.cuda.Event(blocking=True)
+        step.record(stream)
+        self._steps.append(step)
         stream.wait_event(self._event)
         for tensor in self._tensors:
             tensor.record_stream(stream)
@@ -84,14 +94,17 @@ class Lane:
         self._memory: np.ndarray | None = None  # keeps mapped what is registered
         self._addresses: list[int] = []  # where each registration begins
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._steps: deque[torch.cuda.Event] = deque()
         self._refused = False
         self._pid = os.getpid()
 
     def copy(self, sources: list[torch.Tensor], device: torch.device) -> CudaCopy:
-        """A copy of some tensors, to be begun."""
+        """A copy of some tensors, to be begun. Waits while the trainer has issued work on more batches than MAX_STEPS_AHEAD."""
+        while len(self._steps) > MAX_STEPS_AHEAD:
+            self._steps.popleft().synchronize()
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
-        return CudaCopy(sources, self._streams[device])
+        return CudaCopy(sources, self._streams[device], self._steps)
 
     def pin(self, memory: np.ndarray, slot_bytes: int, device: torch.device) -> None:
         """Register the next piece of `memory`, a loader's. If it is refused, warn once, and never try again."""
