@@ -185,7 +185,7 @@ with loader(source=ringload.Arrays(x=x), batch_size=8, ram_budget="900MB") as ma
     for images in itertools.islice(stream, 80):
         torch.cuda._sleep(SLEEP // 4)
         total += images[0, 0]
-    assert torch.cuda.max_memory_allocated() < 9 * batch_bytes
+    assert torch.cuda.max_memory_allocated() < 12 * batch_bytes
     torch.cuda.synchronize()
 print("done")
 """)
