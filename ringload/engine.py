@@ -21,7 +21,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -111,6 +111,7 @@ class Engine:
         self._forked = False
         self._why = ""  # what closed it, if no user did; not the error itself, whose traceback would keep the loader alive
         self._unsaid: RingloadError | None = None  # the error, if nobody was told yet
+        self._at_end: list[Callable[[], None]] = []  # what adapters do before the memory is let go of
         self.due = (0, 0)  # (epoch, number) of the batch that is received next: where the trainer is
         self._tick_s = min(TICK_S, settings.stall_timeout / 4, (settings.sample_timeout or TICK_S) / 4)
         self._row_s = 0.0  # running mean of a sample's cost
@@ -229,6 +230,27 @@ class Engine:
         """Batches that are full and not lent."""
         return self._ring.n_full
 
+    @property
+    def ready(self) -> bool:
+        """Whether the batch that is due is full, and nothing was bad in it."""
+        posted = self._ring.due()
+        return posted is not None and posted.hints_now == posted.hints_full
+
+    @property
+    def memory(self) -> np.ndarray:
+        """The part of the segment that is known to be reserved."""
+        return self._lender.memory[: self._layout.slots_start + self._n_reserved * self._layout.slot_bytes]
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when everything is taken down; at once, if it was."""
+        self._at_end.append(callback)
+        if self._down:
+            self._call_back()
+
+    def _call_back(self) -> None:
+        while self._at_end:
+            self._at_end.pop()()
+
     # -- one at a time ------------------------------------------------------------------------------------------------
 
     def _mend(self) -> None:
@@ -261,6 +283,7 @@ class Engine:
             self._lender.drop()
             self._guard = None
             self._crew.close()
+            self._call_back()
             self._down = True  # last: if it was interrupted, the next one goes on
 
     def _start_over(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ringload.data.fields import as_fields
 from ringload.data.functions import FunctionSource
+from ringload.data.ranks import rank_and_world
 from ringload.data.sampler import Last, Order
 from ringload.data.sharing import Packed, pack
 from ringload.engine import Engine, Settings
@@ -67,7 +68,8 @@ class Loader:
         seed: 0..2**64-1.
         last: what becomes of samples that do not fill a batch: "drop"; "keep" them as a shorter batch; "pad" the batch with
             rows of zeros, which the field `valid` `(B,) bool` tells from samples.
-        shard: (rank, world): this loader's share of each epoch; every rank has the same number of batches.
+        shard: (rank, world): this loader's share of each epoch; every rank has the same number of batches. "auto" asks
+            torch.distributed if it is initialized, else the environment's RANK and WORLD_SIZE; where neither says, (0, 1).
         on_error: what becomes of a bad sample: "raise" SampleError in place of its batch (the iteration may go on);
             "skip" it: its row is zeros, and False in the field `valid`; or "replace" it by another sample of the source,
             which `batch.index` then names.
@@ -96,7 +98,7 @@ class Loader:
         shuffle: bool = True,
         seed: int = 0,
         last: Last = "drop",
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | Literal["auto"] = (0, 1),
         on_error: OnError = "raise",
         max_bad: int | None = None,
         sample_timeout: float | None = None,
@@ -112,8 +114,10 @@ class Loader:
         self.fields = as_fields(source.fields)
         self.batch_size = _integer("batch_size", batch_size, 1)
         self.workers = n_workers(workers)
+        if isinstance(shard, str) and shard == "auto":
+            shard = rank_and_world()
         if not isinstance(shard, list | tuple) or len(shard) != 2:
-            raise ConfigError(f"shard is (rank, world), not {shard!r}")
+            raise ConfigError(f"shard is (rank, world) or 'auto', not {shard!r}")
         rank, world = _integer("rank", shard[0], 0), _integer("world", shard[1], 1)
         if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
             raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {seed!r}")
@@ -324,6 +328,33 @@ class Loader:
             n_full=self._engine.n_full,
             n_slots=self._plan.n_slots,
         )
+
+    # -- for adapters -------------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether the batch that comes next is there, so that `next()` neither waits nor raises for a bad sample."""
+        return self._engine.ready
+
+    @property
+    def iteration(self) -> int:
+        """A number that changes when another iteration begins, or the loader is sent elsewhere: the one before is over."""
+        return self._iteration
+
+    @property
+    def memory(self) -> np.ndarray:
+        """The ring's memory as far as it is reserved, `(n_bytes,) uint8`: for who registers it with a device. It begins on a
+        page, ends with a slot, and is longer when more was reserved. An array keeps it mapped: drop it in `at_close`.
+
+        Raises:
+            Closed: the loader is.
+        """
+        return self._engine.memory
+
+    def at_close(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when the loader is closed or collected, after its producers have ended. It must not keep the
+        loader alive."""
+        self._engine.at_end(callback)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

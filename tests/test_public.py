@@ -19,7 +19,7 @@ LAYERS = [
     {"workers"},
     {"engine", "insight.stats"},
     {"loader"},
-    {"adapters", "insight", "keras"},
+    {"adapters", "insight", "keras", "torch"},
 ]
 # What the budget of a plan is made of: the ring measures fields, and fields are data's.
 FRAMEWORKS = {"tensorflow", "torch", "keras", "jax"}

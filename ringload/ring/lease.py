@@ -69,6 +69,13 @@ class Lender:
         end.posted, posted.end = posted, end
         posted.batch = Batch(posted.epoch, posted.number, arrays, slot, self._index, end, self._release)
 
+    @property
+    def memory(self) -> np.ndarray:
+        """The segment."""
+        if self._segment is None:
+            raise Closed("the loader is closed: it has no memory any more")
+        return self._segment
+
     def drop(self) -> None:
         """Let go of the memory: what is lent still keeps it."""
         self._segment = None

@@ -1,0 +1,168 @@
+"""PyTorch: a loader's batches as tensors.
+
+On the CPU tensors alias the slot: nothing is copied, and the slot is used again when the last tensor that looks into it is
+gone (see `ring.lease`). On a CUDA device they are copies, made out of page-locked memory one batch ahead (see
+`adapters.ahead` and `adapters.cuda`); there the slot is used again when the copy's event has completed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ringload.errors import ConfigError
+from ringload.loader import Loader
+from ringload.ring.lease import Batch
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError("ringload.torch needs PyTorch: pip install 'ringload[torch]'") from error
+
+from ringload.adapters.ahead import Ahead, Copy
+from ringload.adapters.cuda import Lane, lane_of
+
+Fields = str | Sequence[str] | Mapping[str, str]
+
+
+class Batches:
+    """A loader's batches as tensors, one pass an epoch: `for batch in ringload.torch.Batches(loader, "cuda"): ...`.
+
+    It begins, goes on, and ends as `Loader` does: `break` ends the epoch, errors of bad samples come in place of their batch
+    and the iteration may go on, and there is one iteration at a time. Ask it, not the loader, for the state: on a device
+    the loader is one batch ahead of the trainer. It has no `set_epoch`, as trainers that find one call it before each epoch,
+    and undo what `load_state_dict` has set; its loader has one.
+
+    Arguments:
+        loader: with `copy=True` nothing is aliased, and copies to a device are made out of ordinary memory.
+        device: None or "cpu" for tensors that alias the ring; else where they are copied to: on CUDA one batch ahead and
+            without waiting, elsewhere when they are asked for.
+        fields: None for a dict of all the loader's fields, with `valid` where it has that; a mapping of keys to fields for
+            a dict of these; names for a tuple; one name for a tensor. "index" `(B,) int64` is which sample each row is.
+        pin: whether the ring is registered with CUDA as page-locked memory, 64 MB a batch until it is whole. Where CUDA
+            refuses, a RuntimeWarning says why, and copies are made out of ordinary memory.
+
+    Attributes: `loader`, `device`; `pinned_bytes`, how much of the ring is page-locked.
+
+    Raises:
+        ConfigError: there is no such field or device, or torch has no such dtype. While iterating: as `Loader`.
+    """
+
+    def __init__(self, loader: Loader, device: Any = None, fields: Fields | None = None, *, pin: bool = True) -> None:
+        self.loader = loader
+        self.device = _device(device)
+        self._names, self._shape = _shape(loader, fields)
+        for name in self._names:
+            _check(loader, name)
+        self._pin = pin
+        self._lane: Lane | None = None
+        self._ahead: Ahead | None = None  # the present iteration, if it copies ahead
+        if self.device.type == "cuda":
+            self._lane = lane_of(loader)
+            self._pin_more()
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass over what is left of this epoch; over the next one, if this one was left before its end."""
+        self._end_ahead()
+        if self._lane is None:
+            return map(self._shape, map(self._on_device, iter(self.loader)))
+        self._ahead = Ahead(self.loader, self._copy, self._lane.in_transit)
+        return map(self._shape, self._ahead)  # which goes on after an error
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch."""
+        return self.loader.batch_size
+
+    @property
+    def pinned_bytes(self) -> int:
+        """How much of the ring is page-locked."""
+        return 0 if self._lane is None else self._lane.pinned_bytes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the trainer is: what it has received, not what was copied ahead. JSON can hold it."""
+        state = self.loader.state_dict()
+        if self._ahead is not None and self._ahead.is_current:
+            state["epoch"], state["position"] = self._ahead.at
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the batches were that gave `state`; raises as `Loader.load_state_dict` does."""
+        self.loader.load_state_dict(state)
+        self._end_ahead()
+
+    def _end_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.end()
+            self._ahead = None
+
+    def _tensors(self, batch: Batch) -> list[torch.Tensor]:
+        """What aliases the slot; `index` is a copy."""
+        return [torch.from_numpy(batch.index if name == "index" else batch[name]) for name in self._names]
+
+    def _on_device(self, batch: Batch) -> list[torch.Tensor]:
+        tensors = self._tensors(batch)
+        return tensors if self.device.type == "cpu" else [tensor.to(self.device) for tensor in tensors]
+
+    def _copy(self, batch: Batch) -> Copy:
+        assert self._lane is not None, "copies go by a lane"
+        self._pin_more()
+        return self._lane.copy(self._tensors(batch), self.device)
+
+    def _pin_more(self) -> None:
+        if self._pin and self._lane is not None:
+            self._lane.pin(self.loader.memory, self.loader.plan().slot_bytes, self.device)
+
+
+def _device(device: Any) -> torch.device:
+    """The device, with its number if it is a CUDA device."""
+    try:
+        made = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r} is no device of torch's: {error}") from error
+    if made.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"device={device!r}: torch {torch.__version__} finds no CUDA device here (torch.cuda.is_available())"
+            )
+        if made.index is None:
+            made = torch.device("cuda", torch.cuda.current_device())
+        if made.index >= torch.cuda.device_count():
+            raise ConfigError(f"device={device!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
+    return made
+
+
+def _shape(loader: Loader, fields: Fields | None) -> tuple[list[str], Callable[[list[torch.Tensor]], Any]]:
+    """The fields that are asked for, and what makes their tensors what the trainer gets."""
+    there = [*loader.fields, *(["valid"] if loader.has_valid else [])]
+    if fields is None:
+        fields = {name: name for name in there}
+    if isinstance(fields, str):
+        return [fields], lambda tensors: tensors[0]
+    if isinstance(fields, Mapping):
+        keys, names = list(fields), list(fields.values())
+        return names, lambda tensors: dict(zip(keys, tensors, strict=True))
+    return list(fields), tuple
+
+
+def _check(loader: Loader, name: Any) -> None:
+    """Whether a field is there, and torch has its dtype."""
+    if name == "index" or (name == "valid" and loader.has_valid):
+        return
+    if name not in loader.fields:
+        there = [*loader.fields, *(["valid"] if loader.has_valid else []), "index"]
+        raise ConfigError(f"there is no field {name!r}; there are {there}")
+    dtype = loader.fields[name].dtype
+    try:
+        torch.from_numpy(np.empty(0, dtype))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"field {name!r} is {dtype}, for which torch has no dtype: leave it out by fields=..., and read it from the "
+            "loader's own batches; or have the source give it as numbers of the machine's byte order"
+        ) from error
