@@ -63,7 +63,9 @@ class Feed:
         ConfigError, BudgetError: as `Loader`.
     """
 
-    def __init__(self, source: Any, packed: Packed | None, shape: Shape, settings: FeedSettings, epoch: int, number: int) -> None:
+    def __init__(
+        self, source: Any, packed: Packed | None, shape: Shape, settings: FeedSettings, epoch: int, number: int
+    ) -> None:
         self.order = ListedOrder()
         self.order.begin(epoch)
         self._settings, self._packed = settings, packed
@@ -74,7 +76,9 @@ class Feed:
             on_error.callback(self._segment.close)
             job, memory = self._lay_out(source, shape)
             segments = [self._segment, *([packed.segment] if packed is not None and packed.segment is not None else [])]
-            self._crew = Producers(Pool(job, segments, settings.start_method, settings.preload), self._channel, job.layout, memory)
+            self._crew = Producers(
+                Pool(job, segments, settings.start_method, settings.preload), self._channel, job.layout, memory
+            )
             on_error.callback(self._crew.close)
             try:
                 self._engine = self._make_engine(job, memory, (epoch, number))
@@ -123,7 +127,7 @@ class Feed:
         return Engine(self.order, job.layout, memory, self._crew, told, job.layout.n_slots, due)
 
     def rebuild(self, source: Any, shape: Shape, epoch: int, number: int) -> None:
-        """Go on at batch `number` of `epoch` with rows of other fields. No batch may be looked into any more. After an error, or
+        """Go on at batch `number` of `epoch` with rows of other fields. No batch may be looked into any more. After an error or
         an interruption, `close` is all that can be done."""
         self.order.epoch = epoch
         self._engine.retire()

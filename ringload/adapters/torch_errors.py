@@ -1,4 +1,4 @@
-"""What went wrong in a producer, as torch's DataLoader raises it: an exception of the same class, with the traceback in its text."""
+"""What went wrong in a producer, raised as torch's DataLoader does: by an exception of its class, its traceback in the text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ringload.ring.ring import Bad
 
 
 class ProducerKilled(SampleError, RuntimeError):
-    """A sample that kills its producer again and again, or takes too long; as `SampleError`, and a RuntimeError as with torch."""
+    """A sample that kills its producer again and again, or takes too long: a SampleError, and a RuntimeError as with torch."""
 
 
 class _Said(str):

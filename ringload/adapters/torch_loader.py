@@ -1,15 +1,15 @@
 """`ringload.torch.DataLoader`: torch's DataLoader over map-style datasets, on the ring. Change one import, keep the arguments.
 
-    sampler --keys--> trainer lists them --slots--> producers: dataset[key] -> rows of the slot --copied once--> the user's own batch
+    sampler --keys--> trainer lists them --> producers: dataset[key] -> rows of a slot --copied once--> the user's own batch
 
 What a user of torch's would notice:
 1. All workers share a batch: the first one comes sooner, and a slow sample holds up one row. A `collate_fn`, or
    `__getitems__`, needs whole batches, so there a batch is one worker's.
-2. What a sample draws from `random`, `numpy.random` and torch's global generator depends on (base seed, its place in the epoch):
-   the same values for any number of workers, 0 included; other values than torch's.
+2. What a sample draws from `random`, `numpy.random` and torch's global generator depends on (base seed, its place in the
+   epoch): the same values for any number of workers, 0 included; other values than torch's.
 3. A worker's death costs time, not the run.
-4. Workers stay from epoch to epoch. Unless persistent_workers=True says that they shall not hear of changes, the dataset is compared with what
-   they have at each `iter()`, and they begin anew with it if it was changed.
+4. Workers stay from epoch to epoch. Unless persistent_workers=True says that they shall not hear of changes, the dataset is
+   compared with what they have at each `iter()`, and they begin anew with it if it was changed.
 5. `state_dict` and `load_state_dict`, as torchdata's StatefulDataLoader has them, for any number of workers.
 6. No pickle between processes but for the dataset itself: a sample of the user's own classes needs allow_pickle=True.
 """
@@ -29,7 +29,7 @@ except ImportError as error:
     raise ImportError("ringload.torch needs PyTorch: pip install 'ringload[torch]'") from error
 
 from ringload.adapters.torch_pass import InProcessPass, Pass, Progress, RingPass
-from ringload.adapters.torch_ring import TorchRing
+from ringload.adapters.torch_ring import Rooms, TorchRing
 from ringload.adapters.torch_source import Bundle
 from ringload.adapters.torch_state import Keys
 from ringload.feed import FeedSettings
@@ -47,16 +47,16 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         for images, labels in loader:
             step(images, labels)
 
-    Batches are those of torch's DataLoader: in the same order for the same `generator` or `torch.manual_seed`, of the same types, dtypes
-    and values, in memory of their own: keep as many as you like. An error in a batch is raised in its place, and the
-    iteration may go on. See the module's text for what differs.
+    Batches are those of torch's DataLoader: in the same order for the same `generator` or `torch.manual_seed`, of the same
+    types, dtypes and values, in memory of their own: keep as many as you like. An error in a batch is raised in its place, and
+    the iteration may go on. See the module's text for what differs.
 
     Arguments, beside torch's:
         in_order: accepted; batches come in order in any case.
         multiprocessing_context: its start method is used; None for "forkserver", with a clean server.
         timeout: seconds without any progress; 0 for 300.
-        strict: refuse samples with parts that have no fixed shape and dtype (strings, None, arrays of varying shapes), which else travel beside
-            the ring, slower.
+        strict: refuse samples with parts that have no fixed shape and dtype (strings, None, arrays of varying shapes), which
+            else travel beside the ring, slower.
         allow_pickle: send what is neither number, string, array or tensor, nor made of them, by pickle.
         snapshot_every_n_steps: how often the state of a sampler that has one is taken.
         ram_budget, restarts, sample_timeout: as `ringload.Loader` has them.
@@ -128,6 +128,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self._waiting: Pass | None = None  # begun for `state_dict`, and to be given by the next `iter`
         self._progress: Progress | None = None  # of the pass that was begun last
         self._ring: TorchRing | None = None  # that no pass uses now
+        self._rooms: Rooms | None = None  # what was learned of rows by a ring that is gone
         self._base_seed: int | None = None  # of persistent workers
         self._n_passes = 0
 
@@ -191,20 +192,20 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     # -- rings --------------------------------------------------------------------------------------------------------
 
     def borrow(self, base_seed: int, keys: list[Any], number: int) -> tuple[TorchRing, int]:
-        """A ring for a pass that begins with batch `number`, of the first of `keys`; and what its epoch is called. It is the one that is
-        there, if nobody uses it and its workers have the dataset as it is."""
+        """A ring for a pass that begins with batch `number`, of the first of `keys`; and what its epoch is called. It is the
+        one that is there, if nobody uses it and its workers have the dataset as it is."""
         self._n_passes += 1
         bundle = self.bundle(base_seed)
         ring, self._ring = self._ring, None
-        if ring is not None and not (self.persistent_workers or ring.renew(bundle)):
-            ring.feed.close()
-            ring = None
-        if ring is None:
-            ring = self._make_ring(bundle, keys, number)
-            if not self.persistent_workers:
-                ring.note(bundle)
-        else:
+        if ring is not None and (self.persistent_workers or ring.renew(bundle)):
             ring.begin(self._n_passes, number)
+            return ring, self._n_passes
+        if ring is not None:
+            self._rooms = ring.rooms
+            ring.feed.close()
+        ring = self._make_ring(bundle, keys, number)
+        if not self.persistent_workers:
+            ring.note(bundle)
         return ring, self._n_passes
 
     def _make_ring(self, bundle: Bundle, keys: list[Any], number: int) -> TorchRing:
@@ -220,7 +221,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             preload=("ringload.adapters.torch_source",),
         )
         n_slots = max(1, (self.prefetch_factor or 1) * self.num_workers)
-        return TorchRing(bundle, settings, n_slots, self.allow_pickle, self.strict, keys, self._n_passes, number)
+        due = (self._n_passes, number)
+        return TorchRing(bundle, settings, n_slots, self.allow_pickle, self.strict, keys, due, self._rooms)
 
     def give_back(self, ring: TorchRing) -> None:
         """A pass has ended."""

@@ -165,7 +165,7 @@ class RingPass(Pass):
         """Tell the ring what to produce."""
         assert self._ring is not None
         listed = {number: keys for number, (keys, _) in self._listed.items() if self._can_be_empty or len(keys)}
-        self._ring.list(self._epoch, self.progress.number, listed, self._keys.base_seed)
+        self._ring.enlist(self._epoch, self.progress.number, listed, self._keys.base_seed)
 
     def _next(self) -> Any:
         number = self.progress.number

@@ -1,9 +1,9 @@
 """The ring of a torch DataLoader: learns from batches what a row needs, and lays the ring out again when it learns better.
 
-At first nothing is known of the samples: the ring has one slot, and rows have room for anything. From the first batch that arrives
-the trainer learns what the rows of a ring of many slots need (`torch_tree`). A later batch may say that it does not fit: then the
-plan is corrected, rooms grow by half, and that batch and all behind it are filled again. Nothing is lost or comes twice, as a batch
-counts as received only when it was collated.
+At first nothing is known of the samples: the ring has one slot, and rows have room for anything. From the first batch that
+arrives the trainer learns what the rows of a ring of many slots need (`torch_tree`). A later batch may say that it does not
+fit: then the plan is corrected, rooms grow by half, and that batch and all behind it are filled again. Nothing is lost or
+comes twice, as a batch counts as received only when it was collated.
 
 What comes out of here is the user's own memory: each field is copied out of the slot once, and the slot is given back at once.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from ringload.adapters import torch_tree as tree
 from ringload.adapters.torch_source import STATUS, Bundle, TorchSource, seeds
@@ -52,7 +53,7 @@ def _tensor_again(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 sharing.REDUCERS[torch.Tensor] = _reduce_tensor
 
 
-class OfBatch(Exception):  # noqa: N818  (it carries one)
+class OfBatch(Exception):
     """An error that stands in a batch's place."""
 
     def __init__(self, batch: Batch, error: Exception) -> None:
@@ -90,26 +91,26 @@ class TorchRing:
         allow_pickle: bool,
         strict: bool,
         keys: list[Any],
-        epoch: int,
-        number: int,
+        due: tuple[int, int],
+        rooms: Rooms | None,
     ) -> None:
-        """`keys` are those of some batches, the first of which, batch `number` of `epoch`, is due."""
+        """`keys` are those of some batches, the first of which is `due` (epoch, number). `rooms` are those of a ring before."""
         self._settings, self._n_slots, self._allow_pickle, self._strict = settings, n_slots, allow_pickle, strict
         root = tree.Beside("sample", "nothing is known of it yet") if bundle.collate is None else None
         self._batched = bundle.batched
         self._encoder = Encoder(allow_pickle)
-        self.rooms = self._needed(Rooms(root, False, 0, 0, 1), keys)
         self._pack(bundle)
-        room = FIRST_BYTES // self.rooms.batch_size
+        self.rooms = self._needed(rooms if rooms is not None else Rooms(root, False, FIRST_BYTES, 0, 1), keys)
+        if not self.rooms.is_learned:
+            self.rooms = replace(self.rooms, beside_bytes=_roomy(FIRST_BYTES // self.rooms.batch_size * 2 // 3))
         while True:
-            self.rooms = replace(self.rooms, beside_bytes=_roomy(room))
             try:
-                self.feed = Feed(self._source(), self._packed, self._shape(), settings, epoch, number)
+                self.feed = Feed(self._source(), self._packed, self._shape(), settings, *due)
                 break
             except BudgetError:
-                if room <= LEAST_BYTES:
+                if self.rooms.is_learned or self.rooms.beside_bytes <= LEAST_BYTES:
                     raise
-                room //= 4
+                self.rooms = replace(self.rooms, beside_bytes=_roomy(self.rooms.beside_bytes // 4))
         self.is_whole = True  # else it was interrupted while it was laid out, and nobody knows
 
     # -- the user's part ----------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class TorchRing:
         """What is due next is batch `number` of `epoch`, which is to be listed."""
         self.feed.begin(epoch, number)
 
-    def list(self, epoch: int, number: int, listed: Mapping[int, Any], base_seed: int) -> None:
+    def enlist(self, epoch: int, number: int, listed: Mapping[int, Any], base_seed: int) -> None:
         """Have batches produced: number -> its keys. That of `number` is due."""
         order = self.feed.order
         new = {n: keys for n, keys in listed.items() if not order.has(epoch, n)}
@@ -183,7 +184,7 @@ class TorchRing:
             self._lay_out(rooms, epoch, number)
             new = dict(listed)
         for n, keys in new.items():
-            order.list(n, self._rows(epoch, n, keys, base_seed))
+            order.enlist(n, self._rows(epoch, n, keys, base_seed))
         self.feed.post()
 
     def next(self, number: int) -> tuple[Batch, list[Bad]]:
@@ -247,7 +248,7 @@ class TorchRing:
         (samples,) = values
         batch.release()
         self._learn(samples, batch)
-        return (_of(batch, lambda: tree.default_collate(samples)),)
+        return (_of(batch, lambda: default_collate(samples)),)
 
     def _learn(self, samples: list[Any], batch: Batch) -> None:
         found = tree.plan(samples)
@@ -260,7 +261,7 @@ class TorchRing:
             for sample in samples:
                 beside: list[Any] = []
                 write(sample, 0, rows, beside)
-                room = max(room, encoded_bytes(lambda into: encoder.encode_all(beside, paths, into)))  # noqa: B023  (called at once)
+                room = max(room, encoded_bytes(partial(encoder.encode_all, beside, paths)))
         self._learned(replace(self.rooms, tree=found, beside_bytes=_roomy(room) if paths else 0), batch)
 
     def _learned(self, rooms: Rooms, batch: Batch) -> None:

@@ -1,14 +1,15 @@
 """A torch dataset in a producer: loads the samples that a row asks for, and writes them, or says why they do not fit.
 
-Two modes. In "rows", a row is one sample: its fixed leaves go into fields, the rest is encoded beside them. In "whole", a row is the
-result of one call for a whole batch: a `collate_fn` of the user's, `__getitems__`, or a sample for batch_size=None; it is encoded.
+Two modes. In "rows", a row is one sample: its fixed leaves go into fields, the rest is encoded beside them. In "whole", a row
+is the result of one call for a whole batch (a `collate_fn` of the user's, `__getitems__`), or a sample for batch_size=None; it
+is encoded.
 
 The trainer lists of each row: `index`, which names it in messages; `seed` () int64; `key` (K,) uint8, the encoded key or
-keys, unless every key is its `index` (K = 0: the field is not there). The producer writes `status` () int64: WRITTEN; the bytes that
-what is beside takes, if there is less room; or -1 - number for a node of the plan that the sample does not fit.
+keys, unless every key is its `index` (K = 0: the field is not there). The producer writes `status` () int64: WRITTEN; the
+bytes that what is beside takes, if there is less room; or -1 - number for a node of the plan that the sample does not fit.
 
-Randomness: `random`, `numpy.random` and torch's global generator are seeded with the row's seed before it is loaded, so that what is
-drawn does not depend on who loads it. That costs 10 us a row, so it is done from the first task on in which anything
+Randomness: `random`, `numpy.random` and torch's global generator are seeded with the row's seed before it is loaded, so that
+what is drawn does not depend on who loads it. That costs 10 us a row, so it is done from the first task on in which anything
 was drawn (that task is loaded again): where nothing is drawn, no seed matters.
 """
 
@@ -170,4 +171,3 @@ def _stack(batch: list[Any], *, collate_fn_map: Any = None) -> Any:
         return collate.collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
     finally:
         worker._worker_info = info
-

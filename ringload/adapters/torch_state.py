@@ -1,7 +1,7 @@
 """Where a pass over a torch DataLoader is: the keys that its sampler gives, and the state from which they can be given again.
 
-The sampler is asked in the order in which torch asks it, with the same draws from the same generators, so that the same seed gives
-the same batches: `iter(sampler)`, then a base seed, then batch after batch.
+The sampler is asked in the order in which torch asks it, with the same draws from the same generators, so that the same seed
+gives the same batches: `iter(sampler)`, then a base seed, then batch after batch.
 
 A state has the names of torchdata's StatefulDataLoader (those of its single-process form, whatever the number of workers), and
 `_base_seed`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For others the state of
@@ -20,7 +20,14 @@ import torch
 
 from ringload.errors import ConfigError
 
-NAMES = ("_index_sampler_state", "_sampler_iter_state", "_sampler_iter_yielded", "_num_yielded", "_iterator_finished", "_base_seed")
+NAMES = (
+    "_index_sampler_state",
+    "_sampler_iter_state",
+    "_sampler_iter_yielded",
+    "_num_yielded",
+    "_iterator_finished",
+    "_base_seed",
+)
 
 
 @dataclass
@@ -39,8 +46,12 @@ class Keys:
         """Begin a pass; a base seed is drawn unless there is one. With `state`, go on where that was taken."""
         self._every = every
         self._sampler = loader._index_sampler
-        self._stateful = next((one for one in (self._sampler, getattr(self._sampler, "sampler", None)) if _is_stateful(one)), None)
-        generators = [getattr(one, "generator", None) for one in (loader, self._sampler, getattr(self._sampler, "sampler", None))]
+        self._stateful = next(
+            (one for one in (self._sampler, getattr(self._sampler, "sampler", None)) if _is_stateful(one)), None
+        )
+        generators = [
+            getattr(one, "generator", None) for one in (loader, self._sampler, getattr(self._sampler, "sampler", None))
+        ]
         self._generators = list(dict.fromkeys(one for one in generators if isinstance(one, torch.Generator)))
         self.number = 0  # of the batch that is taken next
         self._iterator: Iterator[Any]

@@ -1,12 +1,13 @@
 """The structure of samples: which of their parts have fields of the ring, and which travel beside, encoded.
 
 In: some decoded samples. Out: a tree. Its leaves are `Fixed` (a number, array or tensor of one shape and dtype in every sample:
-one field of the ring, whose slot is the collated batch) and `Beside` (anything else: encoded, and collated in the trainer by torch's own
-`default_collate`); what is between are tuples, lists and dicts of one shape.
+one field of the ring, whose slot is the collated batch) and `Beside` (anything else: encoded, and collated in the trainer by
+torch's own `default_collate`); what is between are tuples, lists and dicts of one shape.
 
 Producers check each sample against the tree and write it into its row (`writer`); where it differs they say at which node, and
-the trainer makes that node `Beside`. The trainer builds batches (`build`). Both give what `default_collate` of the samples gives, by
-construction: a field's dtype is that of `default_collate([leaf])`, and what it refuses is beside, and so is refused by it again.
+the trainer makes that node `Beside`. The trainer builds batches (`build`). Both give what `default_collate` of the samples
+gives,
+by construction: a field's dtype is that of `default_collate([leaf])`; what it refuses is beside, and is refused by it again.
 """
 
 from __future__ import annotations
@@ -117,7 +118,11 @@ def _leaf(value: Any, path: str) -> Fixed | Beside:
 def fits(leaf: Fixed, value: Any) -> bool:
     """Whether a leaf of a sample is of the kind, shape and dtype of its field."""
     if leaf.kind == "tensor":
-        return type(value) is torch.Tensor and _is_plain(value) and (tuple(value.shape), name_of(value.dtype)) == (leaf.shape, leaf.given)
+        return (
+            type(value) is torch.Tensor
+            and _is_plain(value)
+            and (tuple(value.shape), name_of(value.dtype)) == (leaf.shape, leaf.given)
+        )
     if leaf.kind == "array":
         return type(value) in (np.ndarray, np.memmap) and value.shape == leaf.shape and value.dtype.str == leaf.given
     return type(value).__name__ == leaf.kind and (type(value) is not int or value in INT64)
@@ -162,7 +167,7 @@ def without(node: Node, numbers: set[int], why: str, count: Iterator[int] | None
 # -- in producers -----------------------------------------------------------------------------------------------------
 
 
-class Misfit(Exception):  # noqa: N818  (it is no error: the trainer makes another plan)
+class Misfit(Exception):
     """A sample is not as the plan says, at node `number`."""
 
     def __init__(self, number: int) -> None:
@@ -220,7 +225,7 @@ def _writer_of_leaf(leaf: Fixed, number: int) -> Write:
 
 
 def _is_numpys(dtype: torch.dtype) -> bool:
-    return torch.from_numpy(np.empty(0, numpy_dtype(dtype))).dtype == dtype
+    return bool(torch.from_numpy(np.empty(0, numpy_dtype(dtype))).dtype == dtype)
 
 
 def _writer_of_container(node: Inner, number: int, children: list[Write]) -> Write:
@@ -249,9 +254,9 @@ def _writer_of_container(node: Inner, number: int, children: list[Write]) -> Wri
 # -- in the trainer ---------------------------------------------------------------------------------------------------
 
 
-def build(node: Node, take: Callable[[str], np.ndarray], beside: Iterator[list[Any]]) -> Any:
-    """A batch: `take(field)` gives a field's rows in memory of the user's own; `beside` gives a list of values, one a sample, for
-    each part that is beside.
+def build(node: Node, take: Callable[[str], np.ndarray], beside: Iterator[list[Any]], gather: type = list) -> Any:
+    """A batch: `take(field)` gives a field's rows in memory of the user's own; `beside` gives the values, one a sample, of each
+    part that is beside.
 
     Raises:
         what `default_collate` raises on the latter.
@@ -259,8 +264,9 @@ def build(node: Node, take: Callable[[str], np.ndarray], beside: Iterator[list[A
     if isinstance(node, Fixed):
         return as_tensor(take(node.field), torch_dtype(node.dtype))
     if isinstance(node, Beside):
-        return default_collate(next(beside))
-    parts = [build(child, take, beside) for child in node.children]
+        return default_collate(gather(next(beside)))  # what torch returns of strings is just that list or tuple
+    gather = list if node.keys else tuple
+    parts = [build(child, take, beside, gather) for child in node.children]
     if node.kind in (dict, OrderedDict):
         return node.kind(zip(node.keys, parts, strict=True))
     return parts if node.kind in (list, tuple) else class_called(*node.kind)(*parts)

@@ -38,7 +38,7 @@ HEAD = struct.Struct("<QQ")  # bytes of the text, bytes of the data
 BYTES_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # for dtypes that NumPy has not
 
 
-class NoRoom(Exception):  # noqa: N818  (it is no error: the ring is given more room)
+class NoRoom(Exception):
     """A value does not fit; `n_bytes` is what it takes."""
 
     def __init__(self, n_bytes: int) -> None:
@@ -73,7 +73,7 @@ class Encoder:
             start = _aligned(HEAD.size + len(text))
             if start + self._end > len(into):
                 raise NoRoom(start + self._end)
-            HEAD.pack_into(into, 0, len(text), self._end)
+            HEAD.pack_into(into.data, 0, len(text), self._end)
             into[HEAD.size : HEAD.size + len(text)] = np.frombuffer(text, np.uint8)
             for offset, array in self._data:
                 where = into[start + offset : start + offset + array.nbytes]
@@ -100,17 +100,18 @@ class Encoder:
         if kind is dict and all(type(key) is str for key in value):
             return {key: self._expression(v, f"{path}[{key!r}]") for key, v in value.items()}
         if kind in (dict, OrderedDict):
-            pairs = ([self._expression(key, f"a key of {path}"), self._expression(v, f"{path}[{key!r}]")] for key, v in value.items())
-            return ["d" if kind is dict else "o", *pairs]
+            of_keys = [self._expression(key, f"a key of {path}") for key in value]
+            of_values = [self._expression(v, f"{path}[{key!r}]") for key, v in value.items()]
+            return ["d" if kind is dict else "o", *zip(of_keys, of_values, strict=True)]
         if is_named_tuple(value) and "<locals>" not in kind.__qualname__:
             parts = (self._expression(v, f"{path}.{name}") for name, v in zip(kind._fields, value, strict=True))
             return ["n", kind.__module__, kind.__qualname__, *parts]
         return self._pickled(value, path)
 
     def _tensor(self, value: torch.Tensor, path: str) -> Any:
-        if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-            if value.device.type not in ("cpu", "meta"):
-                raise TypeError(f"{path} is a tensor on {value.device}: return tensors in CPU memory, and move them in the trainer")
+        if value.device.type not in ("cpu", "meta"):
+            raise TypeError(f"{path} is a tensor on {value.device}: return it in CPU memory, and move batches in the trainer")
+        if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_quantized or value.is_meta:
             return self._pickled(value, path)
         order = stored_order(value)
         array = as_array(value.permute(order) if order is not None else value)
@@ -121,8 +122,9 @@ class Encoder:
             kind = type(value)
             why = " that is defined inside a function" if is_named_tuple(value) else ""
             raise TypeError(
-                f"{path} is a {kind.__module__}.{kind.__qualname__}{why}, which cannot be sent without pickle: return numbers, strings, "
-                "arrays, tensors, or lists, tuples, dicts of them; or make the DataLoader with allow_pickle=True"
+                f"{path} is a {kind.__module__}.{kind.__qualname__}{why}, which cannot be sent without pickle: return "
+                "numbers, strings, arrays, tensors, or lists, tuples, dicts of them; or make the DataLoader with "
+                "allow_pickle=True"
             )
         data = cloudpickle.dumps(value)
         return ["p", len(data), self._add(np.frombuffer(data, np.uint8))]
@@ -146,13 +148,13 @@ def encoded_bytes(write: Callable[[np.ndarray], None]) -> int:
 
 def written_bytes(written: np.ndarray) -> int:
     """What was used of `written`."""
-    n_text, n_data = HEAD.unpack_from(written, 0)
+    n_text, n_data = HEAD.unpack_from(written.data, 0)
     return int(_aligned(HEAD.size + n_text) + n_data)
 
 
 def decode(written: np.ndarray) -> Any:
     """What was encoded into `written` (n,) uint8: in memory of its own."""
-    n_text, n_data = HEAD.unpack_from(written, 0)
+    n_text, n_data = HEAD.unpack_from(written.data, 0)
     text = json.loads(written[HEAD.size : HEAD.size + n_text].tobytes())
     start = _aligned(HEAD.size + n_text)
     return _value(text, written[start : start + n_data])
@@ -183,11 +185,12 @@ def _value(text: Any, data: np.ndarray) -> Any:
             array = np.ndarray(rest[1], np.dtype(rest[0]), data, rest[2]).copy()
             return array if kind == "a" else array[()]
         case "T":
-            return _tensor(*rest, data)
+            return _tensor(rest, data)
     raise AssertionError(f"an expression {kind!r}")
 
 
-def _tensor(dtype: str, shape: list[int], start: int, order: list[int] | None, requires_grad: bool, data: np.ndarray) -> torch.Tensor:
+def _tensor(text: list[Any], data: np.ndarray) -> torch.Tensor:
+    dtype, shape, start, order, requires_grad = text
     stored = shape if order is None else [shape[axis] for axis in order]
     tensor = as_tensor(np.ndarray(stored, numpy_dtype(torch_dtype(dtype)), data, start).copy(), torch_dtype(dtype))
     if order is not None:

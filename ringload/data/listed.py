@@ -1,8 +1,8 @@
 """An order that the trainer lists: for samplers of the user's own, whose batches no formula gives.
 
-The trainer lists batches ahead of their posting, by number; each is a mapping of fields to what its rows hold: `index` (n,) int64,
-and whatever else of a row only the trainer knows. When a batch is posted, these are written into its slot, and producers read
-them there. Sizes may differ from batch to batch. The engine posts what is listed and nothing beyond.
+The trainer lists batches ahead of their posting, by number; each is a mapping of fields to what its rows hold: `index` (n,)
+int64, and whatever else of a row only the trainer knows. When a batch is posted, these are written into its slot, and
+producers read them there. Sizes may differ from batch to batch. The engine posts what is listed and nothing beyond.
 
 Invariants:
 1. What is listed stays listed until it was received (`forget`): after a death or an interruption it is posted again.
@@ -31,7 +31,7 @@ class ListedOrder:
         self.epoch = epoch
         self._batches = {}
 
-    def list(self, number: int, rows: Mapping[str, np.ndarray]) -> None:
+    def enlist(self, number: int, rows: Mapping[str, np.ndarray]) -> None:
         """Batch `number` holds these: field -> `(n, ...)`."""
         self._batches[number] = rows
 

@@ -131,7 +131,7 @@ class _Hasher(_Pickler):
 
     def _share(self, array: np.ndarray) -> tuple[Any, ...]:
         rows = array if array.flags.c_contiguous else np.ascontiguousarray(array.T if array.flags.f_contiguous else array)
-        return zlib.crc32(rows.reshape(-1).view(np.uint8)), array.shape, array.dtype, array.flags.c_contiguous
+        return zlib.crc32(rows.reshape(-1).view(np.uint8).data), array.shape, array.dtype, array.flags.c_contiguous
 
 
 def _attach(fd: int, start: int, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any], transposed: bool) -> np.ndarray:

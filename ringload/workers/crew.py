@@ -196,9 +196,7 @@ class InProcess:
     max_ahead = 1
     _one_at_a_time = threading.RLock()
 
-    def __init__(
-        self, source: Any, order: Order | ListedOrder, layout: Layout, memory: np.ndarray, on_error: OnError
-    ) -> None:
+    def __init__(self, source: Any, order: Order | ListedOrder, layout: Layout, memory: np.ndarray, on_error: OnError) -> None:
         self._filler = ListedFiller(source) if isinstance(order, ListedOrder) else Filler(source, order, on_error)
         self._arrays = layout.arrays(memory)
         self._words: list[Word] = []
