@@ -13,7 +13,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler  # noqa: E402
+from torch.utils.data import (  # noqa: E402
+    BatchSampler,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 from torch.utils.data.distributed import DistributedSampler  # noqa: E402
 
 import ringload  # noqa: E402
@@ -27,7 +35,7 @@ FORK: dict[str, Any] = {
 }  # starts at once: a server of its own imports torch
 
 
-class Samples(torch.utils.data.Dataset):
+class Samples(Dataset):
     """`n` samples, each made by a function of its index."""
 
     def __init__(self, make: Callable[[int], Any], n: int = 23) -> None:
@@ -382,7 +390,7 @@ def test_arguments() -> None:
     with pytest.warns(RuntimeWarning, match="no CUDA") if not torch.cuda.is_available() else pytest.MonkeyPatch.context():
         next(iter(DataLoader(data, pin_memory=True)))
 
-    class Stream(torch.utils.data.IterableDataset):
+    class Stream(IterableDataset):
         def __iter__(self) -> Iterator[int]:
             return iter(range(3))
 

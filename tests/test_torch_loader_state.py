@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.utils.data import WeightedRandomSampler  # noqa: E402
+from torch.utils.data import Dataset, WeightedRandomSampler  # noqa: E402
 
 import ringload  # noqa: E402
 from ringload.torch import DataLoader  # noqa: E402
@@ -18,7 +18,7 @@ from ringload.torch import DataLoader  # noqa: E402
 FORK: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
 
 
-class Drawing(torch.utils.data.Dataset):
+class Drawing(Dataset):
     """`(index, a draw)`; has a state of its own."""
 
     def __init__(self) -> None:

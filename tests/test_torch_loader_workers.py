@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -14,15 +15,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils.data import Dataset  # noqa: E402
+
 import ringload  # noqa: E402
+from ringload.data.sharing import fingerprint  # noqa: E402
 from ringload.torch import DataLoader  # noqa: E402
 from tests.conftest import Injected, Times  # noqa: E402
-from tests.helpers import run, run_quietly, truth  # noqa: E402
+from tests.helpers import run_quietly, truth  # noqa: E402
 
 FORK: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
 
 
-class Truths(torch.utils.data.Dataset):
+class Truths(Dataset):
     """`(pixels, index, name)`; each tells whether it is right."""
 
     def __init__(self, n: int = 40) -> None:
@@ -44,10 +48,10 @@ def check(batch: Any) -> list[int]:
     return list(indices.tolist())
 
 
-def test_the_usual_way_in_a_script() -> None:
+def test_the_usual_way_in_a_script(times: Times) -> None:
     """The default start method, in a script with no main guard, whose classes are sent. Contexts by name, and objects."""
     code = """
-    import multiprocessing, os, random, signal, torch, numpy as np
+    import multiprocessing, sys, torch
     from collections import namedtuple
     from ringload.torch import DataLoader
     Pair = namedtuple("Pair", "x y")
@@ -59,25 +63,30 @@ def test_the_usual_way_in_a_script() -> None:
             assert torch.equal(self.big, self.flipped)
             return Pair({"row": self.big[i], "draw": torch.rand(())}, f"{i}")
     def rows(loader): return [(b.x["row"][:, 0].tolist(), b.x["draw"].tolist(), b.y) for b in loader]
-    seen, first = [], None
-    for context in (None, "fork", multiprocessing.get_context("spawn")):
+    seen = []
+    for context in (None, "fork", multiprocessing.get_context("spawn"))[:int(sys.argv[1])]:
         torch.manual_seed(1)
         loader = DataLoader(Data(), 4, shuffle=True, num_workers=2, multiprocessing_context=context)
         seen.append(rows(loader) + rows(loader))
-        first = first or loader
-    assert type(next(iter(first))) is Pair
-    assert seen[0] == seen[1] == seen[2] and len(seen[0]) == 16
-    loader = first  # two passes at a time, and one left early
-    ours = [(a.y, b.y) for a, b in zip(loader, loader)]
-    assert len(ours) == 8 and sorted(i for a, _ in ours for i in a) == sorted(i for _, b in ours for i in b)
-    for batch in loader: break
-    held = iter(loader); next(held)
+        assert type(next(iter(loader))) is Pair
+    assert all(one == seen[0] for one in seen) and len(seen[0]) == 16
     print("done")
     """
-    assert run_quietly(code, timeout=110) == "done\n"
+    assert run_quietly(code, times(2, 3), timeout=110) == "done\n"
 
 
-class Told(torch.utils.data.Dataset):
+def test_several_passes_at_a_time() -> None:
+    loader = DataLoader(Truths(), 4, shuffle=True, persistent_workers=True, **FORK)
+    pairs = [(check(one), check(other)) for one, other in zip(loader, loader, strict=True)]
+    for seen in zip(*pairs, strict=True):
+        assert sorted(index for batch in seen for index in batch) == list(range(40))
+    for batch in loader:  # left early: the next pass begins anew
+        check(batch)
+        break
+    assert sorted(index for batch in loader for index in check(batch)) == list(range(40))
+
+
+class Told(Dataset):
     """What a sample finds in its process."""
 
     greeting = "none"
@@ -108,10 +117,8 @@ def test_init_fn_and_worker_info() -> None:
     ]
     assert index == list(range(24))
     assert (set(ids) | {0, 1}, set(n), set(n_cpus)) == ({0, 1}, {2}, {1})
-    assert all(
-        (seed, pid, greeting) == (seeds[0] - ids[0] + i, pids[ids.index(i)], f"hello {i}")
-        for i, seed, pid, greeting in zip(ids, seeds, pids, greetings, strict=True)
-    )
+    for worker, seed, greeting in zip(ids, seeds, greetings, strict=True):
+        assert (seed, greeting) == (seeds[0] - ids[0] + worker, f"hello {worker}")
     assert os.getpid() not in pids
     assert data.greeting == "none"
     assert torch.utils.data.get_worker_info() is None
@@ -125,40 +132,52 @@ def test_init_fn_and_worker_info() -> None:
             next(batches)
 
 
-class Scaled(torch.utils.data.Dataset):
+class Scaled(Dataset):
     """Changed between epochs, as `set_epoch` does."""
 
-    def __init__(self) -> None:
-        self.scale, self.table = 1, np.arange(40_000)
+    def __init__(self, n: int) -> None:
+        self.scale, self.table = 1, np.arange(n)
 
     def __len__(self) -> int:
         return 6
 
     def __getitem__(self, index: int) -> list[int]:
-        return [int(self.table[index]) * self.scale, os.getpid()]
+        return [int(self.table[index]) * self.scale, os.getppid()]
 
 
-@pytest.mark.parametrize("options", [FORK, {"num_workers": 1}])
-def test_a_changed_dataset_is_seen_by_the_next_epoch(options: Any) -> None:
-    data = Scaled()
+@pytest.mark.parametrize(("n", "options"), [(40_000, FORK), (10, {"num_workers": 1})])
+def test_a_changed_dataset_is_seen_by_the_next_epoch(n: int, options: Any) -> None:
+    data = Scaled(n)
     loader = DataLoader(data, 3, **options)
 
     def epoch() -> tuple[list[int], set[int]]:
-        values, pids = (torch.cat(part).tolist() for part in zip(*loader, strict=True))
-        return values, set(pids)
+        values, servers = (torch.cat(part).tolist() for part in zip(*loader, strict=True))
+        return values, set(servers)
 
-    first = epoch()
-    assert first[0] == [0, 1, 2, 3, 4, 5]
-    if "multiprocessing_context" not in options:
-        assert epoch()[1] <= first[1], "workers stay while nothing changes"
+    values, servers = epoch()
+    assert values == [0, 1, 2, 3, 4, 5]
     data.scale = 10
     assert epoch()[0] == [0, 10, 20, 30, 40, 50]
-    data.table[5] = 7  # inside a large array
-    assert epoch()[0] == [0, 10, 20, 30, 40, 70]
+    data.table[5] = 7  # inside an array
+    values, last = epoch()
+    assert values == [0, 10, 20, 30, 40, 70]
+    assert (servers == last) == (options is not FORK), "what has no large arrays is sent to the server that is there"
+
+
+def test_the_content_of_large_arrays_is_compared() -> None:
+    array = np.arange(40_000).reshape(200, 200)
+    tensor = torch.arange(40_000.0)
+    sources = [array, array.T, tensor, array[:, ::2]]
+    before = [fingerprint([source]) for source in sources]
+    assert len(set(before)) == 4
+    assert [fingerprint([source]) for source in sources] == before
+    array[-1, -2] += 1
+    tensor[-1] += 1
+    assert not set(before) & {fingerprint([source]) for source in sources}
 
 
 def test_persistent_workers_keep_their_dataset() -> None:
-    data = Scaled()
+    data = Scaled(10)
     loader = DataLoader(data, 3, persistent_workers=True, **FORK)
     first = [part.tolist() for batch in loader for part in batch]
     data.scale = 10
@@ -175,6 +194,7 @@ class Deadly(Truths):
     def __getitem__(self, index: int) -> tuple[Any, int, str]:
         if index in self.deadly:
             if self.marks is None:
+                faulthandler.disable()  # pytest's
                 os.kill(os.getpid(), signal.SIGSEGV)
             elif not (mark := self.marks / str(index)).exists():
                 mark.touch()
@@ -273,38 +293,47 @@ def test_slow_samples_do_not_change_the_order() -> None:
 
 
 def test_ends_with_its_script() -> None:
-    """Left early, left to the interpreter's end, with an error in the loop, with large indices, with few descriptors."""
+    """Left early, left to the interpreter's end, with an error in the loop, with large indices, with few descriptors. Each in a
+    fork of one interpreter, as importing torch takes longer than all of them."""
     code = """
-    import resource, sys, torch
+    import os, resource, sys, tempfile, torch
     from ringload.torch import DataLoader
     class Data(torch.utils.data.Dataset):
         def __len__(self): return 10**9
         def __getitem__(self, i): return torch.full((100,), i), str(i)
-    is_kept = sys.argv[1] == "persistent"
-    loader = DataLoader(Data(), 2, num_workers=2, multiprocessing_context="fork", persistent_workers=is_kept)
-    if sys.argv[1] == "few":
-        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-        kept = [batch for _, batch in zip(range(300), loader)]
-        assert [rows[0, 0].item() for rows, _ in kept] == list(range(0, 600, 2))
-    elif sys.argv[1] == "large":
-        class Many:
-            def __iter__(self): yield from ([i] * 50_000 for i in range(100))
-        held = iter(DataLoader(Data(), batch_sampler=Many(), num_workers=1, multiprocessing_context="fork", collate_fn=len))
-        next(held)
-        raise ValueError("mine")
-    elif sys.argv[1] == "error":
-        for batch in loader: raise ValueError("mine")
+    class Many:
+        def __iter__(self): yield from ([i] * 5_000 for i in range(100))
+    for how in ("persistent", "left", "few", "large", "error"):
+        file = tempfile.TemporaryFile()
+        if (pid := os.fork()) == 0:
+            os.dup2(file.fileno(), 2)
+            break
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        file.seek(0)
+        said = file.read().decode()
+        if how in ("large", "error"):
+            assert status == 1 and said.endswith("ValueError: mine\\n") and said.count("Traceback") == 1, (how, said)
+        else:
+            assert status == 0 and not said, (how, said)
+    if pid:
+        print("done")
     else:
-        held = iter(loader); next(held)
-        for batch in loader: break
+        loader = DataLoader(Data(), 2, num_workers=2, multiprocessing_context="fork", persistent_workers=how == "persistent")
+        if how == "few":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+            kept = [batch for _, batch in zip(range(300), loader)]
+            assert [rows[0, 0].item() for rows, _ in kept] == list(range(0, 600, 2))
+        elif how == "large":
+            held = iter(DataLoader(Data(), batch_sampler=Many(), num_workers=1, multiprocessing_context="fork", collate_fn=len))
+            next(held)
+            raise ValueError("mine")
+        elif how == "error":
+            for batch in loader: raise ValueError("mine")
+        else:
+            held = iter(loader); next(held)
+            for batch in loader: break
     """
-    for how in ("persistent", "left", "few"):
-        run_quietly(code, how)
-    for how in ("large", "error"):
-        done = run(code, how)
-        assert done.returncode == 1
-        assert done.stderr.endswith("ValueError: mine\n")
-        assert done.stderr.count("Traceback") == 1
+    assert run_quietly(code, timeout=110) == "done\n"
 
 
 def test_a_growing_dataset() -> None:

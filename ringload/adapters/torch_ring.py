@@ -312,5 +312,5 @@ def pinned_copy(array: np.ndarray) -> np.ndarray:
 
 
 def needs_keys(keys: Sequence[Any]) -> bool:
-    """Whether keys are others than indices."""
-    return not all(type(key) is int and key in tree.INT64 for key in keys)
+    """Whether keys are others than indices from 0 on (-1 is no sample, to the books)."""
+    return not all(type(key) is int and 0 <= key < 1 << 63 for key in keys)
