@@ -18,8 +18,8 @@ LAYERS = [
     {"ring"},
     {"workers"},
     {"engine", "insight.stats"},
-    {"loader"},
-    {"adapters", "insight", "keras"},
+    {"loader", "feed"},
+    {"adapters", "insight", "keras", "torch"},
 ]
 # What the budget of a plan is made of: the ring measures fields, and fields are data's.
 FRAMEWORKS = {"tensorflow", "torch", "keras", "jax"}
