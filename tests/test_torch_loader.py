@@ -55,7 +55,8 @@ def same(ours: Any, theirs: Any) -> None:
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
         assert ours.is_contiguous() == theirs.is_contiguous()
-        assert torch.equal(ours, theirs) or torch.equal(ours.isnan(), theirs.isnan())
+        bits, others = (one.resolve_conj().reshape(-1).contiguous().view(torch.uint8) for one in (ours, theirs))
+        assert torch.equal(bits, others)  # NaN too
     elif isinstance(ours, np.ndarray):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
