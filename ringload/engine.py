@@ -28,7 +28,8 @@ from types import TracebackType
 import numpy as np
 
 from ringload import forks
-from ringload.data.sampler import PAD, Order, Sampler
+from ringload.data.listed import ListedOrder
+from ringload.data.sampler import Order
 from ringload.errors import Closed, ConfigError, ProducerDied, RingloadError, Stalled, Starved
 from ringload.ring.channel import FAILED
 from ringload.ring.claims import WHOLE_TASK, Claim
@@ -90,7 +91,14 @@ class Engine:
     """Keeps the crew busy with the batches that are due, and lends them in order. Owns the crew and the mapping."""
 
     def __init__(
-        self, order: Order, layout: Layout, memory: np.ndarray, crew: Crew, settings: Settings, n_reserved: int
+        self,
+        order: Order | ListedOrder,
+        layout: Layout,
+        memory: np.ndarray,
+        crew: Crew,
+        settings: Settings,
+        n_reserved: int,
+        begin: tuple[int, int] = (0, 0),
     ) -> None:
         self._order, self._layout, self._crew, self._settings = order, layout, crew, settings
         self._ring = Ring(0)
@@ -112,7 +120,7 @@ class Engine:
         self._why = ""  # what closed it, if no user did; not the error itself, whose traceback would keep the loader alive
         self._unsaid: RingloadError | None = None  # the error, if nobody was told yet
         self._at_end: list[Callable[[], None]] = []  # what adapters do before the memory is let go of
-        self.due = (0, 0)  # (epoch, number) of the batch that is received next: where the trainer is
+        self.due = begin  # (epoch, number) of the batch that is received next: where the trainer is
         self._tick_s = min(TICK_S, settings.stall_timeout / 4, (settings.sample_timeout or TICK_S) / 4)
         self._row_s = 0.0  # running mean of a sample's cost
         self._progress_s = time.monotonic()
@@ -214,6 +222,18 @@ class Engine:
             if not self._ending:
                 self._lender.released.put(None)
                 self._crew.wake()
+
+    def retire(self) -> None:
+        """End everything but the crew, of which nobody works any more: another engine, of another layout, goes on with it.
+        After an interruption, `close` is all that can be done."""
+        with self._lock, _Books(self):
+            self._crew.clear()
+            self._crew.collect()
+            self._crew.forget(())
+            self._ring.abandon()
+            self._lender.drop()
+            self._guard = None
+            self._closing = self._down = True
 
     def _carry_out_close(self) -> None:
         """Of one that came between the last look for it and the lock's release."""
@@ -358,11 +378,13 @@ class Engine:
         for _ in range(min(MAX_LAG, ring.n_free, self._crew.max_ahead - ring.n_in_flight)):
             if self._settings.epochs is not None and epoch >= self._settings.epochs:
                 break
+            if not order.has(epoch, number):
+                break
             n_rows = order.n_rows(number)
             posted = ring.fill(epoch, number, n_rows, self._rows_of_task(n_rows))
             if self._guard is not None:
                 self._guard.posting(posted.slot)
-            self._lender.prepare(posted)
+            self._lender.prepare(posted, order.rows(number))
             batches.append(posted)
             epoch, number = posted.after = order.after(epoch, number)
         for _ in range(len(batches) - self._crew.post(batches)):
@@ -492,8 +514,8 @@ class Engine:
         _, claim = in_hand.get(death.producer, (-1, None))
         samples: tuple[int, ...] = ()
         if claim is not None:
-            indices = Sampler(self._order).indices(claim.epoch, claim.number, claim.start, claim.stop)
-            samples = tuple(indices[indices != PAD].tolist()) if claim.sample == WHOLE_TASK else (claim.sample,)
+            indices = self._order.indices(claim.epoch, claim.number, claim.start, claim.stop)
+            samples = tuple(indices.tolist()) if claim.sample == WHOLE_TASK else (claim.sample,)
         return ProducerDied(
             f"{who_died(death)}{f', while it had {what(claim)} in hand' if claim else ''}. That is more than "
             f"restarts={self._settings.restarts} deaths within a minute, {len(self.counters.deaths)} in all",

@@ -68,6 +68,17 @@ class Segment:
         while written < len(view):  # one pwrite moves at most 2 GiB
             written += os.pwrite(self.fd, view[written : written + (1 << 30)], start + written)
 
+    def resize(self, n_bytes: int) -> None:
+        """Give all memory back, and begin anew with `n_bytes`, none of them reserved. Nobody may look into the old ones."""
+        os.ftruncate(self.fd, 0)
+        os.ftruncate(self.fd, n_bytes)
+        self.n_bytes = n_bytes
+
+    def replace(self, data: np.ndarray) -> None:
+        """Hold nothing but the contiguous array `data`."""
+        self.resize(0)
+        self.write(0, data)
+
     def close(self) -> None:
         """Close the descriptor; mappings stay valid. Again is nothing."""
         for _ in self._closed:

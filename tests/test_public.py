@@ -18,7 +18,7 @@ LAYERS = [
     {"ring"},
     {"workers"},
     {"engine", "insight.stats"},
-    {"loader"},
+    {"loader", "feed"},
     {"adapters", "insight", "keras", "torch"},
 ]
 # What the budget of a plan is made of: the ring measures fields, and fields are data's.

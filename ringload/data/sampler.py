@@ -121,6 +121,18 @@ class Order:
             return self.n_per_rank - number * self.batch_size
         return self.batch_size
 
+    def has(self, epoch: int, number: int) -> bool:
+        """Whether a batch can be posted: of an order that is arithmetic, any."""
+        return True
+
+    def rows(self, number: int) -> None:
+        """What the trainer writes into a batch's slot: nothing, as producers compute it."""
+
+    def indices(self, epoch: int, number: int, start: int, stop: int) -> np.ndarray:
+        """The samples of rows `start:stop` of a batch, without padding."""
+        indices = Sampler(self).indices(epoch, number, start, stop)
+        return np.asarray(indices[indices != PAD])
+
     def after(self, epoch: int, number: int) -> tuple[int, int]:
         """What follows batch `number` of `epoch`."""
         return (epoch, number + 1) if number + 1 < self.n_batches else (epoch + 1, 0)

@@ -58,13 +58,15 @@ class Lender:
         self._first: int = segment.ctypes.data + layout.slots_start
         self.released: SimpleQueue[LeaseEnd | None] = SimpleQueue()  # what has ended; None only wakes who waits
 
-    def prepare(self, posted: Posted) -> None:
-        """Give a batch the arrays that look into its slot, on an owner of their own."""
+    def prepare(self, posted: Posted, listed: Mapping[str, np.ndarray] | None = None) -> None:
+        """Give a batch the arrays that look into its slot, on an owner of their own; write there what is listed of it."""
         assert self._segment is not None, "nothing is prepared after the end"
         n_bytes = self._layout.slot_bytes
         owner = SlotOwner(self._segment, self._first + posted.slot * n_bytes, n_bytes)
         end = LeaseEnd(owner, self.released.put)
         slot = np.asarray(owner)
+        if listed is not None:
+            self._layout.write_rows(slot, listed)
         arrays = self._layout.slot_arrays(slot, posted.n_rows)
         end.posted, posted.end = posted, end
         posted.batch = Batch(posted.epoch, posted.number, arrays, slot, self._index, end, self._release)

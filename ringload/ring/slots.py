@@ -103,6 +103,13 @@ class Layout:
         """What a batch shows of a slot `(slot_bytes,) uint8`: name -> `(n_rows, *shape)`, all of them views of `slot`."""
         return {name: np.ndarray((n_rows, *shape), dtype, slot, offset) for name, shape, dtype, offset in self.lent_places}
 
+    def write_rows(self, slot: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        """Write what the trainer lists of a batch into its slot: name -> `(n, ...)`."""
+        for name, field, offset in self.places:
+            if name in rows:
+                values = rows[name]
+                np.ndarray((len(values), *field.shape), field.dtype, slot, offset)[...] = values
+
     def slot_index(self, slot: np.ndarray, n_rows: int) -> np.ndarray:
         """Which sample each row of a slot is, `(n_rows,) int64`: a copy."""
         return np.ndarray((n_rows,), np.int64, slot, self._index_offset).copy()

@@ -29,14 +29,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from ringload.data.fields import Producer
+from ringload.data.listed import ListedOrder
 from ringload.data.sampler import Order
 from ringload.ring.channel import BAD, Channel, Done, Task, Word
 from ringload.ring.claims import Claim, Claims
 from ringload.ring.ring import Posted
 from ringload.ring.slots import CLAIM_BYTES, HINT_DONE, HINT_WORDS, MAX_TASKS, Layout
 from ringload.workers.filling import Filler, OnError
+from ringload.workers.listing import ListedFiller
 from ringload.workers.pool import Event, Pool
-from ringload.workers.worker import Start, as_text
+from ringload.workers.worker import Job, Start, as_text
 
 FILLING, FULL, WORDS = 0, 1, 2  # see state()
 RANG, HEARD, TICK = 0, 1, 2  # see wait()
@@ -136,6 +138,15 @@ class Producers:
             self._write_hints(posted)
         self._clear_claims()
 
+    def rebuild(self, job: Job, memory: np.ndarray) -> None:
+        """Once nobody works, and nothing is posted: the next start is of another job, whose ring is mapped as `memory`."""
+        layout, area = job.layout, memory.data
+        self._hints = area[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]
+        self._claims = Claims(area[: layout.n_producers * CLAIM_BYTES])
+        self._clear_claims()
+        self._unregister()
+        self._pool.renew(job)
+
     def _clear_claims(self) -> None:
         for producer in range(self._n_producers):
             self._claims.clear(producer)
@@ -185,8 +196,8 @@ class InProcess:
     max_ahead = 1
     _one_at_a_time = threading.RLock()
 
-    def __init__(self, source: Any, order: Order, layout: Layout, memory: np.ndarray, on_error: OnError) -> None:
-        self._filler = Filler(source, order, on_error)
+    def __init__(self, source: Any, order: Order | ListedOrder, layout: Layout, memory: np.ndarray, on_error: OnError) -> None:
+        self._filler = ListedFiller(source) if isinstance(order, ListedOrder) else Filler(source, order, on_error)
         self._arrays = layout.arrays(memory)
         self._words: list[Word] = []
         self._done: list[Done] = []

@@ -179,7 +179,7 @@ class Filler:
         return problem
 
     def _bad(self, index: int, error: Exception) -> Bad:
-        text = _traceback_of(error) if self._calls_users else ""
+        text = traceback_of(error) if self._calls_users else ""
         return Bad(index, self._where(index), reason_of(error), text)
 
     def _where(self, index: int) -> str:
@@ -205,7 +205,7 @@ def reason_of(error: Exception) -> str:
     return " ".join(bounded(f"{name}: {said}" if said else name, MAX_REASON).splitlines())
 
 
-def _traceback_of(error: Exception) -> str:
+def traceback_of(error: Exception) -> str:
     """The end of an error's traceback. An exception with odd attributes, of a user's class, cannot be formatted."""
     try:
         return "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]

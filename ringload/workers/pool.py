@@ -141,6 +141,16 @@ class Pool:
         self._end_server(kill=True)
         return event
 
+    def renew(self, job: Job) -> None:
+        """After `clear`: what is started next does another job, in the same segments and with the same descriptors; all slots
+        of its ring are reserved. A server that was forked has the old job, so there will be a new one."""
+        self._job = job
+        self._n_reserved = job.layout.n_slots
+        if self._method == "fork":
+            self._end_server(kill=True)
+        else:
+            self._segments[0].replace(np.frombuffer(pickle.dumps(job), np.uint8))
+
     def close(self) -> None:
         """End all processes, within milliseconds. Again is nothing; in a fork of the trainer too."""
         try:
@@ -167,7 +177,7 @@ class Pool:
         elif "started" in message:
             self.pids = message["started"]
         elif "reserved" in message:
-            event.n_reserved = self._n_reserved = message["reserved"]
+            event.n_reserved = self._n_reserved = min(message["reserved"], self._job.layout.n_slots)  # of another, perhaps
         elif "short" in message:
             event.short = message["short"]
         if "died" in message:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ringload.data.fields import Producer
+from ringload.data.listed import ListedOrder
 from ringload.data.sampler import Order
 from ringload.data.sharing import unpack
 from ringload.errors import BudgetError
@@ -34,6 +35,7 @@ from ringload.ring.ring import Bad
 from ringload.ring.slots import MAX_TASKS, Layout
 from ringload.shared import map_in, map_shared
 from ringload.workers.filling import Filler, OnError, reason_of
+from ringload.workers.listing import ListedFiller
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Job:
     """All that a producer needs. `source` is pickled (see `sharing`), or for start_method="fork" the object itself."""
 
     source: Any
-    order: Order
+    order: Order | ListedOrder
     layout: Layout
     on_error: OnError
     ring_fd: int
@@ -80,7 +82,11 @@ def run(job: Job, start: Start, producer: int) -> None:
         if hasattr(source, "start"):
             turn = partial(_exclusive, job.ring_fd, claims, producer)
             _alone(source.start)(Producer(producer, start.n_producers, job.scratch_bytes, turn))
-        filler = Filler(source, job.order, job.on_error, dict(start.killers), _alone)
+        filler: Filler | ListedFiller
+        if isinstance(job.order, ListedOrder):
+            filler = ListedFiller(source, dict(start.killers), _alone, producer)
+        else:
+            filler = Filler(source, job.order, job.on_error, dict(start.killers), _alone)
         work = _Work(start, producer, source, filler, end, claims)
         work.forever(layout.arrays(segment))
     except Exception:
@@ -91,7 +97,9 @@ def run(job: Job, start: Start, producer: int) -> None:
 class _Work:
     """The loop of one producer."""
 
-    def __init__(self, start: Start, producer: int, source: Any, filler: Filler, end: ProducerEnd, claims: Claims) -> None:
+    def __init__(
+        self, start: Start, producer: int, source: Any, filler: Filler | ListedFiller, end: ProducerEnd, claims: Claims
+    ) -> None:
         self._producer = producer
         self._careful = frozenset(start.careful)
         self._prefetch = _alone(source.prefetch) if hasattr(source, "prefetch") else None

@@ -1,0 +1,232 @@
+"""`ringload.torch.DataLoader`: torch's DataLoader over map-style datasets, on the ring. Change one import, keep the arguments.
+
+    sampler --keys--> trainer lists them --> producers: dataset[key] -> rows of a slot --copied once--> the user's own batch
+
+What a user of torch's would notice:
+1. All workers share a batch: the first one comes sooner, and a slow sample holds up one row. A `collate_fn`, or
+   `__getitems__`, needs whole batches, so there a batch is one worker's.
+2. What a sample draws from `random`, `numpy.random` and torch's global generator depends on (base seed, its place in the
+   epoch): the same values for any number of workers, 0 included; other values than torch's.
+3. A worker's death costs time, not the run.
+4. Workers stay from epoch to epoch. Unless persistent_workers=True says that they shall not hear of changes, the dataset is
+   compared with what they have at each `iter()`, and they begin anew with it if it was changed.
+5. `state_dict` and `load_state_dict`, as torchdata's StatefulDataLoader has them, for any number of workers.
+6. No pickle between processes but for the dataset itself: a sample of the user's own classes needs allow_pickle=True.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ringload.errors import ConfigError
+
+try:
+    import torch
+    import torch.utils.data
+except ImportError as error:
+    raise ImportError("ringload.torch needs PyTorch: pip install 'ringload[torch]'") from error
+
+from ringload.adapters.torch_pass import InProcessPass, Pass, Progress, RingPass
+from ringload.adapters.torch_ring import Rooms, TorchRing
+from ringload.adapters.torch_source import Bundle
+from ringload.adapters.torch_state import Keys
+from ringload.feed import FeedSettings
+from ringload.workers.pool import StartMethod
+
+STALL_S = 300.0  # for timeout=0
+
+
+class DataLoader(torch.utils.data.DataLoader[Any]):
+    """Feeds a training loop from a map-style dataset; torch's DataLoader, on the ring.
+
+        from ringload.torch import DataLoader
+
+        loader = DataLoader(dataset, batch_size=64, shuffle=True, num_workers=8, pin_memory=True)
+        for images, labels in loader:
+            step(images, labels)
+
+    Batches are those of torch's DataLoader: in the same order for the same `generator` or `torch.manual_seed`, of the same
+    types, dtypes and values, in memory of their own: keep as many as you like. An error in a batch is raised in its place, and
+    the iteration may go on. See the module's text for what differs.
+
+    Arguments, beside torch's:
+        in_order: accepted; batches come in order in any case.
+        multiprocessing_context: its start method is used; None for "forkserver", with a clean server.
+        timeout: seconds without any progress; 0 for 300.
+        strict: refuse samples with parts that have no fixed shape and dtype (strings, None, arrays of varying shapes), which
+            else travel beside the ring, slower.
+        allow_pickle: send what is neither number, string, array or tensor, nor made of them, by pickle.
+        snapshot_every_n_steps: how often the state of a sampler that has one is taken.
+        ram_budget, restarts, sample_timeout: as `ringload.Loader` has them.
+
+    Raises:
+        ValueError, TypeError: as torch's. ConfigError: an IterableDataset; a dataset that cannot be sent to workers.
+        While iterating: what the dataset raises; RuntimeError for a time-out, or for workers that died too often.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Any = None,
+        batch_sampler: Any = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[Any], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], Any] | None = None,
+        multiprocessing_context: Any = None,
+        generator: torch.Generator | None = None,
+        *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
+        snapshot_every_n_steps: int = 1,
+        strict: bool = False,
+        allow_pickle: bool = False,
+        ram_budget: int | float | str = "auto",
+        restarts: int | None = 10,
+        sample_timeout: float | None = None,
+    ) -> None:
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            raise ConfigError(
+                f"{type(dataset).__name__} is an IterableDataset, which has no index by which work could be shared: give the "
+                "dataset __getitem__ and __len__, or use torch.utils.data.DataLoader for it"
+            )
+        options: dict[str, Any] = {"pin_memory_device": pin_memory_device, "in_order": in_order}
+        known = inspect.signature(torch.utils.data.DataLoader.__init__).parameters
+        super().__init__(
+            dataset,
+            batch_size,
+            shuffle,
+            sampler,
+            batch_sampler,
+            num_workers,
+            collate_fn,
+            pin_memory,
+            drop_last,
+            timeout,
+            worker_init_fn,
+            multiprocessing_context,
+            generator,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
+            **{name: value for name, value in options.items() if name in known},
+        )
+        if snapshot_every_n_steps < 1:
+            raise ValueError(f"snapshot_every_n_steps is a positive integer, not {snapshot_every_n_steps!r}")
+        self.in_order = in_order
+        self.snapshot_every_n_steps = snapshot_every_n_steps
+        self.strict, self.allow_pickle = strict, allow_pickle
+        self.ram_budget, self.restarts, self.sample_timeout = ram_budget, restarts, sample_timeout
+        self._next_state: Mapping[str, Any] | None = None
+        self._waiting: Pass | None = None  # begun for `state_dict`, and to be given by the next `iter`
+        self._progress: Progress | None = None  # of the pass that was begun last
+        self._ring: TorchRing | None = None  # that no pass uses now
+        self._rooms: Rooms | None = None  # what was learned of rows by a ring that is gone
+        self._base_seed: int | None = None  # of persistent workers
+        self._n_passes = 0
+
+    # -- iterating ----------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Any:
+        """One pass over the dataset. Several at a time are possible; each of them has workers of its own."""
+        if self._waiting is not None:
+            begun, self._waiting = self._waiting, None
+            return begun
+        return self._begin()
+
+    def _begin(self) -> Pass:
+        if self.timeout and not self.num_workers:
+            raise ValueError("timeout is for workers: leave it at 0 with num_workers=0")
+        state, self._next_state = self._next_state, None
+        is_kept = self.persistent_workers and self.num_workers > 0
+        base_seed = self._base_seed if is_kept else None
+        keys = Keys(self, base_seed, self.snapshot_every_n_steps, state)
+        self._base_seed = keys.base_seed
+        if state is not None and state["_iterator_finished"]:
+            return self._begin()  # the next one: that `keys` went through the last has moved the generators on
+        begun: Pass = RingPass(self, keys) if self.num_workers else InProcessPass(self, keys)
+        self._progress = begun.progress
+        return begun
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether batches are made by one call each: by the user's `collate_fn` or `__getitems__`, or for batch_size=None."""
+        if not self._auto_collation or getattr(self.dataset, "__getitems__", None):
+            return True
+        return self.collate_fn is not torch.utils.data.default_collate
+
+    def bundle(self, base_seed: int) -> Bundle:
+        """What producers need of the user's."""
+        collate = self.collate_fn if self.is_whole else None
+        return Bundle(self.dataset, collate, self.worker_init_fn, self._auto_collation, base_seed)
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the last iteration is, as it was received. JSON can hold it, if it can the states of sampler and dataset."""
+        if self._progress is None:
+            self._waiting = self._begin()
+        assert self._progress is not None
+        return self._progress.state(self.dataset)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The next `iter` goes on where the loader was that gave the state, with any number of workers; after the end of an
+        epoch, with the next one."""
+        self._waiting = self._progress = None
+        self._next_state = state_dict or None
+
+    def close(self) -> None:
+        """End the workers that no iteration uses. They end with the loader, too."""
+        self._waiting = None
+        ring, self._ring = self._ring, None
+        if ring is not None:
+            ring.feed.close()
+
+    # -- rings --------------------------------------------------------------------------------------------------------
+
+    def borrow(self, base_seed: int, keys: list[Any], number: int) -> tuple[TorchRing, int]:
+        """A ring for a pass that begins with batch `number`, of the first of `keys`; and what its epoch is called. It is the
+        one that is there, if nobody uses it and its workers have the dataset as it is."""
+        self._n_passes += 1
+        bundle = self.bundle(base_seed)
+        ring, self._ring = self._ring, None
+        if ring is not None and (self.persistent_workers or ring.renew(bundle)):
+            ring.begin(self._n_passes, number)
+            return ring, self._n_passes
+        if ring is not None:
+            self._rooms = ring.rooms
+            ring.feed.close()
+        ring = self._make_ring(bundle, keys, number)
+        if not self.persistent_workers:
+            ring.note(bundle)
+        return ring, self._n_passes
+
+    def _make_ring(self, bundle: Bundle, keys: list[Any], number: int) -> TorchRing:
+        context = self.multiprocessing_context
+        method: StartMethod = "forkserver" if context is None else (context.get_start_method() or "forkserver")
+        settings = FeedSettings(
+            workers=self.num_workers,
+            ram_budget=self.ram_budget,
+            start_method=method,
+            stall_timeout=float(self.timeout) or STALL_S,
+            sample_timeout=self.sample_timeout,
+            restarts=self.restarts,
+            preload=("ringload.adapters.torch_source",),
+        )
+        n_slots = max(1, (self.prefetch_factor or 1) * self.num_workers)
+        due = (self._n_passes, number)
+        return TorchRing(bundle, settings, n_slots, self.allow_pickle, self.strict, keys, due, self._rooms)
+
+    def give_back(self, ring: TorchRing) -> None:
+        """A pass has ended."""
+        if self._ring is None:
+            self._ring = ring
+        else:
+            ring.feed.close()

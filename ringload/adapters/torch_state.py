@@ -1,0 +1,169 @@
+"""Where a pass over a torch DataLoader is: the keys that its sampler gives, and the state from which they can be given again.
+
+The sampler is asked in the order in which torch asks it, with the same draws from the same generators, so that the same seed
+gives the same batches: `iter(sampler)`, then a base seed, then batch after batch.
+
+A state has the names of torchdata's StatefulDataLoader (those of its single-process form, whatever the number of workers), and
+`_base_seed`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For others the state of
+the generators before the pass is kept: then the sampler is asked again from the beginning, and what was received is skipped.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ringload.errors import ConfigError
+
+NAMES = (
+    "_index_sampler_state",
+    "_sampler_iter_state",
+    "_sampler_iter_yielded",
+    "_num_yielded",
+    "_iterator_finished",
+    "_base_seed",
+)
+
+
+@dataclass
+class Snapshot:
+    """The sampler's states when `number` batches had been taken from it."""
+
+    number: int
+    sampler: Any = None
+    iterator: Any = None
+
+
+class Keys:
+    """The keys of a pass, batch by batch, with a snapshot behind each."""
+
+    def __init__(self, loader: Any, base_seed: int | None, every: int, state: Mapping[str, Any] | None = None) -> None:
+        """Begin a pass; a base seed is drawn unless there is one. With `state`, go on where that was taken."""
+        self._every = every
+        self._sampler = loader._index_sampler
+        self._stateful = next(
+            (one for one in (self._sampler, getattr(self._sampler, "sampler", None)) if _is_stateful(one)), None
+        )
+        generators = [
+            getattr(one, "generator", None) for one in (loader, self._sampler, getattr(self._sampler, "sampler", None))
+        ]
+        self._generators = list(dict.fromkeys(one for one in generators if isinstance(one, torch.Generator)))
+        self.number = 0  # of the batch that is taken next
+        self._iterator: Iterator[Any]
+        if state is None:
+            self._before = (base_seed is None, torch.get_rng_state(), [generator.get_state() for generator in self._generators])
+            self.base_seed = self._begin(loader, base_seed)
+            self.snapshot = self._take_snapshot()
+        else:
+            self._go_on(loader, state)
+
+    def _begin(self, loader: Any, base_seed: int | None) -> int:
+        self._iterator = iter(self._sampler)
+        if base_seed is not None:
+            return base_seed
+        return int(torch.empty((), dtype=torch.int64).random_(generator=loader.generator).item())
+
+    def next(self) -> tuple[Any, Snapshot]:
+        """The next key or keys, and the snapshot that holds once they are received. Raises what the sampler does."""
+        keys = next(self._iterator)
+        self.number += 1
+        if self.number % self._every == 0:
+            self.snapshot = self._take_snapshot()
+        return keys, self.snapshot
+
+    def _take_snapshot(self) -> Snapshot:
+        iterator = self._iterator.state_dict() if _is_stateful(self._iterator) else None  # type: ignore[attr-defined]
+        return Snapshot(self.number, self._stateful.state_dict() if self._stateful is not None else None, iterator)
+
+    def state(self, snapshot: Snapshot, n_yielded: int, is_finished: bool, dataset: Any) -> dict[str, Any]:
+        """The state in which `n_yielded` batches were received, the last of them with `snapshot`."""
+        draws, rng, generators = self._before
+        return {
+            "_index_sampler_state": snapshot.sampler,
+            "_sampler_iter_state": snapshot.iterator,
+            "_sampler_iter_yielded": n_yielded,
+            "_num_yielded": n_yielded,
+            "_IterableDataset_len_called": None,
+            "_shared_seed": None,
+            "fetcher_state": None,
+            "dataset_state": dataset.state_dict() if _is_stateful(dataset) else None,
+            "_iterator_finished": is_finished,
+            "_base_seed": self.base_seed,
+            "_snapshot_step": snapshot.number,
+            "_rng": {"draws_base_seed": draws, "global": _text(rng), "generators": [_text(one) for one in generators]},
+        }
+
+    def _go_on(self, loader: Any, state: Mapping[str, Any]) -> None:
+        if absent := [name for name in (*NAMES, "_rng", "_snapshot_step") if name not in state]:
+            raise ConfigError(f"this is not a state of a ringload.torch.DataLoader: it lacks {absent}")
+        rng, n_yielded = state["_rng"], int(state["_num_yielded"])
+        if len(rng["generators"]) != len(self._generators):
+            raise ConfigError(
+                f"the state is of a DataLoader with {len(rng['generators'])} generators, this one has {len(self._generators)}: "
+                "make it with the same sampler and generator"
+            )
+        if state["dataset_state"] is not None and _is_stateful(loader.dataset):
+            loader.dataset.load_state_dict(state["dataset_state"])
+        before = [_tensor(one) for one in rng["generators"]]
+        self._before = (bool(rng["draws_base_seed"]), _tensor(rng["global"]), before)
+        for generator, one in zip(self._generators, before, strict=True):
+            generator.set_state(one)
+        own = torch.get_rng_state()
+        try:
+            torch.set_rng_state(self._before[1])
+            skipped = self._restore(loader, state, n_yielded)
+            for _ in range(skipped):
+                next(self._iterator, None)
+            first = list(itertools.islice(self._iterator, 1))  # so that what it draws when it begins is drawn here
+        finally:
+            torch.set_rng_state(own)
+        self.base_seed, self.number = int(state["_base_seed"]), n_yielded
+        self.snapshot = Snapshot(int(state["_snapshot_step"]), state["_index_sampler_state"], state["_sampler_iter_state"])
+        if first:
+            self._iterator = _Chained(first[0], self._iterator)
+
+    def _restore(self, loader: Any, state: Mapping[str, Any], n_yielded: int) -> int:
+        """Begin as the state's pass began. Returns how many batches are to be skipped."""
+        of_sampler, of_iterator = state["_index_sampler_state"], state["_sampler_iter_state"]
+        if of_sampler is not None:
+            if self._stateful is None:
+                raise ConfigError("the state has one of its sampler, and this DataLoader's sampler has no load_state_dict")
+            self._stateful.load_state_dict(of_sampler)
+        self._begin(loader, None if self._before[0] else 0)
+        if of_iterator is not None:
+            if not _is_stateful(self._iterator):
+                raise ConfigError("the state has one of its sampler's iterator, and this DataLoader's has no load_state_dict")
+            self._iterator.load_state_dict(of_iterator)  # type: ignore[attr-defined]
+        return n_yielded - int(state["_snapshot_step"]) if of_sampler is not None or of_iterator is not None else n_yielded
+
+
+class _Chained:
+    """An iterator with its first item put back; its state is the iterator's once that was given."""
+
+    def __init__(self, first: Any, rest: Any) -> None:
+        self._first, self._rest = [first], rest
+        if _is_stateful(rest):
+            self.state_dict, self.load_state_dict = rest.state_dict, rest.load_state_dict
+
+    def __iter__(self) -> _Chained:
+        return self
+
+    def __next__(self) -> Any:
+        return self._first.pop() if self._first else next(self._rest)
+
+
+def _is_stateful(one: Any) -> bool:
+    return callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None))
+
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _tensor(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,0 +1,194 @@
+"""Orders that the trainer lists, and rings whose layout changes on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ringload import ConfigError, Field, ProducerDied
+from ringload.data.listed import ListedOrder
+from ringload.engine import Engine, Settings
+from ringload.feed import Feed, FeedSettings, Shape
+from ringload.ring.slots import Layout
+from ringload.shared import Segment
+from ringload.workers.crew import InProcess
+from tests.conftest import Injected, Times
+from tests.helpers import SHAPE, truth
+
+
+class Pictures:
+    """Rows of which the trainer lists `index` and `draw`; the picture is a function of both."""
+
+    def __init__(self, extra: int = 0, deadly: int = -100) -> None:
+        self.fields = {"image": Field(SHAPE, "uint8"), "draw": Field((), "int64")}
+        self.extra, self.deadly = extra, deadly
+        if extra:
+            self.fields["extra"] = Field(extra, "uint8")
+
+    def load_row(self, row: int, rows: Mapping[str, np.ndarray]) -> None:
+        index = int(rows["index"][row])
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index < 0:
+            raise LookupError(f"no sample {index}")
+        rows["image"][row] = truth(index, int(rows["draw"][row]))
+        if self.extra:
+            rows["extra"][row] = index % 251
+
+
+class Fed:
+    """A feed, and what was listed of it: batches of 1 to 6 rows, drawn."""
+
+    def __init__(self, workers: int = 3, n_slots: int = 4, restarts: int | None = None, deadly: int = -100) -> None:
+        settings = FeedSettings(workers, "auto", "forkserver", 30.0, None, restarts)
+        self.source, self.n_slots = Pictures(deadly=deadly), n_slots
+        self.feed = Feed(self.source, None, Shape(self.source.fields, 6, n_slots), settings, 0, 0)
+        self.rng = np.random.default_rng(7)
+        self.listed: dict[int, np.ndarray] = {}
+        self.n_received = 0
+
+    def enlist(self) -> None:
+        """As far ahead as the ring can use."""
+        while len(self.listed) <= self.n_slots:
+            number = self.n_received + len(self.listed)
+            indices = self.rng.integers(0, 1000, self.rng.integers(1, 7))
+            self.listed[number] = indices
+            self.feed.order.enlist(number, {"index": indices, "draw": indices * 3 + number})
+        self.feed.post()
+
+    def receive(self) -> None:
+        """The batch that is due, verified row by row."""
+        self.enlist()
+        batch, bad = self.feed.next()
+        assert (batch.number, bad) == (self.n_received, [])
+        indices = self.listed[batch.number]
+        np.testing.assert_array_equal(batch.index, indices)
+        for row, index in enumerate(indices):
+            np.testing.assert_array_equal(batch["image"][row], truth(int(index), int(index) * 3 + batch.number))
+            assert "extra" not in batch or (batch["extra"][row] == index % 251).all()
+        del self.listed[batch.number]
+        self.n_received += 1
+        self.feed.received(batch)
+
+    def rebuild(self, extra: int) -> None:
+        self.source = Pictures(extra)
+        self.feed.rebuild(self.source, Shape(self.source.fields, 6, self.n_slots), 0, self.n_received)
+
+
+def test_ragged_batches_come_in_the_order_listed() -> None:
+    fed = Fed()
+    for _ in range(60):
+        fed.receive()
+    fed.feed.begin(1, 0)  # what was listed and not received is forgotten
+    fed.listed, fed.n_received = {}, 0
+    for _ in range(10):
+        fed.receive()
+    fed.feed.close()
+
+
+@pytest.mark.fault
+def test_kills_and_layouts_at_random(times: Times, injected: Injected) -> None:
+    fed, rng, n_kills = Fed(), random.Random(3), 0
+    server = fed.feed._crew._pool.server_pid
+    while n_kills < times(25, 1000):
+        fed.receive()
+        if rng.random() < 0.4 and (pids := fed.feed.pids):
+            os.kill(rng.choice(pids), signal.SIGKILL)
+            n_kills += 1
+        if rng.random() < 0.1:
+            fed.rebuild(rng.choice([0, 100, 5_000, 70_000]))
+    assert fed.feed._crew._pool.server_pid == server
+    fed.feed.close()
+    injected("a producer of listed batches is killed, while layouts change", n_kills)
+
+
+def test_the_server_is_killed_after_a_rebuild() -> None:
+    fed = Fed()
+    fed.receive()
+    fed.rebuild(300)
+    fed.receive()
+    os.kill(fed.feed._crew._pool.server_pid, signal.SIGKILL)
+    for _ in range(12):
+        fed.receive()
+    fed.feed.close()
+
+
+def test_a_batch_may_come_again() -> None:
+    fed = Fed()
+    fed.enlist()
+    for _ in range(2):
+        batch, _ = fed.feed.next()
+        batch.release()
+        fed.feed.seek(0)
+    for _ in range(12):
+        fed.receive()
+    fed.feed.close()
+
+
+def test_what_is_bad_is_told_with_its_batch() -> None:
+    fed = Fed()
+    fed.feed.order.enlist(0, {"index": np.array([3, -2, 4, -3]), "draw": np.zeros(4, np.int64)})
+    fed.feed.order.enlist(1, {"index": np.array([5]), "draw": np.array([0])})
+    fed.feed.post()
+    batch, bad = fed.feed.next()
+    assert [one.index for one in bad] == [-2, -3]
+    assert bad[0].where.split()[1:] == ["builtins", "LookupError"]
+    assert "LookupError: no sample -2" in bad[0].reason
+    assert "load_row" in bad[0].traceback
+    fed.feed.received(batch)
+    batch, bad = fed.feed.next()
+    assert not bad
+    np.testing.assert_array_equal(batch["image"][0], truth(5))
+    fed.feed.received(batch)
+    fed.feed.close()
+
+
+def test_too_many_deaths_name_the_sample() -> None:
+    fed = Fed(restarts=0, deadly=11)
+    fed.feed.order.enlist(0, {"index": np.array([10, 11]), "draw": np.zeros(2, np.int64)})
+    fed.feed.post()
+    with pytest.raises(ProducerDied, match="sample 11 of batch 0") as caught:
+        fed.feed.next()
+    assert caught.value.samples == (11,)
+    fed.feed.close()
+
+
+def test_a_source_that_cannot_start() -> None:
+    fed = Fed()
+
+    class Failing(Pictures):
+        def start(self, producer: Any) -> None:
+            raise OSError("no such disk")
+
+    fed.enlist()
+    fed.feed.rebuild(Failing(), fed.feed.shape, 0, 0)
+    with pytest.raises(ConfigError, match="no such disk"):
+        fed.feed.next()
+    fed.feed.close()
+
+
+def test_in_the_trainer_itself() -> None:
+    """The engine without producers fills what is listed."""
+    source, order = Pictures(), ListedOrder()
+    layout = Layout(source.fields, 4, 3, 0, False)
+    segment = Segment(layout.n_bytes)
+    segment.reserve(0, layout.n_bytes)
+    memory = segment.map()
+    order.enlist(0, {"index": np.array([1, 2, 3]), "draw": np.array([4, 5, 6])})
+    order.enlist(1, {"index": np.array([7]), "draw": np.array([8])})
+    crew = InProcess(source, order, layout, memory, "raise")
+    engine = Engine(order, layout, memory, crew, Settings(None, None, 5.0, None), 3)
+    for number, n in ((0, 3), (1, 1)):
+        received = engine.next_batch(0)
+        assert received is not None
+        batch, bad = received
+        assert (batch.number, len(batch["draw"]), bad) == (number, n, [])
+        for row, index in enumerate(batch.index):
+            np.testing.assert_array_equal(batch["image"][row], truth(int(index), int(batch["draw"][row])))
+    engine.close()

@@ -1,0 +1,170 @@
+"""`ringload.torch.DataLoader` goes on where it was: states at any moment, for any number of workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.data import Dataset, WeightedRandomSampler  # noqa: E402
+
+import ringload  # noqa: E402
+from ringload.torch import DataLoader  # noqa: E402
+
+FORK: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
+
+
+class Drawing(Dataset):
+    """`(index, a draw)`; has a state of its own."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int) -> list[float]:
+        return [index, torch.rand(1).item()]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+
+class Countdown:
+    """A sampler with a state."""
+
+    def __init__(self) -> None:
+        self.left = 20
+
+    def __iter__(self) -> Iterator[int]:
+        while self.left:
+            self.left -= 1
+            yield self.left
+        self.left = 20
+
+    def state_dict(self) -> dict[str, int]:
+        return {"left": self.left}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.left = state["left"]
+
+
+class Pairs:
+    """A sampler of batches whose iterator has the state."""
+
+    def __iter__(self) -> PairsIterator:
+        return PairsIterator()
+
+
+class PairsIterator:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __iter__(self) -> PairsIterator:
+        return self
+
+    def __next__(self) -> list[int]:
+        if self.n == 9:
+            raise StopIteration
+        self.n += 1
+        return [self.n, 2 * self.n]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n": self.n}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.n = state["n"]
+
+
+def kinds() -> Iterator[dict[str, Any]]:
+    yield {"batch_size": 4}
+    yield {"batch_size": 4, "shuffle": True, "generator": torch.Generator().manual_seed(5)}
+    yield {"batch_size": 4, "sampler": WeightedRandomSampler([1.0] * 23, 30, generator=torch.Generator().manual_seed(5))}
+    yield {"batch_size": 4, "sampler": Countdown()}
+    yield {"batch_sampler": Pairs(), "snapshot_every_n_steps": 4}
+    yield {"batch_size": None, "shuffle": True, "generator": torch.Generator().manual_seed(5), "collate_fn": list}
+
+
+def rows(batches: Any) -> list[Any]:
+    return [[torch.as_tensor(part).tolist() for part in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_resumes_anywhere(number: int, n_workers: int) -> None:
+    """The rest of the epoch, and the next epoch, are as they would have been; with another number of workers."""
+    torch.manual_seed(0)
+    loader = DataLoader(Drawing(), **list(kinds())[number], **(FORK if n_workers else {}))
+    loader.dataset.seen = 7
+    states, whole = [loader.state_dict()], []
+    for batch in loader:
+        whole += rows([batch])
+        states.append(loader.state_dict())
+    states.append(loader.state_dict())
+    following = rows(loader)
+    n = len(whole)
+    for k in [0, 1, n - 1, n, n + 1] if not n_workers else [0, 4, n + 1]:
+        torch.manual_seed(123 + k)
+        state = json.loads(json.dumps(states[k]))
+        again = DataLoader(Drawing(), **list(kinds())[number], **({} if n_workers else FORK if k == 1 else {}))
+        again.load_state_dict(state)
+        if k <= n:
+            assert rows(again) == whole[k:]
+        assert again.dataset.seen == 7 or k > n
+        torch.manual_seed(1)  # what the loader's own generator does not decide is torch's
+        found = rows(again)
+        assert [batch[0] for batch in found] == [batch[0] for batch in following]  # the indices
+        assert found == following or number not in (1, 5)  # what is drawn too, if the loader's own generator decides it
+
+
+def test_the_state_is_of_what_was_received() -> None:
+    loader = DataLoader(Drawing(), 4, shuffle=True, **FORK)
+    torch.manual_seed(3)
+    batches = iter(loader)
+    first = rows([next(batches)])
+    state = loader.state_dict()
+    assert state["_num_yielded"] == state["_sampler_iter_yielded"] == 1
+    rest = rows(batches)
+    assert loader.state_dict()["_iterator_finished"]
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state  # to load and to ask is to have loaded
+    assert rows(loader) == rest
+    loader.load_state_dict({})
+    assert len(rows(loader)) == len(first + rest)
+
+
+def test_asking_before_the_first_batch_changes_nothing() -> None:
+    seen = []
+    for asks in (False, True):
+        torch.manual_seed(3)
+        loader = DataLoader(Drawing(), 4, shuffle=True)
+        if asks:
+            assert loader.state_dict()["_num_yielded"] == 0
+        seen.append(rows(loader))
+    assert seen[0] == seen[1]
+
+
+def test_the_names_are_torchdatas() -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    theirs = stateful.StatefulDataLoader(Drawing(), 4).state_dict()
+    assert theirs.keys() <= DataLoader(Drawing(), 4).state_dict().keys()
+
+
+def test_states_of_others_are_refused() -> None:
+    loader = DataLoader(Drawing(), 4)
+    loader.load_state_dict({"_snapshot": {}})
+    with pytest.raises(ringload.ConfigError, match=r"lacks.*_num_yielded"):
+        iter(loader)
+    loader.load_state_dict(DataLoader(Drawing(), 4, sampler=Countdown()).state_dict())
+    with pytest.raises(ringload.ConfigError, match="load_state_dict"):
+        iter(loader)
+    loader.load_state_dict(DataLoader(Drawing(), 4, generator=torch.Generator()).state_dict())
+    with pytest.raises(ringload.ConfigError, match="1 generators"):
+        iter(loader)
