@@ -7,6 +7,7 @@ is used again when the last of them is gone (see `ring.lease`). Which batch is g
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ class RingDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         """The next batch, whatever `index` is."""
-        return self._parts.of(self._passes.batch(index), self._leaf)
+        return self._parts.of(self._passes.batch(index, _asker()), self._leaf)
 
     def __iter__(self) -> Iterator[Any]:
         """One pass."""
@@ -58,7 +59,7 @@ class RingDataset(keras.utils.PyDataset):
     @property
     def workers(self) -> int:
         """1. For Keras, which asks when it is given the dataset."""
-        self._passes.given()
+        self._passes.given(_asker())
         return 1
 
     @workers.setter
@@ -118,6 +119,12 @@ def dataset(
     parts = parts_of(loader, x, y, sample_weight)
     refuse_unless(parts, "Keras", lambda dtype: dtype.kind in "biufc")
     return RingDataset(loader, parts, repeat)
+
+
+def _asker() -> Any:
+    """The adapter of Keras's that called the method which calls this."""
+    asker = sys._getframe(2).f_locals.get("self")
+    return asker if type(asker).__module__.startswith("keras.") else None
 
 
 def _leaf_of(backend: str) -> Callable[[np.ndarray], Any]:

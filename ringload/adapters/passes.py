@@ -20,14 +20,18 @@ Guarantees:
 2. A pass that was left is not mixed with the next one: that begins the next epoch of the loader.
 3. No more than two batches are held, and only until the first epoch. A sham that was given more is undone by sending the
    loader back to where it was, which costs what was filled ahead.
-This assumes that Keras joins tf.data's thread when it drops an iterator (it does: the iterator's destructor does).
+4. Who asks for a pass that was left gets an error, and no batch. After a fit that failed, its traceback may keep its tf.data
+   iterator alive, whose thread goes on reading ahead while another fit has begun (seen). Each fit has an adapter object of its
+   own, `self` in the frame that asks; were it called otherwise, this guarantee would be lost, and no other.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 from ringload.errors import ConfigError
 from ringload.loader import Loader
@@ -53,12 +57,17 @@ class Passes:
         self._first: tuple[int, int] | None = None  # (epoch, number) of the first of them
         self._pass_begins = False  # with the next batch that is asked for
         self.origin: tuple[int, int] | None = None  # (epoch, number) of the first batch for a step, since it was given
+        self._askers: weakref.WeakSet[Any] = weakref.WeakSet()  # all that it was given to
+        self._asker: weakref.ref[Any] | None = None  # the last of them
 
     # -- what Keras tells ---------------------------------------------------------------------------------------------
 
-    def given(self) -> None:
-        """The dataset was given to another fit, evaluate or predict."""
+    def given(self, asker: Any) -> None:
+        """The dataset was given to another fit, evaluate or predict, which asks through `asker`."""
         with self._lock:
+            if asker is not None:
+                self._askers.add(asker)
+                self._asker = weakref.ref(asker)
             self._within_epoch = False
             self._n_ended = 0
             self._forget_epoch()
@@ -105,9 +114,11 @@ class Passes:
 
     # -- what Keras asks ----------------------------------------------------------------------------------------------
 
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int, asker: Any) -> Batch:
         """The batch that comes next; `number` matters before the first epoch alone."""
         with self._lock:
+            if self._asker is not None and asker is not self._asker() and asker in self._askers:
+                raise RuntimeError("this pass was left: the dataset was given to another fit, evaluate or predict since")
             if self._n_ended == 0 and not self._within_epoch:
                 return self._peeked(number)
             if self._pass_begins and (self._left_open or self._is_elsewhere()):
