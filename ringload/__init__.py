@@ -67,7 +67,7 @@ _HOMES = {
     "Stats": "ringload.insight.stats",
     "generator_from_df": "ringload.adapters.generator",
 }
-_MODULES = {"keras"}
+_MODULES = {"jax", "keras", "tf"}
 
 
 def __getattr__(name: str) -> Any:

@@ -44,7 +44,7 @@ class Passes:
     """Which batch comes next, by what Keras has asked and told so far. Threads: TensorFlow asks from several."""
 
     def __init__(self, loader: Loader, repeat: bool) -> None:
-        self._loader, self._repeat = loader, repeat
+        self._loader, self.repeat = loader, repeat
         self._lock = threading.RLock()
         self._pass: Iterator[Batch] | None = None
         self._iteration = -1  # of the loader, when `_pass` began: another one means that somebody else has moved it
@@ -81,9 +81,9 @@ class Passes:
             n_whole = len(self._loader)
             if self._within_epoch:
                 self._pass_begins = True
-                if self._n_given == 0 and not self._repeat:
+                if self._n_given == 0 and not self.repeat:
                     return n_whole - self.next()[1]
-            return None if self._repeat else n_whole
+            return None if self.repeat else n_whole
 
     def begin_epoch(self) -> None:
         """An epoch begins, or a sham."""
