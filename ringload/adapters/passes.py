@@ -30,7 +30,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ringload.errors import ConfigError
@@ -56,9 +56,10 @@ class Passes:
         self._may_be_sham: list[Batch] = []  # the first of them, while the epoch may yet be a sham
         self._first: tuple[int, int] | None = None  # (epoch, number) of the first of them
         self._pass_begins = False  # with the next batch that is asked for
+        self._is_undone = False  # a sham was, and the first epoch has not begun
         self.origin: tuple[int, int] | None = None  # (epoch, number) of the first batch for a step, since it was given
         self._askers: weakref.WeakSet[Any] = weakref.WeakSet()  # all that it was given to
-        self._asker: weakref.ref[Any] | None = None  # the last of them
+        self._asker: Callable[[], Any] = lambda: None  # a weak reference to the last of them
 
     # -- what Keras tells ---------------------------------------------------------------------------------------------
 
@@ -89,12 +90,14 @@ class Passes:
         """An epoch begins, or a sham."""
         with self._lock:
             self._within_epoch = True
+            self._is_undone = False
             self._forget_epoch()
 
     def end_epoch(self) -> None:
         """An epoch ended, or Keras resets."""
         with self._lock:
             is_reset = self._n_ended == 0 and self._pass_begins and 0 < self._n_given
+            self._is_undone = is_reset
             if is_reset and self._n_given <= N_HELD:
                 self._held.extendleft(reversed(self._may_be_sham))
                 self._left_open = False
@@ -117,8 +120,8 @@ class Passes:
     def batch(self, number: int, asker: Any) -> Batch:
         """The batch that comes next; `number` matters before the first epoch alone."""
         with self._lock:
-            if self._asker is not None and asker is not self._asker() and asker in self._askers:
-                raise RuntimeError("this pass was left: the dataset was given to another fit, evaluate or predict since")
+            if asker is not None and (self._is_undone or (asker in self._askers and asker is not self._asker())):
+                raise RuntimeError("this pass was left: Keras has begun another one since")
             if self._n_ended == 0 and not self._within_epoch:
                 return self._peeked(number)
             if self._pass_begins and (self._left_open or self._is_elsewhere()):
