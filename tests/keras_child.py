@@ -75,7 +75,7 @@ class Recorder(keras.Model):
 
 
 def loader(n: int = 60, batch_size: int = 5, **options: Any) -> ringload.Loader:
-    return ringload.Loader(Truth(n), batch_size, **{"workers": 1, "ram_budget": "200MB", **options})
+    return ringload.Loader(Truth(n), batch_size, **{"workers": 0, "ram_budget": "200MB", **options})
 
 
 def dataset(made: ringload.Loader, **options: Any) -> Any:

@@ -10,7 +10,7 @@ from tests.conftest import Times
 from tests.helpers import run
 
 BACKENDS = ("tensorflow", "torch", "jax")
-BEGIN = "from tests.keras_child import *\nimport gc, warnings\n"
+BEGIN = "from tests.keras_child import *\nimport itertools, warnings\n"
 
 
 def child(backend: str, code: str, *arguments: object) -> str:
@@ -20,21 +20,20 @@ def child(backend: str, code: str, *arguments: object) -> str:
 
 
 PASSES = """
-for shuffle in (True, False):
-    for built in (True, False):
-        with loader() as made:
-            m, data = Recorder(built), dataset(made)
-            m.fit(data, epochs=2, shuffle=shuffle, verbose=0)
-            are_epochs(made, m.take(), 0, 2)
-            m.fit(data, epochs=2, steps_per_epoch=4, shuffle=shuffle, verbose=0)  # ends within a pass
-            are_epochs(made, m.take() + order_of(made, 2)[40:], 2, 1)
-            m.fit(data, epochs=1, shuffle=shuffle, verbose=0)  # begins one
-            are_epochs(made, m.take(), 3, 1)
-            m.fit(data, epochs=6, steps_per_epoch=4, shuffle=shuffle, verbose=0)  # goes over two
-            are_epochs(made, m.take(), 4, 2)
-            m.evaluate(data, verbose=0)
-            are_epochs(made, m.take(), 6, 1)
-            assert not data._passes._held and not data._passes._may_be_sham
+for shuffle, built in itertools.product((True, False), repeat=2):
+    with loader(workers=int(shuffle and built)) as made:
+        m, data = Recorder(built), dataset(made)
+        m.fit(data, epochs=2, shuffle=shuffle, verbose=0)
+        are_epochs(made, m.take(), 0, 2)
+        m.fit(data, epochs=2, steps_per_epoch=4, shuffle=shuffle, verbose=0)  # ends within a pass
+        are_epochs(made, m.take() + order_of(made, 2)[40:], 2, 1)
+        m.fit(data, epochs=1, shuffle=shuffle, verbose=0)  # begins one
+        are_epochs(made, m.take(), 3, 1)
+        m.fit(data, epochs=6, steps_per_epoch=4, shuffle=shuffle, verbose=0)  # goes over two
+        are_epochs(made, m.take(), 4, 2)
+        m.evaluate(data, verbose=0)
+        are_epochs(made, m.take(), 6, 1)
+        assert not data._passes._held and not data._passes._may_be_sham
 
 # passes follow each other, within an epoch too
 with loader() as made, warnings.catch_warnings():
@@ -87,10 +86,10 @@ with loader() as made:
 
 # train and validation out of one source, validated after each epoch; early stopping
 class Split(Truth):
-    def __init__(self, start, n): super().__init__(n); self.start = start
-    def load(self, index, rng, out): super().load(index + self.start, rng, out)
-with ringload.Loader(Split(0, 40), 5, workers=1, ram_budget="200MB") as train, \\
-     ringload.Loader(Split(40, 20), 5, workers=1, ram_budget="200MB", shuffle=False, last="pad") as held:
+    def __init__(self, ahead, n): super().__init__(n); self.ahead = ahead
+    def load(self, index, rng, out): super().load(index + self.ahead, rng, out)
+with ringload.Loader(Split(0, 40), 5, workers=0, ram_budget="200MB") as train, \\
+     ringload.Loader(Split(40, 20), 5, workers=0, ram_budget="200MB", shuffle=False, last="pad") as held:
     m, data, held_out = Recorder(), dataset(train), dataset(held)
     early = keras.callbacks.EarlyStopping("val_loss", patience=1)
     history = m.fit(data, validation_data=held_out, epochs=9, callbacks=[early], verbose=0).history
@@ -168,11 +167,11 @@ for n_slots in (2, 3, 4, 8):
 
 # The same is found to be wrong if leases end too soon.
 from ringload.adapters.parts import Parts
-right, lent = Parts.of, []
+right = Parts.of
 def release_at_once(self, batch, leaf):
-    made = right(self, batch, leaf)
-    batch.release()
-    return made
+    end, batch._end = batch._end, None
+    if end is not None: batch._release()(end)
+    return right(self, batch, leaf)
 Parts.of = release_at_once
 memory.AUTO_SLOTS = 3
 with ringload.Loader(Lean(300), 3, workers=2) as made:

@@ -124,7 +124,7 @@ class Passes:
                 raise RuntimeError("this pass was left: Keras has begun another one since")
             if self._n_ended == 0 and not self._within_epoch:
                 return self._peeked(number)
-            if self._pass_begins and (self._left_open or self._is_elsewhere()):
+            if (self._pass_begins and self._left_open) or ((self._pass_begins or asker is None) and self._is_elsewhere()):
                 self._leave()
             self._pass_begins = False
             self._n_given += 1
