@@ -22,11 +22,15 @@ class Lean(Truth):  # producers that run ahead as far as they can
     load = None
 def loader(n=64, batch_size=8, **options):
     return ringload.Loader(Truth(n), batch_size, **{"workers": 0, "ram_budget": "200MB", **options})
-def verified(b):
-    labels = np.asarray(b["label"])
-    np.testing.assert_array_equal(np.asarray(b["image"]), truths(labels, np.asarray(b["draw"])))
-    return labels.tolist()
-def one_pass(batches): return [index for b in batches for index in verified(b)]
+def one_pass(batches, at_step=lambda number: None):
+    seen = []
+    for number, b in enumerate(batches):
+        labels, draws = np.array(b["label"]), np.array(b["draw"])  # copies, so that a batch in its place is no truth
+        at_step(number)
+        np.testing.assert_array_equal(np.asarray(b["image"]), truths(labels, draws))
+        np.testing.assert_array_equal(np.asarray(b["label"]), labels)
+        seen += labels.tolist()
+    return seen
 def message(wanted, call):
     try: call()
     except Exception as error: assert wanted in str(error), f"{type(error).__name__}: {error}"
@@ -74,7 +78,8 @@ with loader() as made:
     batches = iter(ahead)
     first = next(batches)
     assert made.position == 2
-    assert verified(first) + one_pass(batches) == order_of(made, 3)
+    assert one_pass([first]) + one_pass(batches) == order_of(made, 3)
+    del first
     assert one_pass(ahead) == order_of(made, 4)
 
     # in a jitted step, with donation
@@ -93,7 +98,7 @@ with loader() as made:
 # a last batch that is shorter, and one with rows that hold none
 with loader(61, last="keep") as made:
     assert one_pass(ringload.jax.Batches(made)) == order_of(made, 0)
-    message("divisible", lambda: one_pass(ringload.jax.Batches(made, rows)))
+    message("evenly divide", lambda: one_pass(ringload.jax.Batches(made, rows)))
 with loader(61, last="pad") as made:
     x, y, weight = list(ringload.jax.Batches(made, rows, "image", "label"))[-1]
     assert weight.dtype == np.float32 and weight.sum() == 5
@@ -119,25 +124,20 @@ def test_no_step_sees_another_batch(times: Times) -> None:
 import ringload.ring.memory as memory
 n_steps = int(sys.argv[1])
 memory.MIN_SLOTS = 2
-for n_slots in (2, 3, 4, 8):
+for n_slots in (3, 4, 8, 2):
     memory.AUTO_SLOTS = n_slots
-    with ringload.Loader(Lean(n_steps), 4, workers=2) as made:
+    with ringload.Loader(Lean(n_steps), 4, workers=2, stall_timeout=1 if n_slots == 2 else 60) as made:
         assert made.plan().n_slots == n_slots
+        if n_slots == 2:  # JAX lets go of a batch when it is called next, so it holds the last one and the one before
+            message("every slot of the ring is lent", lambda: one_pass(ringload.jax.Batches(made)))
+            break
         for epoch, (device, is_cpu) in enumerate(((None, True), (rows, True), (copies, True), (None, False))):
-            if (n_slots, is_cpu) == (2, False): continue  # two are held at a time
             batches = ringload.jax.Batches(made, device)
             batches._is_cpu = is_cpu
-            seen = []
-            for number, b in enumerate(batches):
-                if number % 2: time.sleep(0.001)
-                seen += verified(b)
-            del b
-            assert seen == order_of(made, epoch)
+            assert one_pass(batches, lambda number: time.sleep(0.001) if number % 2 else None) == order_of(made, epoch)
 
 # The same is found to be wrong if leases end too soon.
-from ringload.adapters.parts import Parts
-right, released = Parts.of, []
-from ringload.loader import Loader, _Pass
+from ringload.loader import _Pass
 lend = _Pass.__next__
 def release_at_once(self):
     batch = lend(self)
@@ -146,11 +146,9 @@ def release_at_once(self):
     return batch
 _Pass.__next__ = release_at_once
 memory.AUTO_SLOTS = 3
-def until_all_are_full():
-    for b in ringload.jax.Batches(made):
-        while made.stats.n_full < 3: time.sleep(0.001)
-        verified(b)
+def until_all_are_full(number):
+    while made.stats.n_full < 3: time.sleep(0.001)
 with ringload.Loader(Lean(300), 3, workers=2) as made:
-    message("Arrays are not equal", until_all_are_full)
+    message("Arrays are not equal", lambda: one_pass(ringload.jax.Batches(made), until_all_are_full))
 """
     child(code, times(500, 5000))
