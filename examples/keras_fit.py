@@ -43,7 +43,11 @@ def main(images: Path, run: Path) -> None:
         data = ringload.keras.dataset(loader)
         checkpoint = ringload.keras.Checkpoint(run, data, every=20)
         first = checkpoint.restore(model)
-        callbacks = [ringload.keras.Report(loader), checkpoint, keras.callbacks.CSVLogger(run.parent / "log.csv", append=first > 0)]
+        callbacks = [
+            ringload.keras.Report(loader),
+            checkpoint,
+            keras.callbacks.CSVLogger(run.parent / "log.csv", append=first > 0),
+        ]
         held_data = ringload.keras.dataset(held_loader)
         model.fit(data, validation_data=held_data, epochs=4, initial_epoch=first, callbacks=callbacks, verbose=2)
         print(loader.stats)

@@ -47,8 +47,10 @@ def child(code: str, *arguments: object) -> None:
     assert done.stdout == "done\n"
 
 
-def test_passes_signatures_and_errors() -> None:
+def test_passes_signatures_errors_and_distribution() -> None:
     child("""
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 # exact signatures; the batch axis is None where the last batch is shorter
 for last, n_rows, n in (("drop", 5, 60), ("keep", None, 63), ("pad", 5, 63)):
     with loader(n, last=last) as made:
@@ -87,7 +89,8 @@ class Bad(Truth):
         super().load(index, rng, out)
     def describe(self, index): return f"seven.jpg of {index}"
 with ringload.Loader(Bad(60), 5, workers=0, ram_budget="200MB") as made:
-    message("SampleError: sample 7 (seven.jpg of 7): OSError: no such thing as seven", lambda: list(ringload.tf.as_dataset(made)))
+    said = "SampleError: sample 7 (seven.jpg of 7): OSError: no such thing as seven"
+    message(said, lambda: list(ringload.tf.as_dataset(made)))
     message("no fields ['pixels']", lambda: ringload.tf.as_dataset(made, "pixels"))
     message("without x", lambda: ringload.tf.as_dataset(made, y="label"))
     message("prefetch", lambda: ringload.tf.as_dataset(made, prefetch=-1))
@@ -122,6 +125,42 @@ with loader() as made:
     m.compile()
     m.fit(ringload.tf.as_dataset(made, "image", ["label", "draw"]), epochs=2, shuffle=False, verbose=0)
     assert seen == order_of(made, 0) + order_of(made, 1)
+
+# Under tf.distribute
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def local(values): return [index for value in strategy.experimental_local_results(values) for index in value.numpy().tolist()]
+for last in ("drop", "keep"):
+    with loader(64 if last == "drop" else 61, 8, last=last) as made:
+        data = strategy.experimental_distribute_dataset(ringload.tf.as_dataset(made))
+        for epoch in range(2):
+            seen = []
+            for batch in data:
+                halves = [strategy.experimental_local_results(batch[name]) for name in ("image", "label", "draw")]
+                assert len(halves[0]) == 2
+                seen += [index for half in zip(*halves) for index in verified(*half)]
+            assert seen == order_of(made, epoch)
+
+# Keras under a strategy builds a model in a sham epoch, which reads ahead: nothing of it is lost
+import ringload.keras
+with strategy.scope():
+    class Noting(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.out = keras.layers.Dense(1)
+        def train_step(self, data):
+            note = lambda x, y, draw: seen.extend(verified(x, y, draw))
+            tf.py_function(note, [data[0], data[1]["label"], data[1]["draw"]], [])
+            return {"loss": 0.0}
+        def call(self, x): return self.out(keras.ops.reshape(keras.ops.cast(x, "float32"), (-1, 144)))
+    for how in ("keras", "tf"):
+        with loader(128, 8) as made:
+            seen, m = [], Noting()
+            m.compile(optimizer="sgd")
+            if how == "keras": m.fit(ringload.keras.dataset(made, y=["label", "draw"]), epochs=2, verbose=0)
+            else: m.fit(ringload.tf.as_dataset(made, "image", ["label", "draw"]), epochs=2, shuffle=False, verbose=0)
+            for epoch in range(2):
+                assert sorted(seen[128 * epoch : 128 * (epoch + 1)]) == list(range(128)), (how, len(seen), seen)
+            assert (made.epoch, made.position) == (2 if how == "keras" else made.epoch, 0)
 """)
 
 
@@ -158,44 +197,3 @@ with ringload.Loader(Lean(300), 3, workers=2) as made:
     message("Arrays are not equal", lambda: one_pass(ringload.tf.as_dataset(made), until_all_are_full))
 """
     child(code, times(500, 5000))
-
-
-def test_with_a_distribution_strategy() -> None:
-    child("""
-import keras
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-def local(values): return [index for value in strategy.experimental_local_results(values) for index in value.numpy().tolist()]
-for last in ("drop", "keep"):
-    with loader(64 if last == "drop" else 61, 8, last=last) as made:
-        data = strategy.experimental_distribute_dataset(ringload.tf.as_dataset(made))
-        for epoch in range(2):
-            seen = []
-            for batch in data:
-                halves = [strategy.experimental_local_results(batch[name]) for name in ("image", "label", "draw")]
-                assert len(halves[0]) == 2
-                seen += [index for half in zip(*halves) for index in verified(*half)]
-            assert seen == order_of(made, epoch)
-
-# Keras under a strategy builds a model in a sham epoch, which reads ahead: nothing of it is lost
-import ringload.keras
-with strategy.scope():
-    class Noting(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.out = keras.layers.Dense(1)
-        def train_step(self, data):
-            tf.py_function(lambda x, y, draw: seen.extend(verified(x, y, draw)), [data[0], data[1]["label"], data[1]["draw"]], [])
-            return {"loss": 0.0}
-        def call(self, x): return self.out(keras.ops.reshape(keras.ops.cast(x, "float32"), (-1, 144)))
-    for how in ("keras", "tf"):
-        with loader(128, 8) as made:
-            seen, m = [], Noting()
-            m.compile(optimizer="sgd")
-            if how == "keras": m.fit(ringload.keras.dataset(made, y=["label", "draw"]), epochs=2, verbose=0)
-            else: m.fit(ringload.tf.as_dataset(made, "image", ["label", "draw"]), epochs=2, shuffle=False, verbose=0)
-            for epoch in range(2):
-                assert sorted(seen[128 * epoch : 128 * (epoch + 1)]) == list(range(128)), (how, len(seen), seen)
-            assert (made.epoch, made.position) == (2 if how == "keras" else made.epoch, 0)
-""")

@@ -132,7 +132,8 @@ def _leaf_of(backend: str) -> Callable[[np.ndarray], Any]:
     if backend == "torch":
         import torch
 
-        return torch.from_numpy
+        leaf: Callable[[np.ndarray], Any] = torch.from_numpy
+        return leaf
     if backend == "jax":
         import jax
 

@@ -17,7 +17,9 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from ringload.adapters.keras import RingDataset, keras
+import keras
+
+from ringload.adapters.keras import RingDataset
 from ringload.errors import ConfigError
 from ringload.loader import Loader
 
@@ -27,7 +29,7 @@ KERAS_SAYS = "Your input ran out of data"  # of an epoch that is shorter than th
 
 
 class Report(keras.callbacks.Callback):
-    """Adds to each epoch's `logs` what loading cost: `callbacks=[ringload.keras.Report(loader), keras.callbacks.CSVLogger(path)]`.
+    """Adds to each epoch's `logs` what loading cost: `callbacks=[ringload.keras.Report(loader), CSVLogger(path)]`.
 
     `stall_share`: the share of the epoch's training time that was waited for the loader, 0..1. On TensorFlow it is tf.data's
     thread that waits, beside the step: it is then the most that the step can have waited.

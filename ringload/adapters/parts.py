@@ -40,9 +40,7 @@ class Parts:
 
     def of(self, arrays: Mapping[str, np.ndarray], leaf: Callable[[np.ndarray], Any] = lambda array: array) -> Any:
         """A batch's arrays `(B, ...)` in their places, each as `leaf` makes it."""
-        return self._arranged(
-            lambda name: leaf(arrays[name]), lambda: leaf(_product([arrays[name] for name in self.weights]))
-        )
+        return self._arranged(lambda name: leaf(arrays[name]), lambda: leaf(_product([arrays[name] for name in self.weights])))
 
     def specs(self, leaf: Callable[[Field], Any]) -> Any:
         """The same places, with what `leaf` makes of the field that is there."""
@@ -87,7 +85,9 @@ def refuse_unless(parts: Parts, framework: str, fits: Callable[[np.dtype[Any]], 
     """Raise ConfigError for the first field that is used and whose dtype the framework has not."""
     for name in parts.names:
         if not fits(parts.fields[name].dtype):
-            raise ConfigError(f"{framework} has no dtype {parts.fields[name].dtype}, which field {name!r} is: choose others as x, y")
+            raise ConfigError(
+                f"{framework} has no dtype {parts.fields[name].dtype}, which field {name!r} is: choose others as x, y"
+            )
 
 
 def _product(weights: list[np.ndarray]) -> np.ndarray:

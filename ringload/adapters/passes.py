@@ -96,7 +96,7 @@ class Passes:
     def end_epoch(self) -> None:
         """An epoch ended, or Keras resets."""
         with self._lock:
-            is_reset = self._n_ended == 0 and self._pass_begins and 0 < self._n_given
+            is_reset = self._n_ended == 0 and self._pass_begins and self._n_given > 0
             self._is_undone = is_reset
             if is_reset and self._n_given <= N_HELD:
                 self._held.extendleft(reversed(self._may_be_sham))
