@@ -31,8 +31,8 @@ class Batches:
     """The loader's batches on a device: `for batch in ringload.jax.Batches(loader): step(state, batch)`.
 
     Each `for` is the loader's next epoch. A batch is a dict of all fields, or `(x,)`, `(x, y)` or `(x, y, weight)`, of
-    committed `jax.Array`s. On CPUs they look into the ring, for as long as they are alive; donating them to a jitted function is
-    safe and saves nothing.
+    committed `jax.Array`s. On CPUs they look into the ring, for as long as they are alive; donating them to a jitted function
+    is safe and saves nothing.
 
     Without `jax_enable_x64`, JAX has no 64-bit types. Integers of 64 bits become those of 32, and a value that does not fit
     raises ConfigError, where JAX would wrap it; float64 is rounded to float32, and complex128 to complex64. Both are copies,
