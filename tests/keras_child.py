@@ -40,7 +40,10 @@ class Recorder(keras.Model):
 
     def note(self, data: Any) -> dict[str, Any]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        labels, draws = np.array(y["label"]), np.array(y["draw"])  # copies, so that a batch in its place is no truth
+        labels, draws = (
+            np.asarray(y["label"]).copy(),
+            np.asarray(y["draw"]).copy(),
+        )  # copies, so that a batch in its place is no truth
         self.n_steps += 1
         self.at_step(self, self.n_steps)
         if self.slow_s and self.n_steps % 2:
