@@ -67,7 +67,7 @@ _HOMES = {
     "Stats": "ringload.insight.stats",
     "generator_from_df": "ringload.adapters.generator",
 }
-_MODULES = {"keras", "torch"}
+_MODULES = {"jax", "keras", "tf", "torch"}
 
 
 def __getattr__(name: str) -> Any:

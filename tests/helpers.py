@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ringload import Batch, Field
+from ringload import Batch, Field, Loader
+from ringload.data.sampler import Sampler
 
 SHAPE = (8, 6, 3)
 
@@ -20,6 +21,13 @@ def truth(index: int, draw: int = 0) -> np.ndarray:
     """`SHAPE uint8`: pixels that are a function of the sample's index, and of a random draw."""
     cells = np.arange(np.prod(SHAPE), dtype=np.int64)
     return ((cells * 2654435761 + index * 40503 + draw * 97) % 251).astype(np.uint8).reshape(SHAPE)
+
+
+def truths(indices: Any, draws: Any) -> np.ndarray:
+    """The same for several samples: `(n, *SHAPE) uint8`."""
+    cells = np.arange(np.prod(SHAPE), dtype=np.int64)
+    ahead = np.asarray(indices, np.int64)[:, None] * 40503 + np.asarray(draws, np.int64)[:, None] * 97
+    return ((cells * 2654435761 + ahead) % 251).astype(np.uint8).reshape(-1, *SHAPE)
 
 
 class Truth:
@@ -63,6 +71,12 @@ def check(batch: Batch) -> np.ndarray:
         assert batch["label"][row] == index
         np.testing.assert_array_equal(batch["image"][row], truth(int(index), int(batch["draw"][row])))
     return batch.index[valid]
+
+
+def order_of(loader: Loader, epoch: int) -> list[int]:
+    """The samples of an epoch, by arithmetic."""
+    sampler = Sampler(loader.order)
+    return [int(index) for number in range(len(loader)) for index in sampler.indices(epoch, number)]
 
 
 def content(batches: Iterable[Batch]) -> list[dict[str, bytes]]:

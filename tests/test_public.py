@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ LAYERS = [
     {"workers"},
     {"engine", "insight.stats"},
     {"loader", "feed"},
-    {"adapters", "insight", "keras", "torch"},
+    {"adapters", "insight", "jax", "keras", "tf", "torch"},
 ]
 # What the budget of a plan is made of: the ring measures fields, and fields are data's.
 FRAMEWORKS = {"tensorflow", "torch", "keras", "jax"}
@@ -86,14 +87,21 @@ def test_importing_is_cheap_and_asks_for_no_framework() -> None:
     assert run_quietly(code) == "[]\n[]\n"
 
 
+# The framework that each adapter needs, and the extra that brings it.
+NEEDED = {"keras": ("keras", "tf"), "tf": ("tensorflow", "tf"), "jax": ("jax", "jax")}
+
+
 def test_a_framework_that_is_missing_is_named_with_the_remedy() -> None:
     code = """
-        import sys
-        sys.modules["keras"] = None
-        import ringload
-        try:
-            ringload.keras
-        except ImportError as error:
-            print(error)
+        import importlib, json, sys
+        for adapter, (framework, extra) in json.loads(sys.argv[1]).items():
+            sys.modules[framework] = None
+            import ringload
+            try:
+                getattr(ringload, adapter)
+            except ImportError as error:
+                assert f"ringload.{adapter} needs" in str(error) and f"pip install 'ringload[{extra}]'" in str(error), error
+            else:
+                raise AssertionError(adapter)
     """
-    assert "pip install 'ringload[tf]'" in run_quietly(code)
+    assert run_quietly(code, json.dumps(NEEDED)) == ""

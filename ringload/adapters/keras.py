@@ -1,121 +1,142 @@
-"""Keras 3: a loader as a `PyDataset`, for `fit`, `evaluate` and `predict`.
+"""Keras 3: a loader as a `PyDataset`, for `fit`, `evaluate` and `predict`, on TensorFlow, torch and JAX.
 
-Keras asks for batches by number, in an order of its own, and asks for some that it throws away: with TensorFlow two before
-the first epoch begins, to learn their shapes; with torch and JAX one, in an epoch that it ends at once. So the number does not
-say which batch is given, as the loader has its own order; and what was asked for outside an epoch, or in such a sham one, comes
-again when the epoch begins. Each sample reaches the training step once. A number that was asked for before says that
-Keras has begun anew, after a pass that it left early: then so does the loader.
-
-The arrays are views of the ring. Keras and TensorFlow read ahead and keep them for as long as they need; the slot is used
-again when the last of them is gone (see `ring.lease`).
+What is given are views of the ring, as the backend takes them without copying: NumPy arrays for TensorFlow, `torch.from_numpy`
+of them, `jax.device_put` of them on a CPU. Keras and its backends read ahead and keep them for as long as they need; the slot
+is used again when the last of them is gone (see `ring.lease`). Which batch is given when is `adapters.passes`' business.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from ringload.adapters.parts import Names, Parts, parts_of, refuse_unless
+from ringload.adapters.passes import Passes
 from ringload.errors import ConfigError
 from ringload.loader import Loader
-from ringload.ring.lease import Batch
 
 try:
     import keras
 except ImportError as error:
     raise ImportError("ringload.keras needs Keras 3 and a backend: pip install 'ringload[tf]'") from error
 
-SHAM_BATCHES = 1  # an epoch that Keras ends after so few batches was no epoch
+ONE = "the loader has producers of its own, and its batches are in order: workers stays at 1, use_multiprocessing at False"
 
 
 class RingDataset(keras.utils.PyDataset):
-    """`(x, y)` or `(x, y, sample_weight)` from a loader; made by `dataset`.
+    """Batches of a loader as Keras takes them; made by `dataset`.
 
-    It asks one loader, which runs ahead by itself, so `workers` and `use_multiprocessing` stay at 1 and False.
+    `for x, y in data` is one pass, by hand. Attributes: `loader`.
     """
 
-    def __init__(self, loader: Loader, x: str | Sequence[str], y: str | Sequence[str] | None, weight: str | None) -> None:
-        super().__init__(workers=1, use_multiprocessing=False)
-        self._loader = loader
-        self._x, self._y, self._weight = x, y, weight
-        self._pass: Iterator[Batch] = iter(())
-        self._asked: set[int] = set()  # the numbers that were asked for in this pass, and not to be given again
-        self._again: deque[Any] = deque()  # what was given outside an epoch, to be given again inside
-        self._given: deque[Any] = deque()  # what was given since the last epoch began, while it may yet be a sham
-        self._within_epoch = False
-        self._lock = threading.Lock()  # TensorFlow asks from several threads
+    def __init__(self, loader: Loader, parts: Parts, repeat: bool) -> None:
+        super().__init__()
+        self.loader = loader
+        self._parts = parts
+        self._passes = Passes(loader, repeat)
+        self._leaf = _leaf_of(keras.backend.backend())
 
     def __len__(self) -> int:
-        return len(self._loader)
+        """Batches a pass."""
+        return len(self.loader)
 
     def __getitem__(self, index: int) -> Any:
-        """The next batch; `index` tells no more than where a pass begins."""
-        with self._lock:
-            item = self._again.popleft() if self._within_epoch and self._again else self._next(index)
-            if not self._within_epoch:
-                self._again.append(item)
-                return item
-            self._asked.add(index)
-            if len(self._given) <= SHAM_BATCHES:
-                self._given.append((index, item) if len(self._given) < SHAM_BATCHES else None)
-            return item
+        """The next batch, whatever `index` is."""
+        return self._parts.of(self._passes.batch(index, _asker()), self._leaf)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass."""
+        return (self._parts.of(batch, self._leaf) for batch in self.loader)
+
+    @property
+    def num_batches(self) -> int | None:
+        """For Keras, which asks when a pass begins; `len` is for everybody."""
+        return self._passes.n_batches()
+
+    @property
+    def workers(self) -> int:
+        """1. For Keras, which asks when it is given the dataset."""
+        self._passes.given(_asker())
+        return 1
+
+    @workers.setter
+    def workers(self, value: int) -> None:
+        if value not in (0, 1):
+            raise ConfigError(f"workers={value!r}: {ONE}. More producers: ringload.Loader(..., workers={value!r})")
+
+    @property
+    def use_multiprocessing(self) -> bool:
+        """False."""
+        return False
+
+    @use_multiprocessing.setter
+    def use_multiprocessing(self, value: bool) -> None:
+        if value:
+            raise ConfigError(f"use_multiprocessing={value!r}: {ONE}")
 
     def on_epoch_begin(self) -> None:
         """Keras calls this before each epoch."""
-        self._within_epoch = True
-        self._given.clear()
+        self._passes.begin_epoch()
 
     def on_epoch_end(self) -> None:
         """Keras calls this after each epoch, and before the first."""
-        if self._within_epoch and len(self._given) <= SHAM_BATCHES < len(self):
-            for index, item in reversed(self._given):
-                self._again.appendleft(item)
-                self._asked.discard(index)
-        self._within_epoch = False
-        self._given.clear()
-
-    def _next(self, index: int) -> Any:
-        batch = None
-        if index not in self._asked:
-            batch = next(self._pass, None)
-        if batch is None:
-            self._again.clear()
-            self._asked.clear()
-            self._pass = iter(self._loader)
-            batch = next(self._pass)
-        x = _pick(batch, self._x)
-        if self._y is None:
-            return (x,)
-        weights = [batch[name] for name in (self._weight, "valid") if name is not None and name in batch]
-        return (x, _pick(batch, self._y), *([np.prod(weights, axis=0, dtype=np.float32)] if weights else []))
+        self._passes.end_epoch()
 
 
 def dataset(
     loader: Loader,
-    x: str | Sequence[str] = "image",
-    y: str | Sequence[str] | None = "label",
+    x: Names = "image",
+    y: Names | None = "label",
     sample_weight: str | None = None,
+    *,
+    repeat: bool = False,
 ) -> RingDataset:
     """The loader as Keras takes it: `model.fit(ringload.keras.dataset(loader), epochs=3)`.
 
+    Each epoch of Keras is the loader's next one, each sample in it once; `shuffle`, `seed` and `last` are the loader's. A
+    fit that ends within a pass (steps_per_epoch, a stop) leaves it: the next fit begins the loader's next epoch. Where the
+    loader was sent into the middle of an epoch (`load_state_dict`), the first epoch is the rest of that one, and Keras warns
+    that it "ran out of data": it goes on nevertheless.
+
+    Keras tells a dataset no epoch number. A fresh loader begins with its epoch 0, also with `initial_epoch=3`; for the
+    loader's epochs to be those of Keras, call `loader.set_epoch(3)` before, or use `Checkpoint`, which does it.
+
+    A ring of 3 slots, the least there is, is enough on each backend; TensorFlow reads ahead as many as are free.
+
     Arguments:
         x, y: the field, or the fields (given as a dict), that are the inputs and the targets; y=None for none.
-        sample_weight: the field of sample weights; `weight`, if the source has it. Rows that hold no sample (`valid`) weigh
-            nothing.
+        sample_weight: the field of sample weights, and so of class weights; `weight`, if the source has it. Rows that hold no
+            sample (`valid`) weigh nothing.
+        repeat: passes follow each other without an end, also within an epoch of Keras: for a `steps_per_epoch` that does not
+            divide a pass, or is longer than one. Without it, Keras cuts the epoch in which a pass ends.
 
     Raises:
-        ConfigError: there is no such field.
+        ConfigError: there is no such field, or Keras cannot take its dtype.
     """
-    names = [name for part in (x, y, sample_weight) if part is not None for name in ([part] if isinstance(part, str) else part)]
-    if absent := [name for name in names if name not in loader.fields]:
-        raise ConfigError(f"the source has no fields {absent}; it has {list(loader.fields)}")
-    if sample_weight is None and y is not None and "weight" in loader.fields:
-        sample_weight = "weight"
-    return RingDataset(loader, x, y, sample_weight)
+    parts = parts_of(loader, x, y, sample_weight)
+    refuse_unless(parts, "Keras", lambda dtype: dtype.kind in "biufc")
+    return RingDataset(loader, parts, repeat)
 
 
-def _pick(batch: Batch, names: str | Sequence[str]) -> Any:
-    return batch[names] if isinstance(names, str) else {name: batch[name] for name in names}
+def _asker() -> Any:
+    """The adapter of Keras's that called the method which calls this."""
+    asker = sys._getframe(2).f_locals.get("self")
+    return asker if type(asker).__module__.startswith("keras.") else None
+
+
+def _leaf_of(backend: str) -> Callable[[np.ndarray], Any]:
+    """How an array becomes what the backend takes without copying it."""
+    if backend == "torch":
+        import torch
+
+        leaf: Callable[[np.ndarray], Any] = torch.from_numpy
+        return leaf
+    if backend == "jax":
+        import jax
+
+        if jax.default_backend() == "cpu":  # elsewhere Keras itself sends the array to the device
+            return lambda array: jax.device_put(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
+    return lambda array: array

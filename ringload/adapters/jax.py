@@ -1,0 +1,122 @@
+"""JAX: a loader as an iterable of pytrees of `jax.Array`, on a device or over a sharding.
+
+On CPUs `jax.device_put` takes an array that lies at a multiple of 64 bytes, as all of a slot do, where it lies, and holds it
+until the last `jax.Array` of it is gone; the slot is used again then (see `ring.lease`). So there is nothing to wait for.
+
+On an accelerator it copies, later than it returns. Then the batch is held here until the copies are there
+(`jax.block_until_ready`), and the next batch is sent before this one is given, so that a copy runs beside a step. (JAX
+holds the host's array during the copy, too, as it must for any array; that is not relied on.)
+
+    received k+1 -> sent k+1 -> wait for the copies of k -> end the lease of k -> give k
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ringload.adapters.parts import Names, parts_of, refuse_unless
+from ringload.errors import ConfigError
+from ringload.loader import Loader
+
+try:
+    import jax
+except ImportError as error:
+    raise ImportError("ringload.jax needs JAX: pip install 'ringload[jax]'") from error
+
+
+class Batches:
+    """The loader's batches on a device: `for batch in ringload.jax.Batches(loader): step(state, batch)`.
+
+    Each `for` is the loader's next epoch. A batch is a dict of all fields, or `(x,)`, `(x, y)` or `(x, y, weight)`, of
+    committed `jax.Array`s. On CPUs they look into the ring, for as long as they are alive; donating them to a jitted function
+    is safe and saves nothing.
+
+    Without `jax_enable_x64`, JAX has no 64-bit types. Integers of 64 bits become those of 32, and a value that does not fit
+    raises ConfigError, where JAX would wrap it; float64 is rounded to float32, and complex128 to complex64. Both are copies,
+    so labels are best made int32 by the source, or `jax.config.update("jax_enable_x64", True)` is set.
+
+    Slots: 3 are enough; on an accelerator two batches are held at a time.
+
+    Arguments:
+        device: a `jax.Device`, a `jax.sharding.Sharding`, or a pytree of them that is a prefix of a batch's; None for JAX's
+            default device. `NamedSharding(mesh, PartitionSpec("data"))` divides batches among devices along the first axis,
+            which their number must divide: use last="drop" or "pad". Each process feeds the devices it can address.
+        x, y, sample_weight: as `ringload.keras.dataset` has them; x=None: a dict of all fields.
+
+    Raises:
+        ConfigError: there is no such field, or JAX has no such dtype; or, while iterating, an integer does not fit 32 bits.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        device: Any = None,
+        x: Names | None = None,
+        y: Names | None = None,
+        sample_weight: str | None = None,
+    ) -> None:
+        self.loader = loader
+        self._parts = parts_of(loader, x, y, sample_weight)
+        refuse_unless(self._parts, "JAX", lambda dtype: dtype.kind in "biufc")
+        self._device = jax.devices()[0] if device is None else device
+        self._is_cpu = {one.platform for one in _devices(self._device)} == {"cpu"}
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass over what is left of this epoch, or over the next one, as the loader has it."""
+        passing = (self._parts.of({name: _narrowed(name, batch[name]) for name in self._parts.names}) for batch in self.loader)
+        return map(self._put, passing) if self._is_cpu else self._sent_ahead(passing)
+
+    def _put(self, arrays: Any) -> Any:
+        return jax.device_put(arrays, self._device)
+
+    def _sent_ahead(self, passing: Iterator[Any]) -> Iterator[Any]:
+        """One batch ahead; a lease ends when its copies are there, before the batch is given."""
+        held: Any = None
+        sent: Any = None
+        for arrays in passing:
+            sending = self._put(arrays)
+            if sent is not None:
+                jax.block_until_ready(sent)
+                held = None
+                yield sent
+            held, sent = arrays, sending
+            del arrays, sending
+        if sent is not None:
+            jax.block_until_ready(sent)
+            del held
+            yield sent
+
+
+def _devices(device: Any) -> set[Any]:
+    """All devices of a pytree of devices and shardings."""
+    found: set[Any] = set()
+    for one in jax.tree.leaves(device, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.Sharding)):
+        if isinstance(one, jax.sharding.Sharding):
+            found |= set(one.device_set)
+        elif isinstance(one, jax.Device):
+            found.add(one)
+        else:
+            raise ConfigError(f"device is a jax.Device, a jax.sharding.Sharding, or a pytree of them, not {device!r}")
+    return found
+
+
+def _narrowed(name: str, array: np.ndarray) -> np.ndarray:
+    """The array, or a copy as JAX's setting has it."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if dtype == array.dtype:
+        return array
+    if array.dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ConfigError(
+                f"field {name!r} is {array.dtype} and holds {array.max()} or {array.min()}, which {dtype} cannot: without "
+                'jax_enable_x64 JAX has no more than 32 bits. Set jax.config.update("jax_enable_x64", True)'
+            )
+    return array.astype(dtype)

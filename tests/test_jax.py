@@ -1,0 +1,158 @@
+"""JAX, for real, in interpreters of their own, with four devices of the host."""
+
+from __future__ import annotations
+
+from tests.conftest import Times
+from tests.helpers import run
+
+BEGIN = """
+import os, sys, time
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+import numpy as np
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import ringload, ringload.jax
+from tests.helpers import Truth, order_of, truths
+
+class Lean(Truth):  # producers that run ahead as far as they can
+    def load_rows(self, indices, rngs, out):
+        draws = [int(rng.integers(1 << 30)) for rng in rngs]
+        out["image"][:], out["label"][:], out["draw"][:] = truths(indices, draws), indices, draws
+    load = None
+def loader(n=64, batch_size=8, **options):
+    return ringload.Loader(Truth(n), batch_size, **{"workers": 0, "ram_budget": "200MB", **options})
+def one_pass(batches, at_step=lambda number: None):
+    seen = []
+    for number, b in enumerate(batches):
+        labels, draws = np.array(b["label"]), np.array(b["draw"])  # copies, so that a batch in its place is no truth
+        at_step(number)
+        np.testing.assert_array_equal(np.asarray(b["image"]), truths(labels, draws))
+        np.testing.assert_array_equal(np.asarray(b["label"]), labels)
+        seen += labels.tolist()
+    return seen
+def message(wanted, call):
+    try: call()
+    except Exception as error: assert wanted in str(error), f"{type(error).__name__}: {error}"
+    else: raise AssertionError(f"no error, and not {wanted!r}")
+def is_in_ring(made, array):
+    first = made._engine._lender._first
+    return [first <= shard.data.unsafe_buffer_pointer() < first + made._plan.ring_bytes for shard in array.addressable_shards]
+mesh = Mesh(jax.devices(), "data")
+rows, copies = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+"""
+
+
+def child(code: str, *arguments: object) -> None:
+    done = run(BEGIN + code + "print('done')\n", *arguments, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
+
+
+def test_passes_devices_and_types() -> None:
+    child("""
+import warnings
+warnings.simplefilter("error")
+with loader() as made:
+    for epoch, device in enumerate((None, jax.devices()[2], rows, copies, {"image": rows, "label": copies, "draw": copies})):
+        batches = ringload.jax.Batches(made, device)
+        assert len(batches) == 8
+        assert one_pass(batches) == order_of(made, epoch)
+        for b in batches: break
+        made.set_epoch(epoch + 1)
+        expected = device["image"] if isinstance(device, dict) else device
+        assert isinstance(b["image"], jax.Array) and b["image"].committed
+        on = expected.device_set if hasattr(expected, "device_set") else {expected or jax.devices()[0]}
+        assert b["image"].devices() == on
+        if device is not rows and not isinstance(device, dict):
+            assert all(is_in_ring(made, b["image"])), device
+        elif device is rows:  # every second part begins at a multiple of 64 bytes
+            assert b["image"].sharding == rows and is_in_ring(made, b["image"]) == [True, False, True, False]
+    del b
+    x, y = next(iter(ringload.jax.Batches(made, rows, "image", ["label", "draw"])))
+    assert x.shape == (8, 8, 6, 3) and set(y) == {"label", "draw"}
+    made.set_epoch(3)
+
+    # as on an accelerator: a batch is sent before the one before it is given
+    ahead = ringload.jax.Batches(made, rows)
+    ahead._is_cpu = False
+    batches = iter(ahead)
+    first = next(batches)
+    assert made.position == 2
+    assert one_pass([first]) + one_pass(batches) == order_of(made, 3)
+    del first
+    assert one_pass(ahead) == order_of(made, 4)
+
+    # in a jitted step, with donation
+    step = jax.jit(lambda total, b: total + b["label"].sum(), donate_argnums=1)
+    total = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX says that it could not use what was donated
+        for b in ringload.jax.Batches(made): total = step(total, b)
+    assert int(total) == sum(range(64))
+
+    message("device is a jax.Device", lambda: ringload.jax.Batches(made, "cpu"))
+    message("no fields ['pixels']", lambda: ringload.jax.Batches(made, None, "pixels"))
+    made.close()
+    message("the loader is closed", lambda: one_pass(ringload.jax.Batches(made)))
+
+# a last batch that is shorter, and one with rows that hold none
+with loader(61, last="keep") as made:
+    assert one_pass(ringload.jax.Batches(made)) == order_of(made, 0)
+    message("evenly divide", lambda: one_pass(ringload.jax.Batches(made, rows)))
+with loader(61, last="pad") as made:
+    x, y, weight = list(ringload.jax.Batches(made, rows, "image", "label"))[-1]
+    assert weight.dtype == np.float32 and weight.sum() == 5
+
+# 64 bits: what fits 32 is made so, what does not is refused, unless JAX is told to have 64
+whole = np.arange(8, dtype="int64")
+unsigned, word = whole.astype("uint64"), whole.astype("S3")
+source = ringload.Arrays(small=whole, large=whole << 33, unsigned=unsigned, real=whole / 3, word=word)
+with ringload.Loader(source, 8, workers=0, shuffle=False) as made:
+    message("JAX has no dtype |S3, which field 'word' is", lambda: ringload.jax.Batches(made))
+    message("field 'large' is int64 and holds 60129542144", lambda: list(ringload.jax.Batches(made, None, "large")))
+    ((b,),) = ringload.jax.Batches(made, None, ["small", "unsigned", "real"])
+    assert {name: str(array.dtype) for name, array in b.items()} == {"small": "int32", "unsigned": "uint32", "real": "float32"}
+    assert b["small"].tolist() == b["unsigned"].tolist() == whole.tolist()
+    jax.config.update("jax_enable_x64", True)
+    ((b,),) = ringload.jax.Batches(made, None, ["small", "large", "real"])
+    assert b["large"].dtype == "int64" and b["large"].tolist() == (whole << 33).tolist() and b["real"].dtype == "float64"
+    assert all(all(is_in_ring(made, array)) for array in b.values())
+""")
+
+
+def test_no_step_sees_another_batch(times: Times) -> None:
+    code = """
+import ringload.ring.memory as memory
+n_steps = int(sys.argv[1])
+memory.MIN_SLOTS = 2
+for n_slots in (3, 4, 8, 2):
+    memory.AUTO_SLOTS = n_slots
+    options = {"workers": 0, "stall_timeout": 0.3} if n_slots == 2 else {"workers": 2}
+    with ringload.Loader(Lean(n_steps), 4, **options) as made:
+        assert made.plan().n_slots == n_slots
+        if n_slots == 2:  # JAX lets go of a batch when it is called next, so it holds the last one and the one before
+            message("every slot of the ring is lent", lambda: one_pass(ringload.jax.Batches(made)))
+            break
+        for epoch, (device, is_cpu) in enumerate(((None, True), (rows, True), (copies, True), (None, False))):
+            if (n_slots, is_cpu) == (3, False): continue  # it holds one more, as nothing is copied here
+            batches = ringload.jax.Batches(made, device)
+            batches._is_cpu = is_cpu
+            assert one_pass(batches, lambda number: time.sleep(0.001) if number % 2 else None) == order_of(made, epoch)
+
+# The same is found to be wrong if leases end too soon.
+from ringload.loader import _Pass
+lend = _Pass.__next__
+def release_at_once(self):
+    batch = lend(self)
+    end, batch._end = batch._end, None
+    batch._release()(end)
+    return batch
+_Pass.__next__ = release_at_once
+memory.AUTO_SLOTS = 3
+def until_all_are_full(number):
+    while made.stats.n_full < 3: time.sleep(0.001)
+with ringload.Loader(Lean(300), 3, workers=2) as made:
+    message("Arrays are not equal", lambda: one_pass(ringload.jax.Batches(made), until_all_are_full))
+"""
+    child(code, times(500, 5000))
