@@ -1,0 +1,160 @@
+"""Leases, and the books of slots: what keeps a slot from being lost, or used while somebody looks into it, undone."""
+
+from tests.breaks import Break, Edit
+
+LENT_AGAIN = Edit(
+    "ring/ring.py", "        if self._lent.get(posted.slot) is posted:\n", "        if posted.slot in self._lent:\n"
+)
+
+TABLE = (
+    Break(
+        "after the end of a loader, the end of a lease goes on to its books",
+        ("lease that ends with the interpreter",),
+        (
+            Edit(
+                "engine.py",
+                '        """Read reports, give slots back and post, unless somebody is at the books."""\n'
+                "        if self._closing:\n"
+                "            return\n",
+                "",
+            ),
+        ),
+        tuple(
+            f"test_leases_attacked.py::test_leases_end_with_the_interpreter[{name}-closed]" for name in ("__del__", "atexit")
+        ),
+        r"assert",
+    ),
+    Break(
+        "cancelled slots are not freed when their producers are dead",
+        ("soak: seeks by set_epoch", "a death with a task in hand of a slot that a seek gave up"),
+        (
+            Edit(
+                "ring/ring.py",
+                "        for slot in self._cancelled:\n"
+                "            del self._by_slot[slot]\n"
+                "            self._free.append(slot)\n"
+                "        self._cancelled.clear()\n",
+                "",
+            ),
+        ),
+        ("test_kills.py::test_a_seek_and_then_a_death_loses_no_slot",),
+        r"Timeout|assert|Stalled",
+    ),
+    Break(
+        "a slot is given back by the second end of its lease, too, and lent twice",
+        (
+            "lease that another thread ends, in random order",
+            "soak: leases ended by another thread",
+            "soak: (rounds|batches verified|rows verified).*",
+        ),
+        (LENT_AGAIN,),
+        ("test_leases_attacked.py::test_leases_end_in_random_order_by_random_threads", "test_soak.py::test_a_short_soak"),
+        r"assert|not equal|Error",
+        100,
+    ),
+    Break(
+        "after an interruption a slot that is lent is used again",
+        ("Ctrl-C while batches are held",),
+        (
+            Edit(
+                "engine.py",
+                "        self._ring = Ring(self._n_reserved, lent)\n",
+                "        self._ring = Ring(self._n_reserved)\n",
+            ),
+        ),
+        ("test_interrupts.py::test_what_is_held_stays_through_an_interruption",),
+        r"assert|not equal|Error",
+    ),
+    Break(
+        "a lease ends with the array that it was made of, not with the last view",
+        ("lease that ends within a finalizer", "view that is used after its release"),
+        (
+            Edit(
+                "ring/lease.py",
+                "        slot = np.asarray(owner)\n",
+                "        slot = self._segment[self._layout.slots_start :].reshape(-1, n_bytes)[posted.slot]\n",
+            ),
+        ),
+        ("test_leases_attacked.py::test_finalizers_and_collections_within_next",),
+        r"not equal|assert|Error",
+    ),
+    Break(
+        "who ends a lease waits for the lock, which the thread that it interrupts may hold",
+        ("lease that ends within a signal handler", "lease that ends within a finalizer"),
+        (
+            Edit(
+                "engine.py",
+                "        for _ in _taken(self._lock):\n            try:\n                with _Books(self):",
+                "        for _ in range(self._lock.acquire()):\n            try:\n                with _Books(self):",
+            ),
+        ),
+        (
+            "test_leases_attacked.py::test_leases_end_within_a_signal_handler",
+            "test_leases_attacked.py::test_finalizers_and_collections_within_next",
+        ),
+        r"Timeout",
+        20,
+    ),
+    Break(
+        "the end of a lease does not wake who waits for a slot",
+        ("lease whose end is waited for", "ring that is lent out to the last slot"),
+        (Edit("ring/lease.py", "end = LeaseEnd(owner, self.released.put)", "end = LeaseEnd(owner)"),),
+        (
+            "test_leases_attacked.py::test_the_release_of_another_thread_ends_a_wait_in_next",
+            "test_leases_attacked.py::test_cycles_that_nobody_collects_starve_until_somebody_does",
+        ),
+        r"Timeout|Starved",
+        40,
+    ),
+    Break(
+        "what is lent does not keep the ring mapped",
+        ("loader that ends while arrays of it are kept",),
+        (Edit("ring/lease.py", "        self._segment = segment\n        self.__array", "        self.__array"),),
+        ("test_leases_attacked.py::test_what_is_kept_outlives_the_loader",),
+        r"Segmentation fault|not equal",
+    ),
+    Break(
+        "nobody rings when the last task that was in hand of a cancelled slot is done",
+        ("seek while the only free slot is being filled",),
+        (
+            Edit(
+                "workers/crew.py",
+                "        for task in tasks:  # so that who finishes what else is in hand of the slot rings\n"
+                "            self._hints[task.slot * MAX_TASKS + task.task] = HINT_DONE\n",
+                "",
+            ),
+        ),
+        ("test_leases_attacked.py::test_going_elsewhere_with_one_slot_left_waits_no_longer_than_for_what_is_in_hand",),
+        r"a wait went on|Timeout",
+    ),
+    Break(
+        "freed slots are not poisoned",
+        ("view that is used after its release", "slots that were filled and never lent", "soak: rounds in the test mode"),
+        (Edit("ring/guard.py", "        content[:] = POISON\n", ""),),
+        (
+            "test_guard.py::test_who_looks_into_a_released_batch_sees_poison",
+            "test_guard.py::test_slots_that_were_never_lent_are_looked_at_and_poisoned",
+        ),
+        r"assert",
+    ),
+    Break(
+        "slots that were never lent are not looked at",
+        ("slots that were filled and never lent",),
+        (Edit("ring/guard.py", "        if slot in self._used:\n", "        if False:\n"),),
+        ("test_guard.py::test_slots_that_were_never_lent_are_looked_at_and_poisoned",),
+        r"assert|DID NOT RAISE",
+    ),
+    Break(
+        "bytes between arrays are not looked at",
+        ("write beyond the end of a field",),
+        (
+            Edit(
+                "ring/guard.py",
+                "if (changed := np.flatnonzero(content[start:stop] != left)).size:",
+                "if not (changed := np.flatnonzero(content[start:stop] != left)).shape:",
+            ),
+        ),
+        ("test_guard.py::test_who_writes_behind_an_array_is_found",),
+        r"DID NOT RAISE",
+    ),
+)
