@@ -27,6 +27,7 @@ class Break:
     rows: regular expressions for the rows of RELIABILITY.md's table whose protection this is.
     tests: each of them, or one of its parametrizations, has to fail, and say what `says`, a regular expression, finds.
     limit_s: of one test. One that takes longer hangs, and fails by "Timeout".
+    has_alarms: its test sets alarms of its own, so that pytest as a whole is ended when it hangs.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Break:
     tests: tuple[str, ...]
     says: str
     limit_s: float = 30.0
+    has_alarms: bool = False
 
 
 def broken(source: str, edit: Edit) -> str:

@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 from tests.breaks import Break, broken
-from tests.breaks.report import LIMIT_VARIABLE, REPORT_VARIABLE
+from tests.breaks.report import LIMIT_VARIABLE, METHOD_VARIABLE, REPORT_VARIABLE
 from tests.breaks.table import TABLE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,6 +91,7 @@ def run_tests(one: Break, folder: Path) -> tuple[list[Report], str, int]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.breaks.report", "-p", "no:cacheprovider", "--tb=short"]
     command += [f"--basetemp={folder / 'tmp'}", *(f"tests/{test}" for test in one.tests)]
     environment = {**os.environ, LIMIT_VARIABLE: str(one.limit_s), REPORT_VARIABLE: str(report), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment[METHOD_VARIABLE] = "thread" if one.has_alarms else "signal"  # by which a test fails as any other, and cleans up
     own_shm = OWN_SHM if os.geteuid() == 0 and shutil.which("unshare") else []
     with printed.open("w") as out:
         process: subprocess.Popen[Any] = subprocess.Popen(
@@ -158,8 +159,8 @@ def judge(one: Break, reports: list[Report], output: str, status: int) -> tuple[
     for test in one.tests:
         mine = [report for report in failed if re.fullmatch(re.escape(f"tests/{test}") + r"(\[.*\])?", report["test"])]
         right = [found for report in mine if (found := said(one.says, report))]
-        if not right and (died := re.search(one.says, output)) and status not in (0, 1) and not mine:
-            right = [last_line(output[: died.end()])]  # pytest itself was ended
+        if not right and not any(report["test"].startswith(f"tests/{test}") and report["when"] == "call" for report in reports):
+            right = [found[0] for found in [re.search(one.says, output)] if found]  # it ended pytest itself
         if not right:
             told = f"{mine[0]['when']} said: {mine[0]['message'] or last_line(mine[0]['text'])}" if mine else last_line(output)
             return ("ERROR ELSEWHERE" if mine or status > 1 else "NOT CAUGHT", f"{test}: {one_line(told)}")

@@ -10,15 +10,16 @@ import pytest
 
 import ringload
 
-LIMIT_VARIABLE, REPORT_VARIABLE = "RINGLOAD_BREAK_LIMIT_S", "RINGLOAD_BREAK_REPORT"
+LIMIT_VARIABLE, METHOD_VARIABLE = "RINGLOAD_BREAK_LIMIT_S", "RINGLOAD_BREAK_METHOD"
+REPORT_VARIABLE = "RINGLOAD_BREAK_REPORT"
 MAX_TEXT = 20_000  # characters of a failure, from its end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     assert Path(ringload.__file__).parent.parent == Path.cwd(), "it is not the broken copy that is tested"
     for item in items:
-        # By a signal, where a test sets no alarm of its own: then it fails as any other, and cleans up.
-        item.add_marker(pytest.mark.timeout(float(os.environ[LIMIT_VARIABLE]), method="signal"), append=False)
+        limit = pytest.mark.timeout(float(os.environ[LIMIT_VARIABLE]), method=os.environ[METHOD_VARIABLE])
+        item.add_marker(limit, append=False)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
