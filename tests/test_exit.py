@@ -287,7 +287,6 @@ def test_a_fork_that_outlives_the_trainer_keeps_no_producer_alive() -> None:
         pid = os.fork()
         if pid == 0:
             os.close(1); os.close(2)
-            l = None
             time.sleep(100)
         print(pid, flush=True)
         os._exit(0)

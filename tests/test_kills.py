@@ -124,7 +124,7 @@ def test_several_are_killed_at_once(at_once: int, times: Times, injected: Inject
 def test_all_die_while_nobody_asks(injected: Injected) -> None:
     with loader(Truth(N), workers=0) as made:
         expected = content(made)
-    with loader(Truth(N)) as made:
+    with loader(Truth(N), ram_budget="auto") as made:  # so few slots that those who died are missed
         iterator = iter(made)
         first = content([next(iterator)])
         for n_spared in (1, 0):  # the producers; then the server too

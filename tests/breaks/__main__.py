@@ -158,6 +158,7 @@ def judge(one: Break, reports: list[Report], output: str, status: int) -> tuple[
     whys = []
     for test in one.tests:
         mine = [report for report in failed if re.fullmatch(re.escape(f"tests/{test}") + r"(\[.*\])?", report["test"])]
+        mine = [report for report in mine if report["when"] == "call"] or mine  # what a failed test leaves is no wonder
         right = [found for report in mine if (found := said(one.says, report))]
         if not right and not any(report["test"].startswith(f"tests/{test}") and report["when"] == "call" for report in reports):
             right = [found[0] for found in [re.search(one.says, output)] if found]  # it ended pytest itself

@@ -24,8 +24,8 @@ TABLE = (
         r"never come to rest|assert .*cpu_s|used_s <",
     ),
     Break(
-        "who waits for a task asks a hundred times a second",
-        ("seconds without a trainer, the ring full", "steps of a slow trainer, the ring full"),
+        "who waits for a task asks thousands of times a second",
+        ("seconds without a trainer, the ring full",),
         (
             Edit(
                 "ring/channel.py",
@@ -33,10 +33,7 @@ TABLE = (
                 "            self._wait.poll(0) or __import__('time').sleep(0.0002)  # another",
             ),
         ),
-        (
-            "test_waits.py::test_an_absent_trainer_costs_no_cpu[Truth-forkserver]",
-            "test_waits.py::test_a_slow_trainer_costs_no_more_cpu_than_its_batches[forkserver]",
-        ),
+        ("test_waits.py::test_an_absent_trainer_costs_no_cpu[Truth-forkserver]",),
         r"never come to rest|assert .*cpu_s|used_s <",
     ),
     Break(
@@ -140,7 +137,7 @@ TABLE = (
         ("a process that SIGKILL does not end",),
         (Edit("workers/pool.py", "        if not gone:\n            pids", "        if gone is None:\n            pids"),),
         ("test_frozen.py::test_who_cannot_be_killed_is_an_end_not_a_hang[forkserver-a producer]",),
-        r"DID NOT RAISE|assert",
+        r"DID NOT RAISE|assert|SampleError",
         15,
     ),
     Break(
@@ -188,7 +185,7 @@ TABLE = (
             ),
         ),
         ("test_waits.py::test_a_user_whose_pipes_are_at_their_limit",),
-        r"Operation not permitted",
+        r"assert .*Operation not permitted|AssertionError|assert",
         60,
     ),
 )
