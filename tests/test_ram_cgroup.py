@@ -166,6 +166,8 @@ def lowered_in_use(group: Group, victim: str) -> None:
                 break
         try:
             pass_over(made, 5)
+            while victim and not made.stats.n_restarts:  # what the ring holds may last for a while
+                pass_over(made, 1)
             print("went on", made.stats.n_restarts)
         except ProducerDied as error:
             print("died:", error)
@@ -178,7 +180,7 @@ def test_a_limit_that_is_lowered_when_the_ring_is_in_use(victim: str, times: Tim
         with memory_group(2_000_000_000) as group:
             out = in_group(group, "t.lowered_in_use(group, sys.argv[3])", victim)
             print(out)
-            assert re.match("went on [0-4]$|died: .*(OOM|out of memory)" if victim else "went on 0$|died: .*OOM", out), out
+            assert re.match("went on [1-4]$|died: .*(OOM|out of memory)" if victim else "went on 0$|died: .*OOM", out), out
     injected("a cgroup's memory limit lowered when the whole ring is in use", n)
 
 

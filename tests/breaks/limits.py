@@ -132,7 +132,13 @@ TABLE = (
     Break(
         "the command line of the server is long",
         ("RLIMIT_STACK",),
-        (Edit("workers/pool.py", "json.dumps(asdict(config)), *path]", 'json.dumps(asdict(config)) + " " * 128_000, *path]'),),
+        (
+            Edit(
+                "workers/pool.py",
+                "json.dumps(asdict(config)), *path]",
+                'json.dumps(asdict(config)), *path, *["x" * 100_000] * 2]',
+            ),
+        ),
         (limited("STACK 262144 before"),),
         r"assert|Argument list too long",
     ),
