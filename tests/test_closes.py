@@ -26,7 +26,8 @@ from tests.moments import Moment, gone, moments
 pytestmark = pytest.mark.fault
 
 METHODS = pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
-PROMPT_S = 8.0  # the shortest time-out that a close could be waiting for is 10 s
+PROMPT_S = 8.0  # less than TICK_S, and than what the pool gives a process to end
+TICK_S = 20.0  # no wait looks by itself before that, and sees that it is to end: it has to be woken
 
 
 class Gated(Truth):
@@ -40,7 +41,9 @@ class Gated(Truth):
 
 def make(source: Any = None, **options: Any) -> Loader:
     options = {"workers": 2, "ram_budget": "150MB", "start_method": "fork", "restarts": None, **options}
-    return Loader(source or Truth(400), 4, **options)
+    made = Loader(source or Truth(400), 4, **options)
+    made._engine._tick_s = TICK_S
+    return made
 
 
 def go_on(made: Loader, kept: list[Batch], ends: list[BaseException], begun: threading.Event) -> None:

@@ -204,14 +204,20 @@ def test_the_trainer_is_killed_at_random_moments(method: str, times: Times, inje
     injected("kill -9 of the trainer at a random moment", n)
 
 
-def test_the_trainer_is_killed_while_producers_are_stopped() -> None:
-    process = start(FOREVER, "forkserver")
+NO_QUEUE = "import resource; resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))\n"
+
+
+@pytest.mark.parametrize("limited", ["", NO_QUEUE], ids=["", "no signal can be queued"])
+def test_the_trainer_is_killed_while_producers_are_stopped(limited: str, injected: Injected) -> None:
+    """The lifeline is a signal."""
+    process = start(limited + FOREVER, "forkserver")
     for entry in mapped():
         pid = int(entry.split()[0])
         if pid != process.pid:
             os.kill(pid, signal.SIGSTOP)
     process.kill()
     assert finish(process) == ""
+    injected("RLIMIT_SIGPENDING" if limited else "kill -9 of the trainer while all its processes are stopped", 1)
 
 
 # -- forks of the trainer ---------------------------------------------------------------------------------------------
@@ -281,7 +287,6 @@ def test_a_fork_that_outlives_the_trainer_keeps_no_producer_alive() -> None:
         pid = os.fork()
         if pid == 0:
             os.close(1); os.close(2)
-            l = None
             time.sleep(100)
         print(pid, flush=True)
         os._exit(0)
@@ -293,4 +298,5 @@ def test_a_fork_that_outlives_the_trainer_keeps_no_producer_alive() -> None:
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
     for entry in mapped():  # the fork itself maps the ring until it ends: it is the user's
-        os.kill(int(entry.split()[0]), signal.SIGKILL)
+        if (pid := int(entry.split()[0])) != os.getpid():
+            os.kill(pid, signal.SIGKILL)

@@ -25,16 +25,17 @@ import numpy as np
 import pytest
 
 from ringload import Batch, Loader
+from ringload.engine import Engine
 from ringload.workers.pool import Event, Pool
 from tests.conftest import Injected, Times, descriptors
-from tests.deaths import kill_all, lines_of
-from tests.helpers import Truth, check
+from tests.deaths import kill_all, lines_of, members
+from tests.helpers import Truth, check, content
 from tests.moments import Moment, gone, interrupt, moments
 
 pytestmark = pytest.mark.fault
 
 METHODS = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-Order = list[list[np.ndarray]]
+N_SLOTS = 4
 
 
 def make(n: int = 400, **options: Any) -> Loader:
@@ -218,7 +219,29 @@ def test_an_interruption_before_any_line_of_starting_a_server(method: str, injec
     assert len(lines) >= 5
 
 
-@pytest.mark.parametrize("when", ["before it is read", "when it is read", "when it is heard"])
+def test_no_answer_to_an_interrupted_clear_is_taken_for_another(monkeypatch: pytest.MonkeyPatch, injected: Injected) -> None:
+    """When `clear` returns, no producer is left, also where answers to earlier ones are still to be read."""
+    with make() as made:
+        trial, engine = Iterating(made), made._engine
+        for _ in range(5):
+            trial.next()
+            for place, name in ((Pool, "_recv"), (Engine, "_post")):  # with the answer on its way; when all are started again
+                once(lambda *arguments: interrupt(), monkeypatch, place, name)
+                engine._torn = True  # as an interruption leaves it
+                with pytest.raises(KeyboardInterrupt):
+                    trial.take()
+            while len(members(made)) < 3:
+                time.sleep(0.002)
+            engine._crew.clear()
+            assert members(made)[1:] == []
+            trial.interrupted()
+        trial.next()
+    injected("Ctrl-C between a question to the server and its answer", 5)
+
+
+@pytest.mark.parametrize(
+    "when", ["before it is read", "when it is read", "when it is heard", "when it is heard, and then the server is killed"]
+)
 def test_an_interruption_makes_no_ring_small(when: str, monkeypatch: pytest.MonkeyPatch, injected: Injected) -> None:
     """The server tells once that all slots are reserved."""
     monkeypatch.setattr("ringload.loader.FIRST_BYTES", 1)
@@ -259,6 +282,8 @@ def test_an_interruption_makes_no_ring_small(when: str, monkeypatch: pytest.Monk
                     if trial.due[0] == 2:
                         trial.interrupted()
             assert engine._n_reserved < n_slots
+            if when.endswith("killed"):
+                kill_all([engine._crew._pool.server_pid])
         trial.interrupted()
         for _ in range(90):
             trial.next()
@@ -294,9 +319,15 @@ def test_no_interruption_leaves_the_lock_taken(times: Times, injected: Injected)
     injected("Ctrl-C at a random moment of settle()", n)
 
 
+def stats(made: Loader) -> Any:
+    """Which enters the end of a lease."""
+    next(made._held)
+    return made.stats
+
+
 CALLS: dict[str, Callable[[Loader], Any]] = {
     "iter": iter,
-    "stats": lambda made: made.stats,
+    "stats": stats,
     "set_epoch": lambda made: made.set_epoch(1),
     "load_state_dict": lambda made: made.load_state_dict({**made.state_dict(), "epoch": 1, "position": 7}),
     "release": lambda made: next(made._held).release(),
@@ -305,27 +336,31 @@ CALLS: dict[str, Callable[[Loader], Any]] = {
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", CALLS)
-def test_other_calls_are_interrupted_at_every_moment(name: str, times: Times, injected: Injected) -> None:
+def test_other_calls_are_interrupted_at_every_moment(
+    name: str, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringload.ring.memory.MAX_SLOTS", N_SLOTS)  # so few that what was lost of one is soon missed
     call = CALLS[name]
     with make() as made:
         trial = Iterating(made)
 
         def prepare() -> None:
+            made._held = iter(())
             made.set_epoch(0)
             trial.iterator, trial.due = iter(made), (0, 0)
             made._held = iter([next(trial.iterator) for _ in range(2)])
 
         prepare()
-        at = list(moments(lambda: call(made), times(12, 10_000)))
+        at = list(moments(lambda: call(made), times(20, 10_000)))
         for k in at:
             prepare()
             interrupted_at(k, lambda: call(made))
+            made._held = iter(())
             trial.due = (made.epoch, made.position)
             trial.iterator = iter(made)
             trial.due = (made.epoch, made.position)
-            for _ in range(2):
+            for _ in range(3 * N_SLOTS):
                 trial.next()
-        made._held = iter(())
     injected(f"Ctrl-C at every moment of {name}", len(at))
 
 
@@ -385,6 +420,22 @@ def test_a_lease_whose_end_an_interruption_took_along_is_not_lent_for_ever(injec
         injected("Ctrl-C while ended leases are entered", 1)
 
 
+def test_what_is_held_stays_through_an_interruption(injected: Injected) -> None:
+    """The engine starts over, and what is lent is lent in its new books too."""
+    with make() as made:
+        trial, kept = Iterating(made), list[Batch]()
+        for _ in range(3):
+            kept += [next(trial.iterator) for _ in range(4)]
+            before = content(kept)
+            made._engine._torn = True  # as an interruption leaves it
+            for _ in range(8):
+                check(next(trial.iterator))
+            assert content(kept) == before
+        for batch in kept:
+            check(batch)
+    injected("Ctrl-C while batches are held", 3)
+
+
 # -- real signals, to the whole process group -------------------------------------------------------------------------
 
 UNCAUGHT = """
@@ -394,7 +445,7 @@ def swallowed(args):  # Python itself swallows what is raised in a finalizer
     sys.__unraisablehook__(args)
 sys.unraisablehook = swallowed
 from ringload import Loader
-from tests.helpers import Truth, check
+from tests.helpers import Truth, check, content
 print("begun", flush=True)
 while True:
     with Loader(Truth(400), 4, workers=2, start_method=sys.argv[1], ram_budget="200MB") as made:

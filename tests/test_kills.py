@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import signal
@@ -23,7 +24,7 @@ from ringload.engine import Engine
 from ringload.workers.crew import Producers
 from ringload.workers.pool import Pool
 from tests.conftest import Injected, Times, descriptors, mapped
-from tests.deaths import METHODS, N, Slow, Tripwire, kill_all, loader, members
+from tests.deaths import METHODS, Gated, N, Slow, Tripwire, kill_all, loader, members
 from tests.helpers import Truth, TruthRows, check, content
 
 pytestmark = pytest.mark.fault
@@ -123,7 +124,7 @@ def test_several_are_killed_at_once(at_once: int, times: Times, injected: Inject
 def test_all_die_while_nobody_asks(injected: Injected) -> None:
     with loader(Truth(N), workers=0) as made:
         expected = content(made)
-    with loader(Truth(N)) as made:
+    with loader(Truth(N), ram_budget="auto") as made:  # so few slots that those who died are missed
         iterator = iter(made)
         first = content([next(iterator)])
         for n_spared in (1, 0):  # the producers; then the server too
@@ -143,6 +144,23 @@ def test_the_lent_are_not_written_to_after_a_death(times: Times, injected: Injec
             assert content(kept) == before
         for batch in kept:
             check(batch)
+
+
+def test_a_seek_and_then_a_death_loses_no_slot(tmp_path: Path, injected: Injected) -> None:
+    """Who had a task in hand of a slot that the seek gave up dies, and with it the report that would have freed the slot."""
+    options: dict[str, Any] = {"workers": 1, "shuffle": False, "stall_timeout": 20, "ram_budget": "auto"}
+    source = Gated(tmp_path / "gate", index=0)
+    with loader(Truth(N), workers=0, shuffle=False) as calm, loader(source, **options) as made:
+        while not made._engine._crew.in_hand():
+            time.sleep(0.002)
+        made.set_epoch(1)
+        calm.set_epoch(1)
+        (tmp_path / "gate").touch()
+        n_slots = made.plan().n_slots
+        held = list(itertools.islice(made, n_slots))  # every slot at once
+        assert content(held) == content(itertools.islice(calm, n_slots))
+        assert made.stats.n_restarts == 1
+    injected("a death with a task in hand of a slot that a seek gave up", 1)
 
 
 # -- while the trainer is at it ---------------------------------------------------------------------------------------

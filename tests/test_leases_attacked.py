@@ -24,7 +24,7 @@ from ringload import Batch, Field, Loader, Starved
 from ringload.ring.guard import VARIABLE
 from ringload.workers.crew import TICK
 from tests.conftest import Injected, Times
-from tests.helpers import Truth, check, run_quietly, truth
+from tests.helpers import Truth, check, content, run_quietly, truth
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
@@ -292,6 +292,33 @@ def test_cycles_that_nobody_collects_starve_until_somebody_does(injected: Inject
     injected("ring that is lent out to the last slot", 1)
 
 
+def test_the_second_end_of_a_lease_ends_no_other(injected: Injected) -> None:
+    """As when one thread is within release() while another drops the last view, and the slot was lent again in between."""
+    with loader(Wide(300), ram_budget="170MB") as made:
+        iterator = forever(made)
+        batch = next(iterator)
+        end, view = batch._end, batch["image"]
+        assert end is not None
+        slot = end.posted.slot
+        batch.release()
+        held: list[Batch] = []
+        while slot not in made._engine._ring.lent:
+            held.append(next(iterator))
+        del held[:-1], batch
+        before = content(held)
+        del view
+        for _ in range(3 * made.plan().n_slots):
+            check(next(iterator))
+        assert content(held) == before
+        del iterator, held
+    injected("lease whose end comes twice", 1)
+
+
+def forever(made: Loader) -> Iterator[Batch]:
+    while True:
+        yield from made
+
+
 class Slow(Wide):
     def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
         super().load(index, rng, out)
@@ -328,7 +355,7 @@ def test_going_elsewhere_with_one_slot_left_waits_no_longer_than_for_what_is_in_
 
 ENDINGS = {
     "a thread that goes on": """
-        thread = threading.Thread(target=lambda: (threading.main_thread().join(), held.pop().release(), held.clear()))
+        thread = threading.Thread(target=lambda: (threading.main_thread().join(), look(), held.pop().release(), held.clear()))
         thread.start()
     """,
     "a daemon": """
@@ -341,13 +368,14 @@ ENDINGS = {
         threading.Thread(target=forever, daemon=True).start()
         begun.wait()
     """,
-    "atexit": "atexit.register(lambda: (held.pop().release(), held.clear()))",
+    "atexit": "atexit.register(lambda: (look(), held.pop().release(), held.clear()))",
     "a finalizer": "weakref.finalize(loader, lambda: held.pop().release())",
     "a cycle": "held.append(held); import ringload; ringload.held = held",
     "a module that is torn down": "import builtins; builtins.held = held; builtins.views = [one['image'][1:] for one in held]",
     "__del__": """
         class Last:
-            def __del__(self, held=held):
+            def __del__(self, held=held, look=look):
+                look()
                 held.pop().release()
         import sys; sys.last = Last()
     """,
@@ -365,6 +393,8 @@ def test_leases_end_with_the_interpreter(ending: str, closed: bool, injected: In
         from tests.helpers import Truth, check
         loader = Loader(Truth(1000), 7, workers=2, ram_budget="200MB")
         held = [batch for batch, _ in zip(loader, range(5))]
+        def look(held=held, sums=[int(batch["image"].sum()) for batch in held]):
+            assert [int(batch["image"].sum()) for batch in held] == sums
     """
     code = "\n".join(map(dedent, (begin, ENDINGS[ending], "loader.close()" if closed else "", "print('done')")))
     assert run_quietly(code) == "done\n"

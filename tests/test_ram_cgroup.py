@@ -153,33 +153,34 @@ def test_a_limit_that_is_lowered_makes_a_smaller_ring(times: Times, injected: In
 
 
 def lowered_in_use(group: Group, victim: str) -> None:
-    """The limit comes down to just above what is used, the whole ring. Then somebody is killed, whose place costs memory."""
+    """The limit comes down to just above what is used, the whole ring, after somebody was killed, whose place costs memory."""
     with large(ram_budget=300_000_000, restarts=3) as made:
         while reserved_bytes() < made.plan().ring_bytes:
             pass_over(made, 1)
         pass_over(made, 5)  # more than the ring holds: all of it is mapped
+        if victim:
+            kill_all(members(made)[:1] if victim == "the server" else members(made)[1:])
         while True:
             with suppress(OSError):  # more is used by now
                 group.limit(group.own_bytes + 2_000_000)
                 break
         try:
             pass_over(made, 5)
-            if victim:
-                kill_all(members(made)[:1] if victim == "the server" else members(made)[1:])
-            pass_over(made, 5)
+            while victim and not made.stats.n_restarts:  # what the ring holds may last for a while
+                pass_over(made, 1)
             print("went on", made.stats.n_restarts)
         except ProducerDied as error:
             print("died:", error)
 
 
-@pytest.mark.parametrize("victim", ["", pytest.param("all producers", marks=pytest.mark.stress), "the server"])
+@pytest.mark.parametrize("victim", ["", "all producers", "the server"])
 def test_a_limit_that_is_lowered_when_the_ring_is_in_use(victim: str, times: Times, injected: Injected) -> None:
     n = times(1, 5)
     for _ in range(n):
         with memory_group(2_000_000_000) as group:
             out = in_group(group, "t.lowered_in_use(group, sys.argv[3])", victim)
             print(out)
-            assert re.match("went on [0-4]$|died: .*(OOM|out of memory)" if victim else "went on 0$|died: .*OOM", out), out
+            assert re.match("went on [1-4]$|died: .*(OOM|out of memory)" if victim else "went on 0$|died: .*OOM", out), out
     injected("a cgroup's memory limit lowered when the whole ring is in use", n)
 
 
@@ -216,9 +217,9 @@ HOG = """
 
 # The OOM killer takes who has the higher score, first. A death is noticed when a batch is waited for: one producer may do.
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("score", "hog_score", "said"), [(700, 0, "went on [0-3]$|died: .*the OOM"), (0, 1000, "went on 0$")])
+@pytest.mark.parametrize(("score", "hog_score"), [(700, 0), (0, 1000)])
 def test_a_hog_beside_it_costs_a_producer_and_not_the_trainer(
-    score: int, hog_score: int, said: str, times: Times, injected: Injected
+    score: int, hog_score: int, times: Times, injected: Injected
 ) -> None:
     """The OOM killer is to take a producer, if not the hog: never the trainer, whose mapping of the ring is the largest."""
     code = f"{PRELUDE}t.beside_a_hog(group, int(sys.argv[3]))"
@@ -233,5 +234,5 @@ def test_a_hog_beside_it_costs_a_producer_and_not_the_trainer(
             with started_in(group.folder, HOG, group.version, group.folder, hog_score):
                 out, err = trainer.communicate(timeout=60)
             assert (err, trainer.returncode) == ("", 0)
-            assert re.match(said, out)
+            assert re.match("went on [0-3]$|died: .*the OOM", out)
     injected("a process that takes all memory of the cgroup", n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
@@ -20,6 +21,8 @@ import psutil
 import pytest
 
 from ringload import Closed, Loader
+from ringload.engine import Engine
+from ringload.workers.pool import Pool
 from tests.conftest import Injected, Times, descriptors
 from tests.helpers import Truth, check, run_quietly
 from tests.moments import Moment, gone, moments
@@ -104,6 +107,7 @@ def test_many_one_after_another_take_nothing_more(method: Any, times: Times, inj
         assert total(40, method, 2) == sum(range(40))
         rss.append(process.memory_info().rss)
     assert not gone()
+    assert not [one for one in gc.get_objects() if isinstance(one, Loader | Engine | Pool)]
     assert (descriptors(), threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
     # A ring that was kept would be 300 kB of touched pages at least: 12 MB after 40 loaders. The allocator's noise is 1 MB.
     assert rss[-1] - rss[min(9, n // 2)] < 8 << 20
@@ -158,7 +162,6 @@ def test_forks_at_random_moments_while_another_thread_iterates(times: Times, inj
     injected("fork of the trainer while another thread is in next()", n)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_fork_while_a_loader_is_made_holds_nothing_of_it(method: Any, times: Times, injected: Injected) -> None:

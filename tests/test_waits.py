@@ -55,9 +55,11 @@ def sizes(pids: list[int]) -> list[str]:
 def once_quiet(pids: list[int]) -> tuple[float, list[str]]:
     """Wait until all have started. Returns the CPU time that they have used, and the memory that they have."""
     used = (0.0, [""])
-    while used != (used := (cpu_s(pids), sizes(pids))):
+    for _ in range(100):
+        if used == (used := (cpu_s(pids), sizes(pids))):
+            return used
         time.sleep(0.2)
-    return used
+    raise AssertionError("they never come to rest")
 
 
 def forever(made: Loader) -> Iterator[Batch]:

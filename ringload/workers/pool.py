@@ -32,6 +32,7 @@ import numpy as np
 
 from ringload import forks
 from ringload.errors import RingloadError, Stalled
+from ringload.ring.limits import be_taken_first
 from ringload.shared import Segment, refused
 from ringload.workers.deaths import Death, oom_kills
 from ringload.workers.server import PACKET_BYTES, Config, become_server
@@ -211,6 +212,7 @@ class Pool:
                 self._fork_server(config)
             else:
                 self._exec_server(config)
+            be_taken_first(self.server_pid)  # from here, as it takes memory before its first line; its producers inherit it
         finally:  # what was interrupted is ended by `close`
             _close(self._theirs)
 

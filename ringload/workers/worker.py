@@ -30,7 +30,6 @@ from ringload.data.sharing import unpack
 from ringload.errors import BudgetError
 from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
 from ringload.ring.claims import WHOLE_TASK, Claims
-from ringload.ring.limits import be_taken_first
 from ringload.ring.ring import Bad
 from ringload.ring.slots import MAX_TASKS, Layout
 from ringload.shared import map_in, map_shared
@@ -67,7 +66,6 @@ class Start:
 def run(job: Job, start: Start, producer: int) -> None:
     """Be producer number `producer`. Does not return but by an error that it has reported."""
     be_called(f"ringload:{producer}")
-    be_taken_first()
     try:
         segment = map_shared(job.ring_fd, job.layout.n_bytes)
     except BudgetError as error:
