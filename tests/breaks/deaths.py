@@ -14,6 +14,8 @@ TABLE = (
         (
             r"a producer ends by (SIGKILL|SIGTERM|SIGSEGV|SIGABRT|sys.exit|KeyboardInterrupt|os\._exit.*) while it loads",
             r"kill -9 of a producer or the server at a random moment \(.*\)",
+            "a producer of listed batches is killed, while layouts change",
+            "a worker of torch.DataLoader is killed",
             "soak: kill -9 of a producer or the server",
             "soak: (loaders|strikes) of .*",
             "soak: loaders started by .*",
@@ -25,6 +27,8 @@ TABLE = (
                 for way in ("SIGKILL", "SIGTERM", "SIGSEGV", "SIGABRT", "sys.exit", "os._exit in a thread", "KeyboardInterrupt")
             ),
             "test_kills.py::test_kills_at_random_moments[Slow-forkserver]",
+            "test_listed.py::test_kills_and_layouts_at_random",
+            "test_torch_loader_workers.py::test_kills_at_random_while_listed_batches_come",
         ),
         r"Timeout|Stalled",
         12,
