@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from ringload.errors import BudgetError
 
 V1_UNLIMITED_BYTES = 1 << 62  # cgroup v1 says "no limit" as a number a little below 2**63
 ROOM_BYTES = 16 << 20  # what the processes may come to take while the ring is reserved
-MOST_OOM_SCORE = 1000  # of oom_score_adj (proc(5)): who has it is taken before all who have less
 LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
 USED_FILES = {1: "memory.usage_in_bytes", 2: "memory.current"}
 DROPPABLE = {1: "total_inactive_file", 2: "inactive_file"}  # of memory.stat: page cache, which the kernel drops at need
@@ -67,16 +65,6 @@ def require(n_bytes: int) -> None:
     usable = usable_memory()
     if n_bytes + ROOM_BYTES > usable.n_bytes:
         raise BudgetError(f"{n_bytes:,} bytes more of it are needed, and {usable.n_bytes:,} are {usable.bound}")
-
-
-def be_taken_first(pid: int | str = "self") -> None:
-    """Have the OOM killer prefer a process of ringload's, whose death costs milliseconds, to the trainer, whose death is the
-    end: by itself it takes the trainer, which has the most memory, since it maps the ring (measured). Half a score does not
-    do: who has just started maps nothing yet, and the ring may be more than half of all there is (measured). A process beside
-    them that leaks goes after them: then their deaths end the run, with an error that says so. Raising a score needs no
-    privilege; who is started later inherits it."""
-    with suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(MOST_OOM_SCORE))
 
 
 class OomKills:

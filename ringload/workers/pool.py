@@ -32,9 +32,8 @@ import numpy as np
 
 from ringload import forks
 from ringload.errors import RingloadError, Stalled
-from ringload.ring.limits import be_taken_first
 from ringload.shared import Segment, refused
-from ringload.workers.deaths import Death, oom_kills
+from ringload.workers.deaths import Death, be_taken_first, oom_kills
 from ringload.workers.server import PACKET_BYTES, Config, become_server
 from ringload.workers.worker import Job, Start, message_of
 

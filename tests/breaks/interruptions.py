@@ -152,7 +152,7 @@ TABLE = (
         "Ctrl-C reaches the server: it shares the trainer's session, and does not ignore it",
         ("Ctrl-C at a random moment, (once|twice in quick succession)",),
         (
-            Edit("workers/pool.py", "                start_new_session=True,\n", ""),
+            Edit("workers/pool.py", ", setsid=True, setsigdef", ", setsigdef"),
             Edit(
                 "workers/server.py",
                 "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n    worker.be_called",
