@@ -184,7 +184,7 @@ TABLE = (
     Break(
         "padding is named among the samples in hand",
         ("a producer ends by SIGKILL with several samples in hand",),
-        (Edit("engine.py", "tuple(indices[indices != PAD].tolist())", "tuple(indices.tolist())"),),
+        (Edit("data/sampler.py", "        return np.asarray(indices[indices != PAD])", "        return np.asarray(indices)"),),
         ("test_crash.py::test_the_samples_of_a_death_are_real",),
         r"assert",
     ),

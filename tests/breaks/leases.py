@@ -58,11 +58,11 @@ TABLE = (
             "soak: (rounds|batches verified|rows verified)",
         ),
         (
+            Edit("ring/lease.py", "        end = LeaseEnd(owner, self.released.put)\n", ""),
             Edit(
                 "ring/lease.py",
-                "        end = LeaseEnd(owner, self.released.put)\n        slot = np.asarray(owner)\n"
                 "        arrays = self._layout.slot_arrays(slot, posted.n_rows)\n",
-                "        slot = np.asarray(owner)\n        arrays = self._layout.slot_arrays(slot, posted.n_rows)\n"
+                "        arrays = self._layout.slot_arrays(slot, posted.n_rows)\n"
                 "        end: Any = LeaseEnd(next(iter(arrays.values())), self.released.put)\n",
             ),
             Edit("ring/lease.py", "from typing import TYPE_CHECKING\n", "from typing import TYPE_CHECKING, Any\n"),
