@@ -328,48 +328,47 @@ def test_what_is_copied_ahead_is_not_what_was_received(tmp_path: Path) -> None:
         + """
 def labels(batches): return [label.tolist() for label in batches]
 
+def advance(made, stream, n):
+    '''Take `n` batches, each when all that can be is there to be copied ahead.'''
+    taken = []
+    for _ in range(n):
+        until_filled(made)
+        taken.append(next(stream).tolist())
+    return taken
+
 with loader(slots=6) as made, loader(workers=0) as twin:
     epochs = [labels(Batches(twin, fields="label")) for _ in range(6)]
     batches = batches_by_threads(made, fields="label")
-    n_ahead = 0
     for n in range(13):  # resuming after every number of batches
         made.set_epoch(0)
-        until_filled(made)
         stream = iter(batches)
-        found = [next(stream).tolist() for _ in range(n)]
-        n_ahead += made.position == (n + 1) % 12 and n > 0
+        found = advance(made, stream, n)
+        assert made.position == (n if n in (0, 12) else n + 1) % 12  # so it is tested
         state = batches.state_dict()
         assert (state["epoch"], state["position"]) == divmod(n, 12), (n, state)
         batches.load_state_dict(state)
         found += labels(batches) if n < 12 else []
         assert found == epochs[0], n
         assert batches.state_dict()["epoch"] == 1
-    assert n_ahead > 5, n_ahead  # so it was tested
     assert labels(batches) == epochs[1]
-    until_filled(made)
-    for label in batches:
-        break
+    advance(made, iter(batches), 1)  # and leave it
     assert labels(batches) == epochs[3]
-    until_filled(made)
     stream = iter(batches)
-    for _ in range(11):
-        next(stream)
+    advance(made, stream, 11)
     assert (made.epoch, made.position) == (5, 0) and batches.state_dict()["position"] == 11
     made.set_epoch(5)  # where it is by having copied ahead
     assert batches.state_dict() == made.state_dict()
     made.set_epoch(2)
     assert batches.state_dict() == made.state_dict()
     assert labels(batches) == epochs[2]
-    until_filled(made)
     stream = iter(batches)
-    next(stream)
+    advance(made, stream, 1)
     assert made.position == 2
     made.set_epoch(5)
     assert "one iterates at a time" in refused(RuntimeError, lambda: next(stream))
     assert batches.state_dict()["epoch"] == 5 and labels(batches) == epochs[5]
-    until_filled(made)
     old = iter(batches)
-    next(old)
+    advance(made, old, 1)
     iter(batches)
     assert "one iterates at a time" in refused(RuntimeError, lambda: next(old))
     del stream, old
