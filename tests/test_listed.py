@@ -19,6 +19,7 @@ from ringload.ring.slots import Layout
 from ringload.shared import Segment
 from ringload.workers.crew import InProcess
 from tests.conftest import Injected, Times
+from tests.deaths import kill_all
 from tests.helpers import SHAPE, truth
 
 
@@ -99,8 +100,7 @@ def test_kills_and_layouts_at_random(times: Times, injected: Injected) -> None:
     while n_kills < times(25, 1000):
         fed.receive()
         if rng.random() < 0.4 and (pids := fed.feed.pids):
-            os.kill(rng.choice(pids), signal.SIGKILL)
-            n_kills += 1
+            n_kills += kill_all([rng.choice(pids)])
         if rng.random() < 0.1:
             fed.rebuild(rng.choice([0, 100, 5_000, 70_000]))
     assert fed.feed._crew._pool.server_pid == server

@@ -21,6 +21,7 @@ import ringload  # noqa: E402
 from ringload.data.sharing import fingerprint  # noqa: E402
 from ringload.torch import DataLoader  # noqa: E402
 from tests.conftest import Injected, Times  # noqa: E402
+from tests.deaths import kill_all  # noqa: E402
 from tests.helpers import run_quietly, truth  # noqa: E402
 
 FORK: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
@@ -249,8 +250,7 @@ def test_kills_at_random_while_listed_batches_come(times: Times, injected: Injec
             if rng.random() < 0.3:
                 pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if _is_ours(folder)]
                 if pids:
-                    os.kill(rng.choice(pids), signal.SIGKILL)
-                    killed += 1
+                    killed += kill_all([rng.choice(pids)])
         torch.set_rng_state(generator_state)
         torch.rand(1)
         lost += 60 - len(set(seen)) + len(seen) - 60
