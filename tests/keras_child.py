@@ -5,6 +5,7 @@ The backend is chosen by KERAS_BACKEND, in the environment of the child.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import ringload.keras
 from tests.helpers import Truth, order_of, truths
 
 BACKEND = keras.backend.backend()
+faulthandler.dump_traceback_later(270)  # the parent waits for 280 s
 
 
 class Recorder(keras.Model):

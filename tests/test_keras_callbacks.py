@@ -6,7 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import run
+
+pytestmark = pytest.mark.timeout(300)  # of a machine that does much else: importing TensorFlow took 30 s there
 
 ENVIRONMENT = {**os.environ, "KERAS_BACKEND": "tensorflow"}
 
@@ -30,7 +34,7 @@ with loader() as made, loader(20, shuffle=False) as held:
 
 
 def test_costs_reach_history_progress_bar_and_csv(tmp_path: Path) -> None:
-    done = run(REPORT, tmp_path / "log.csv", env={**os.environ, "KERAS_BACKEND": "torch"}, timeout=110)
+    done = run(REPORT, tmp_path / "log.csv", env={**os.environ, "KERAS_BACKEND": "torch"}, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("stall_share:") == 3  # the progress bar's last line of each epoch
 
@@ -76,7 +80,7 @@ with loader(N, workers=1) as made:
 
 def resume(folder: Path, killed_at: int, every: object, at_once: int = 1) -> str:
     """One run of the script. Killed if `killed_at` is not 0."""
-    done = run(RESUME, folder, killed_at, every, at_once, env=ENVIRONMENT, timeout=110)
+    done = run(RESUME, folder, killed_at, every, at_once, env=ENVIRONMENT, timeout=280)
     assert done.returncode == (-signal.SIGKILL if killed_at else 0), done.stderr
     return done.stdout
 
@@ -139,5 +143,5 @@ print("done")
 
 
 def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
-    done = run(MORE, tmp_path, env={**os.environ, "KERAS_BACKEND": "torch"}, timeout=110)
+    done = run(MORE, tmp_path, env={**os.environ, "KERAS_BACKEND": "torch"}, timeout=280)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
