@@ -391,7 +391,7 @@ def test_the_making_of_a_loader_is_interrupted_at_every_moment(times: Times, inj
         nonlocal made
         made = make()
 
-    at = list(moments(construct, times(50, 1500)))
+    at = list(moments(construct, times(50, 500)))
     for k in at:
         made = None
         interrupted_at(k, construct)

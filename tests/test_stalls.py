@@ -117,7 +117,10 @@ def test_a_stall_names_who_is_stuck_on_what(way: str, kind: Any, tmp_path: Path,
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [1, 3])
-def test_stopped_producers_are_named_and_go_on_when_continued(workers: int, times: Times, injected: Injected) -> None:
+def test_stopped_producers_are_named_and_go_on_when_continued(
+    workers: int, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringload.ring.memory.AUTO_SLOTS", 3)  # or all batches might be there before they are stopped
     with loader(Slow(N), workers=workers, stall_timeout=0.3, ram_budget="auto") as made, loader(Truth(N), workers=0) as calm:
         for _ in range(times(2, 50)):
             batches = iter(made)
