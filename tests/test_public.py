@@ -88,7 +88,7 @@ def test_importing_is_cheap_and_asks_for_no_framework() -> None:
 
 
 # The framework that each adapter needs, and the extra that brings it.
-NEEDED = {"keras": ("keras", "tf"), "tf": ("tensorflow", "tf"), "jax": ("jax", "jax")}
+NEEDED = {"torch": ("torch", "torch"), "keras": ("keras", "tf"), "tf": ("tensorflow", "tf"), "jax": ("jax", "jax")}
 
 
 def test_a_framework_that_is_missing_is_named_with_the_remedy() -> None:
