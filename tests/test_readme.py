@@ -1,0 +1,61 @@
+"""The README's wrappers, each run as it is shown, in an interpreter of its own that has what the text around it has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import run
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BEGIN = """
+import os
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+import numpy as np
+import ringload
+def range(n, really=range): return really(min(n, 2))  # epochs
+labels, device, seen = np.arange(96), None, []
+source = ringload.Arrays(image=np.zeros((96, 8, 8, 3), "uint8") + labels[:, None, None, None].astype("uint8"), label=labels)
+loader = ringload.Loader(source, 32, workers=2, ram_budget="200MB")
+def step(images, labels):
+    images, labels = np.asarray(images), np.asarray(labels)
+    assert (images.reshape(len(labels), -1) == labels[:, None]).all()
+    seen.extend(labels.tolist())
+"""
+KERAS = """
+import keras
+import tempfile; os.chdir(tempfile.mkdtemp())
+model = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(96)])
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+really_fit = model.fit
+def fit(*data, epochs, **options): return really_fit(*data, epochs=min(epochs, 2), verbose=0, **options)
+model.fit = fit
+"""
+BATCHES = """
+assert sorted(seen) == sorted([*labels] * 2), len(seen)
+"""
+SECTIONS = {
+    "### Keras 3": (KERAS, 'assert loader.epoch == 2 and len(model.history.history["stall_share"]) == 2'),
+    "### TensorFlow": ("", BATCHES),
+    "### PyTorch": ("", BATCHES),
+    "Or keep your Dataset": (
+        "dataset = [(np.full(3, label, 'uint8'), int(label)) for label in labels]",
+        "assert sorted(seen) == np.arange(96).tolist()",
+    ),
+    "### JAX": ("", BATCHES),
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_what_the_readme_shows_runs(section: str) -> None:
+    before, after = SECTIONS[section]
+    found = re.search(r"```python\n(.*?)```", README[README.index(section) :], re.DOTALL)
+    assert found is not None
+    shown = found[1]
+    assert 1 <= len(shown.strip().splitlines()) <= 8
+    done = run(f"{BEGIN}{before}\n{shown}\n{after}\nloader.close()\nprint('done')", timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "done"
