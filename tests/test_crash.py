@@ -303,7 +303,7 @@ OF_SERVERS = [
     *(Server._fork, Server._reap, Server._send, Server._reserve_some),
 ]
 UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
-    worker.run: 6,  # a ring that cannot be mapped, a source that does not start
+    worker.run: 7,  # a ring that cannot be mapped, a source that does not start, one of listed rows
     _Work._ask: 3,  # a prefetch() that raises
     worker.as_text: 4,  # texts that are too long
     ProducerEnd._write: 3,  # a pipe that is full: in test_stalls

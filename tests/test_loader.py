@@ -500,7 +500,7 @@ def test_who_keeps_everything_is_told_and_can_go_on(recwarn: pytest.WarningsReco
             super().load(index, rng, out)
             out["wide"][:1] = 1
 
-    with loader(Wide(), ram_budget="170MB", stall_timeout=0.5) as made:
+    with loader(Wide(), ram_budget="170MB", stall_timeout=3) as made:
         iterator = iter(made)
         kept: list[ringload.Batch] = []
         said = r"every slot .* is lent .* batch 0 of epoch 0 for \d+ s"
