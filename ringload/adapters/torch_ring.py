@@ -233,7 +233,7 @@ class TorchRing:
             return None
         if self.rooms.tree is None:
             beside = batch["beside"][0]
-            data = _of(batch, lambda: decode(beside))
+            data = _of(batch, lambda: decode(beside, self._allow_pickle))
             if not self.rooms.is_learned:
                 room = written_bytes(beside)
                 batch.release()

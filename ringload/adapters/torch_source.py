@@ -83,7 +83,7 @@ class TorchSource:
             raise self._init_error
         if self._seeding:
             seed_all(int(rows["seed"][row]))
-        key = decode(rows["key"][row]) if "key" in rows else int(rows["index"][row])
+        key = decode(rows["key"][row], self._allow_pickle) if "key" in rows else int(rows["index"][row])
         status = WRITTEN
         try:
             if self._write is None:

@@ -152,35 +152,37 @@ def written_bytes(written: np.ndarray) -> int:
     return int(_aligned(HEAD.size + n_text) + n_data)
 
 
-def decode(written: np.ndarray) -> Any:
-    """What was encoded into `written` (n,) uint8: in memory of its own."""
+def decode(written: np.ndarray, allow_pickle: bool) -> Any:
+    """What was encoded into `written` (n,) uint8: in memory of its own. A process that reads hostile files
+    may have written it."""
     n_text, n_data = HEAD.unpack_from(written.data, 0)
     text = json.loads(written[HEAD.size : HEAD.size + n_text].tobytes())
     start = _aligned(HEAD.size + n_text)
-    return _value(text, written[start : start + n_data])
+    return _value(text, written[start : start + n_data], allow_pickle)
 
 
-def _value(text: Any, data: np.ndarray) -> Any:
+def _value(text: Any, data: np.ndarray, allow_pickle: bool) -> Any:
     if isinstance(text, dict):
-        return {key: _value(value, data) for key, value in text.items()}
+        return {key: _value(value, data, allow_pickle) for key, value in text.items()}
     if not isinstance(text, list):
         return text
     kind, rest = text[0], text[1:]
     match kind:
         case "l":
-            return [_value(value, data) for value in rest]
+            return [_value(value, data, allow_pickle) for value in rest]
         case "t":
-            return tuple(_value(value, data) for value in rest)
+            return tuple(_value(value, data, allow_pickle) for value in rest)
         case "d" | "o":
-            return (dict if kind == "d" else OrderedDict)((_value(key, data), _value(value, data)) for key, value in rest)
+            pairs = ((_value(key, data, allow_pickle), _value(value, data, allow_pickle)) for key, value in rest)
+            return dict(pairs) if kind == "d" else OrderedDict(pairs)
         case "n":
-            return class_called(rest[0], rest[1])(*(_value(value, data) for value in rest[2:]))
+            return class_called(rest[0], rest[1])(*(_value(value, data, allow_pickle) for value in rest[2:]))
         case "c":
             return complex(*rest)
         case "b":
             return data[rest[1] : rest[1] + rest[0]].tobytes()
-        case "p":
-            return pickle.loads(data[rest[1] : rest[1] + rest[0]].tobytes())  # only if the producers may, and they are ours
+        case "p" if allow_pickle:
+            return pickle.loads(data[rest[1] : rest[1] + rest[0]].tobytes())
         case "a" | "g":
             array = np.ndarray(rest[1], np.dtype(rest[0]), data, rest[2]).copy()
             return array if kind == "a" else array[()]
@@ -260,7 +262,7 @@ def is_named_tuple(value: Any) -> bool:
 
 
 def class_called(module: str, name: str) -> Any:
-    """A class that a value of a producer's has, here.
+    """A class of named tuples that a value of a producer's has, here.
 
     Raises:
         TypeError: this process has none of that name.
@@ -268,8 +270,8 @@ def class_called(module: str, name: str) -> Any:
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
-    if not isinstance(found, type):
-        raise TypeError(f"there is no class {module}.{name} in the trainer: import it there, at a module's top level")
+    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
+        raise TypeError(f"there are no named tuples {module}.{name} in the trainer: import them there, at a module's top level")
     return found
 
 
