@@ -39,7 +39,10 @@ def main(images: Path, run: Path) -> None:
     ])  # fmt: skip
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"])
-    with ringload.Loader(train, 32, seed=0) as loader, ringload.Loader(held, 32, shuffle=False, last="pad") as held_loader:
+    with (
+        ringload.Loader(train, 32, seed=0, last="keep") as loader,
+        ringload.Loader(held, 32, shuffle=False, last="pad") as held_loader,
+    ):
         data = ringload.keras.dataset(loader)
         checkpoint = ringload.keras.Checkpoint(run, data, every=20)
         first = checkpoint.restore(model)
