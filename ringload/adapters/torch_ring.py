@@ -241,7 +241,8 @@ class TorchRing:
             return (data,)
         values: Any = iter(())
         if self.rooms.beside_bytes:
-            values = iter(list(map(list, zip(*(_of(batch, partial(decode, row)) for row in batch["beside"]), strict=True))))
+            rows = (_of(batch, partial(decode, row, self._allow_pickle)) for row in batch["beside"])
+            values = iter(list(map(list, zip(*rows, strict=True))))
         root = self.rooms.tree
         if self.rooms.is_learned:
             return (_of(batch, lambda: tree.build(root, lambda name: own(batch[name]), values)),)
