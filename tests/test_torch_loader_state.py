@@ -124,6 +124,33 @@ def test_resumes_anywhere(number: int, n_workers: int) -> None:
         assert found == following or number not in (1, 5)  # what is drawn too, if the loader's own generator decides it
 
 
+def test_persistent_workers_draw_anew_in_each_epoch() -> None:
+    """The same for any number of workers, and from a state in the middle of an epoch or at its end."""
+    seen: list[Any] = []
+    for n_workers in (2, 3):
+        torch.manual_seed(1)
+        loader = DataLoader(Drawing(), 4, persistent_workers=True, **FORK | {"num_workers": n_workers})
+        states, epochs = [], []
+        for _ in range(3):
+            batches = iter(loader)
+            epochs.append(rows([next(batches)]))
+            states.append(loader.state_dict())
+            epochs[-1] += rows(batches)
+            states.append(loader.state_dict())
+        seen.append(epochs)
+    assert seen[0] == seen[1]
+    draws = {draw for epoch in seen[0] for batch in epoch for draw in batch[1]}
+    assert len(draws) == 3 * 23
+    again = DataLoader(Drawing(), 4, persistent_workers=True, **FORK)
+    again.load_state_dict(states[2])
+    assert [rows(again), rows(again)] == [epochs[1][1:], epochs[2]]
+    again.load_state_dict(states[1])
+    assert rows(again) == epochs[1]
+    in_process = DataLoader(Drawing(), 4)
+    in_process.load_state_dict(states[2])
+    assert rows(in_process) == epochs[1][1:]
+
+
 def test_the_state_is_of_what_was_received() -> None:
     loader = DataLoader(Drawing(), 4, shuffle=True, **FORK)
     torch.manual_seed(3)

@@ -5,8 +5,8 @@
 What a user of torch's would notice:
 1. All workers share a batch: the first one comes sooner, and a slow sample holds up one row. A `collate_fn`, or
    `__getitems__`, needs whole batches, so there a batch is one worker's.
-2. What a sample draws from `random`, `numpy.random` and torch's global generator depends on (base seed, its place in the
-   epoch): the same values for any number of workers, 0 included; other values than torch's.
+2. What a sample draws from `random`, `numpy.random` and torch's global generator depends on (base seed, epoch, its place in
+   it): the same values for any number of workers, 0 included; other values than torch's.
 3. A worker's death costs time, not the run.
 4. Workers stay from epoch to epoch. Unless persistent_workers=True says that they shall not hear of changes, the dataset is
    compared with what they have at each `iter()`, and they begin anew with it if it was changed.
@@ -129,7 +129,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self._progress: Progress | None = None  # of the pass that was begun last
         self._ring: TorchRing | None = None  # that no pass uses now
         self._rooms: Rooms | None = None  # what was learned of rows by a ring that is gone
-        self._base_seed: int | None = None  # of persistent workers
+        self._kept: tuple[int, int] | None = None  # of persistent workers: the base seed, and the passes begun with it
         self._n_passes = 0
 
     # -- iterating ----------------------------------------------------------------------------------------------------
@@ -146,9 +146,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             raise ValueError("timeout is for workers: leave it at 0 with num_workers=0")
         state, self._next_state = self._next_state, None
         is_kept = self.persistent_workers and self.num_workers > 0
-        base_seed = self._base_seed if is_kept else None
-        keys = Keys(self, base_seed, self.snapshot_every_n_steps, state)
-        self._base_seed = keys.base_seed
+        keys = Keys(self, self._kept if is_kept else None, self.snapshot_every_n_steps, state)
+        self._kept = keys.base_seed, keys.n_before + 1
         if state is not None and state["_iterator_finished"]:
             return self._begin()  # the next one: that `keys` went through the last has moved the generators on
         begun: Pass = RingPass(self, keys) if self.num_workers else InProcessPass(self, keys)

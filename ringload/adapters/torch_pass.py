@@ -100,7 +100,7 @@ class InProcessPass(Pass):
             self._seeding = before.have_moved()  # the first thing was drawn: once more, and with seeds from now on
         if self._seeding:
             try:
-                result, error = self._try(keys, seeds(self._keys.base_seed, number, self._n_seeds(keys)).tolist())
+                result, error = self._try(keys, seeds(self._keys.seed, number, self._n_seeds(keys)).tolist())
             finally:
                 before.restore()
         if error is not None:
@@ -165,7 +165,7 @@ class RingPass(Pass):
         """Tell the ring what to produce."""
         assert self._ring is not None
         listed = {number: keys for number, (keys, _) in self._listed.items() if self._can_be_empty or len(keys)}
-        self._ring.enlist(self._epoch, self.progress.number, listed, self._keys.base_seed)
+        self._ring.enlist(self._epoch, self.progress.number, listed, self._keys.seed)
 
     def _next(self) -> Any:
         number = self.progress.number

@@ -172,8 +172,8 @@ class TorchRing:
         """What is due next is batch `number` of `epoch`, which is to be listed."""
         self.feed.begin(epoch, number)
 
-    def enlist(self, epoch: int, number: int, listed: Mapping[int, Any], base_seed: int) -> None:
-        """Have batches produced: number -> its keys. That of `number` is due."""
+    def enlist(self, epoch: int, number: int, listed: Mapping[int, Any], seed: int) -> None:
+        """Have batches produced: number -> its keys. That of `number` is due. `seed` is the pass's."""
         order = self.feed.order
         new = {n: keys for n, keys in listed.items() if not order.has(epoch, n)}
         if not new:
@@ -184,7 +184,7 @@ class TorchRing:
             self._lay_out(rooms, epoch, number)
             new = dict(listed)
         for n, keys in new.items():
-            order.enlist(n, self._rows(epoch, n, keys, base_seed))
+            order.enlist(n, self._rows(epoch, n, keys, seed))
         self.feed.post()
 
     def next(self, number: int) -> tuple[Batch, list[Bad]]:
@@ -207,11 +207,11 @@ class TorchRing:
         n_bytes = max((encoded_bytes(partial(self._encoder.encode, key, "a key of the sampler")) for key in written), default=0)
         return rooms if n_bytes <= rooms.key_bytes else replace(rooms, key_bytes=round_up(n_bytes + n_bytes // 2, 64))
 
-    def _rows(self, epoch: int, number: int, keys: Any, base_seed: int) -> dict[str, np.ndarray]:
+    def _rows(self, epoch: int, number: int, keys: Any, seed: int) -> dict[str, np.ndarray]:
         """What is written into a batch's slot."""
         of_rows = [keys] if self.rooms.tree is None else list(keys)
         n = len(of_rows)
-        rows = {"seed": seeds(base_seed, number, n)}
+        rows = {"seed": seeds(seed, number, n)}
         if self.rooms.key_bytes:
             rows["key"] = np.zeros((n, self.rooms.key_bytes), np.uint8)
             for row, key in enumerate(of_rows):

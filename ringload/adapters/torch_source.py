@@ -155,10 +155,15 @@ class Generators:
         torch.set_rng_state(of_torch)
 
 
-def seeds(base_seed: int, number: int, n_rows: int) -> np.ndarray:
-    """The seeds of the rows of batch `number`: `(n_rows,) int64`, from 0 on. SplitMix64 (Steele, Lea and Flood, 2014)."""
+def seed_of_pass(base_seed: int, n_before: int) -> int:
+    """The seed of a pass before which there were `n_before` with the same base seed: that itself, for the first."""
+    return (base_seed + n_before * 0xD1B54A32D192ED03) & MASK
+
+
+def seeds(seed: int, number: int, n_rows: int) -> np.ndarray:
+    """The seeds of the rows of batch `number` of a pass, `(n_rows,) int64`, from 0 on: SplitMix64 (Steele, Lea, Flood 2014)."""
     rows = np.arange(n_rows, dtype=np.uint64) + np.uint64(number << 32 & MASK)
-    mixed = (rows + np.uint64(base_seed & MASK)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (rows + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)

@@ -1,11 +1,13 @@
 """Where a pass over a torch DataLoader is: the keys that its sampler gives, and the state from which they can be given again.
 
 The sampler is asked in the order in which torch asks it, with the same draws from the same generators, so that the same seed
-gives the same batches: `iter(sampler)`, then a base seed, then batch after batch.
+gives the same batches: `iter(sampler)`, then a base seed, then batch after batch. Persistent workers keep their base seed, so
+passes with it are counted, and `Keys.seed` is of both.
 
 A state has the names of torchdata's StatefulDataLoader (those of its single-process form, whatever the number of workers), and
-`_base_seed`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For others the state of
-the generators before the pass is kept: then the sampler is asked again from the beginning, and what was received is skipped.
+`_base_seed`, `_pass`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For others the
+state of the generators before the pass is kept: then the sampler is asked again from the beginning, and what was received is
+skipped.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ringload.adapters.torch_source import seed_of_pass
 from ringload.errors import ConfigError
 
 NAMES = (
@@ -27,6 +30,7 @@ NAMES = (
     "_num_yielded",
     "_iterator_finished",
     "_base_seed",
+    "_pass",
 )
 
 
@@ -42,8 +46,10 @@ class Snapshot:
 class Keys:
     """The keys of a pass, batch by batch, with a snapshot behind each."""
 
-    def __init__(self, loader: Any, base_seed: int | None, every: int, state: Mapping[str, Any] | None = None) -> None:
-        """Begin a pass; a base seed is drawn unless there is one. With `state`, go on where that was taken."""
+    def __init__(self, loader: Any, kept: tuple[int, int] | None, every: int, state: Mapping[str, Any] | None = None) -> None:
+        """Begin a pass. `kept`: the base seed, and how many passes were begun with it; else one is drawn. With `state`, go on
+        where that was taken."""
+        base_seed, self.n_before = kept if kept is not None else (None, 0)
         self._every = every
         self._sampler = loader._index_sampler
         self._stateful = next(
@@ -61,6 +67,7 @@ class Keys:
             self.snapshot = self._take_snapshot()
         else:
             self._go_on(loader, state)
+        self.seed = seed_of_pass(self.base_seed, self.n_before)
 
     def _begin(self, loader: Any, base_seed: int | None) -> int:
         self._iterator = iter(self._sampler)
@@ -94,6 +101,7 @@ class Keys:
             "dataset_state": dataset.state_dict() if _is_stateful(dataset) else None,
             "_iterator_finished": is_finished,
             "_base_seed": self.base_seed,
+            "_pass": self.n_before,
             "_snapshot_step": snapshot.number,
             "_rng": {"draws_base_seed": draws, "global": _text(rng), "generators": [_text(one) for one in generators]},
         }
@@ -122,7 +130,7 @@ class Keys:
             first = list(itertools.islice(self._iterator, 1))  # so that what it draws when it begins is drawn here
         finally:
             torch.set_rng_state(own)
-        self.base_seed, self.number = int(state["_base_seed"]), n_yielded
+        self.base_seed, self.n_before, self.number = int(state["_base_seed"]), int(state["_pass"]), n_yielded
         self.snapshot = Snapshot(int(state["_snapshot_step"]), state["_index_sampler_state"], state["_sampler_iter_state"])
         if first:
             self._iterator = _Chained(first[0], self._iterator)
