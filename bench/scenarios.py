@@ -1,0 +1,261 @@
+"""The scenarios: what is loaded, how it is measured, by whom, and what ringload is to reach.
+
+Every figure is of 2 workers where nothing else is said. `quick` scenarios and peers make up `make bench-quick`. A scenario
+with `of` is another figure from the measurements of that one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench import data
+
+N_PHOTOS = 2944  # whole batches of 64, of the 3,000
+ROW_224 = (224, 224, 3)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What ringload's figure, over that of `peer` if there is one, is to be at least or at most."""
+
+    limit: float
+    at_least: bool
+    peer: str = ""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One figure of ringload and its peers.
+
+    `number` is the scenario's in the issue that asked for it. `metric` is a key of what `bench.measure` returns; `more` of it
+    is better, or less. `options` go to the method.
+    """
+
+    name: str
+    number: int
+    title: str
+    metric: str
+    unit: str
+    more: bool
+    peers: tuple[str, ...]
+    work: dict[str, Any] = field(default_factory=dict)
+    method: str = "rate"
+    quick: tuple[str, ...] = ()  # the peers of make bench-quick; none: it is not a part of that
+    options: dict[str, Any] = field(default_factory=dict)
+    workers: int = 2
+    seconds: float = 2.0
+    warm_s: float = 1.0
+    goals: tuple[Goal, ...] = ()
+    of: str = ""
+    needs_root: bool = False
+
+
+def at_least(limit: float, peer: str = "") -> Goal:
+    return Goal(limit, True, peer)
+
+
+def at_most(limit: float, peer: str = "") -> Goal:
+    return Goal(limit, False, peer)
+
+
+def photos(batch_size: int, n_samples: int = 10 * N_PHOTOS, size: int = 224) -> dict[str, Any]:
+    n_samples -= n_samples % batch_size
+    return {"kind": "photos", "folder": str(data.PHOTOS), "batch_size": batch_size, "size": size, "n_samples": n_samples}
+
+
+def table(n_rows: int) -> dict[str, Any]:
+    n_samples = n_rows - n_rows % 256
+    return photos(256, n_samples) | {"table": str(data.ROOT / f"rows-{n_samples}.parquet")}
+
+
+def rows(batch_size: int, shape: tuple[int, ...], dtype: str = "uint8", n_rows: int = 512) -> dict[str, Any]:
+    n_samples = batch_size * max(64, 20_000 // batch_size)
+    return {"kind": "rows", "batch_size": batch_size, "shape": shape, "dtype": dtype, "n_rows": n_rows, "n_samples": n_samples}
+
+
+def sleeps(batch_size: int, cost_s: float, **more: Any) -> dict[str, Any]:
+    return {"kind": "sleeps", "batch_size": batch_size, "cost_s": cost_s, "n_samples": batch_size * 1000} | more
+
+
+EVERYBODY = (
+    *("roofline", "torch", "torch-pillow", "torch-vision", "tfdata", "grain", "spdl", "dali", "webdataset", "litdata"),
+    *("keras", "naive"),
+)
+IMAGES = {"metric": "samples_per_s", "unit": "images/s", "more": True}
+COPIES = {"metric": "gb_per_s", "unit": "GB/s", "more": True, "seconds": 1.0, "warm_s": 0.7}
+FIRST = {"metric": "first_s", "unit": "s", "more": False, "method": "first"}
+MEMORY = {"metric": "own_mb", "unit": "MB", "more": False, "method": "memory", "seconds": 3.0}
+
+SCENARIOS = (
+    Scenario(
+        *("decode-64", 1, "photographs, 224 x 224, batches of 64"),
+        **IMAGES,
+        peers=EVERYBODY,
+        work=photos(64),
+        quick=("roofline", "torch", "tfdata", "naive"),
+        goals=(at_least(0.97, "roofline"), at_least(1.12, "torch"), at_least(1.4, "tfdata"), at_least(4.5, "naive")),
+    ),
+    Scenario(
+        *("decode-256", 1, "photographs, 224 x 224, batches of 256"),
+        **IMAGES,
+        peers=("roofline", "torch"),
+        work=photos(256),
+        seconds=3.0,
+    ),
+    Scenario(
+        *("large", 2, "photographs of 12 to 24 megapixels, batches of 16"),
+        **IMAGES,
+        peers=("roofline", "torch", "tfdata", "torch-pillow"),
+        work=photos(16, 480) | {"folder": str(data.ROOT / "large")},
+        seconds=3.0,
+    ),
+    Scenario(*("copy-0.05", 3, "copies, batches of 0.05 MB"), **COPIES, peers=("copying", "torch"), work=rows(64, (28, 28), n_rows=60_000)),
+    Scenario(*("copy-9.6", 3, "copies, batches of 9.6 MB"), **COPIES, peers=("copying", "torch"), work=rows(64, ROW_224)),
+    Scenario(
+        *("copy-38.5", 3, "copies, batches of 38.5 MB"),
+        **COPIES,
+        peers=("copying", "torch", "grain", "torch-numpy"),
+        work=rows(256, ROW_224),
+        quick=("copying", "torch"),
+        goals=(at_least(8, "torch"), at_least(15, "grain")),
+    ),
+    Scenario(*("copy-154", 3, "copies, batches of 154 MB"), **COPIES, peers=("copying", "torch"), work=rows(1024, ROW_224)),
+    Scenario(
+        *("tabular", 4, "rows of 32 float32, batches of 1,024", "samples_per_s", "rows/s", True, ("torch", "tfdata")),
+        work=rows(1024, (32,), "float32", 1_000_000),
+        seconds=1.0,
+    ),
+    Scenario(
+        *("tiny", 4, "28 x 28, batches of 256", "samples_per_s", "images/s", True, ("torch", "keras")),
+        work=rows(256, (28, 28), n_rows=60_000),
+        seconds=1.0,
+        quick=("torch",),
+    ),
+    Scenario(
+        *("first-4k", 5, "first batch of 256, of 4 thousand files"),
+        **FIRST,
+        peers=("torch", "tfdata", "grain"),
+        work=photos(256, 4096),
+        quick=("torch",),
+        goals=(at_most(0.25, "torch"),),
+    ),
+    Scenario(*("first-1m", 5, "first batch of 256, of 1 million files"), **FIRST, peers=("torch", "tfdata"), work=table(1_000_000)),
+    Scenario(
+        *("first-30m", 5, "first batch of 256, of 30 million files"),
+        **FIRST,
+        peers=("torch",),
+        work=table(30_000_000),
+        options={"watch": True},
+    ),
+    Scenario(
+        *("skew", 6, "time waited; 1 sample in 50 costs 50 times as much, step 1.1 x load", "wait_share", "of the time", False),
+        peers=("torch", "grain"),
+        work=sleeps(64, 0.002, every=50, factor=50.0),
+        method="steps",
+        options={"step": 1.1},
+        seconds=5.0,
+        quick=("torch",),
+        goals=(at_most(0.3, "torch"),),
+    ),
+    *(
+        Scenario(
+            *(f"step-{step}", 7, f"wall time over the ideal, step {step} x load", "over_ideal", "x ideal", False, ("torch",)),
+            work=sleeps(64, 0.004),
+            method="steps",
+            options={"step": step},
+            seconds=4.0,
+            quick=("torch",) if step == 1 else (),
+            goals=(at_most(1.03),),
+        )
+        for step in (0.5, 1, 2)
+    ),
+    Scenario(
+        *("cold", 8, "one epoch of photographs that are not in the page cache"),
+        **IMAGES,
+        peers=("torch", "tfdata"),
+        work=photos(64, N_PHOTOS // 2),
+        method="epoch",
+    ),
+    Scenario(
+        *("slow", 8, "one epoch from storage that takes 20 ms a read (FUSE)"),
+        **IMAGES,
+        peers=("torch", "tfdata"),
+        work=photos(64, 10 * 64),
+        method="epoch",
+        options={"delay_ms": 20},
+        needs_root=True,
+    ),
+    *(
+        Scenario(
+            *(f"memory-{workers}", 9, f"memory of all processes, {workers} workers, batches of 64"),
+            **MEMORY,
+            peers=("torch", "ringload-small"),
+            work=photos(64),
+            workers=workers,
+            options={"watch": True},
+            quick=("torch", "ringload-small") if workers == 2 else (),
+        )
+        for workers in (1, 2, 4, 8)
+    ),
+    Scenario(
+        *("memory-30m", 9, "memory at the first batch, 30 million files", "own_mb", "MB", False, ("torch",)),
+        of="first-30m",
+        goals=(at_most(0.5, "torch"),),
+    ),
+    Scenario(
+        *("consumer", 10, "trainer's CPU a batch of 9.6 MB", "consumer_cpu_us", "us", False, ("torch",)),
+        of="copy-9.6",
+        goals=(at_most(100),),
+    ),
+    Scenario(
+        *("train-keras", 11, "a small Keras CNN, 96 x 96, 2 epochs"),
+        **IMAGES,
+        peers=("keras", "tfdata"),
+        work=photos(64, 1472, 96),
+        method="train",
+        options={"framework": "keras", "epochs": 2},
+    ),
+    Scenario(
+        *("train-torch", 11, "a small torch CNN, 96 x 96, 2 epochs"),
+        **IMAGES,
+        peers=("torch", "torch-pillow"),
+        work=photos(64, 1472, 96),
+        method="train",
+        options={"framework": "torch", "epochs": 2},
+    ),
+    Scenario(
+        *("scaling", 12, "samples that sleep 8 ms, 12 workers (and 1, 2, 4, 8)", "samples_per_s", "samples/s", True),
+        peers=("torch", "grain"),
+        work=sleeps(32, 0.008),
+        method="scaling",
+        options={"counts": [1, 2, 4, 8, 12]},
+        workers=12,
+        seconds=1.0,
+        quick=("torch",),
+    ),
+)
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+
+
+def prepare(scenario: Scenario) -> None:
+    """Make the files that it needs, if they are not there."""
+    from pathlib import Path
+
+    from bench.work import Photos, Rows, make_work
+
+    if scenario.of:
+        return
+    work = make_work(scenario.work)
+    if isinstance(work, Photos):
+        if work.folder == data.ROOT / "large":
+            data.large()
+        data.truth(Path(scenario.work["folder"]), work.size)
+        if work.table is not None:
+            data.table(work.n_samples)
+    if isinstance(work, Rows):
+        data.rows(work.n_rows, work.shape, work.dtype)
+    if scenario.options.get("delay_ms"):
+        from bench.slowfs import program
+
+        program()
