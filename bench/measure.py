@@ -8,6 +8,8 @@ Methods
     first   seconds to the first batch alone, from the making of the loader, its framework imported
     steps   a trainer with a step of `step` times what loading a batch takes: time waited, and the wall time over the ideal
     epoch   samples/s over one epoch of files that are not in the page cache, `delay_ms` away where that is given
+    memory  the trainer takes batches, then rests until whatever is filled ahead is full; bench.run watches the memory
+    scaling samples/s of samples that sleep, for each number of workers in `counts`, one after the other
     proof   a whole epoch, not timed: every sample comes once
     train   a real training (bench.train)
 """
@@ -182,6 +184,24 @@ def epoch(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
     return result
 
 
+def memory(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
+    stream, trainer, first_s = started(peer, work, spec["workers"])
+    for _ in range(2):
+        trainer.take_for(spec["seconds"] / 3)
+        time.sleep(spec["seconds"] / 3)
+    stream.close()
+    return {"first_s": first_s}
+
+
+def scaling(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, Any]:
+    assert isinstance(work, Sleeps)
+    found: dict[str, float] = {}
+    for workers in spec["counts"]:
+        found[str(workers)] = rate(spec | {"workers": workers}, peer, work)["samples_per_s"]
+    last = spec["counts"][-1]
+    return {"samples_per_s": found[str(last)], "at": found, "ideal_share": found[str(last)] * work.mean_cost_s / last}
+
+
 def proof(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
     stream, trainer, first_s = started(peer, work, spec["workers"])
     for _ in range(work.n_samples // work.batch_size):  # to the end of one epoch, and into the next
@@ -190,7 +210,7 @@ def proof(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
     return {"n_batches": trainer.n_batches, "first_s": first_s}
 
 
-METHODS = {"rate": rate, "first": first, "steps": steps, "epoch": epoch, "proof": proof}
+METHODS = {"rate": rate, "first": first, "steps": steps, "epoch": epoch, "memory": memory, "scaling": scaling, "proof": proof}
 
 
 def main() -> None:
