@@ -1,7 +1,7 @@
 """Install the peers into this interpreter's environment, one pip call each: `make bench-setup` runs it in .venv-bench.
 
-Versions are those of bench/constraints.txt. One that cannot be installed, or cannot be imported, costs only itself: why is noted in
-peers.json beside the interpreter, and stands in every table and file of results. Standard library only.
+Versions are those of bench/constraints.txt. One that cannot be installed, or cannot be imported, costs only itself: why is
+noted in peers.json beside the interpreter, and stands in every table and file of results. Standard library only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ PACKAGES: dict[str, tuple[list[str], str, list[str]]] = {
     "nvidia-dali": (["nvidia-dali-cuda120"], "nvidia.dali.fn", []),
     "webdataset": (["webdataset"], "webdataset", []),
     # it names torchvision as a need and imports without; boto3's own needs are given, or pip tries hundreds of releases
-    "litdata": (["--no-deps", "litdata", "lightning-utilities", "obstore", "tifffile", *("boto3", "botocore", "s3transfer", "jmespath")], "litdata", []),
+    "litdata": (
+        [
+            "--no-deps",
+            "litdata",
+            "lightning-utilities",
+            "obstore",
+            "tifffile",
+            *("boto3", "botocore", "s3transfer", "jmespath"),
+        ],
+        "litdata",
+        [],
+    ),
     "torchvision": (["--no-deps", "torchvision"], "torchvision", []),
 }
 
@@ -60,7 +71,7 @@ def install(name: str) -> dict[str, str]:
         why = "" if not imported(module) else why + tried
     if why:
         return {"absent": why}
-    return {"version": metadata.version([one for one in arguments if not one.startswith("-")][0])}
+    return {"version": metadata.version(next(one for one in arguments if not one.startswith("-")))}
 
 
 def main() -> None:

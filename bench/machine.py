@@ -21,7 +21,8 @@ WATCHED = (
 
 def machine() -> dict[str, Any]:
     """CPUs, memory and kernel."""
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
         "cpu": model,
         "cpus": len(os.sched_getaffinity(0)),

@@ -14,12 +14,12 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from bench.peers import PEERS  # noqa: E402
-from bench.scenarios import BY_NAME  # noqa: E402
-from bench.stats import OURS, Results, figure  # noqa: E402
+from bench.peers import PEERS
+from bench.scenarios import BY_NAME
+from bench.stats import OURS, Results, figure
 
 INK = {"light": "#24292f", "dark": "#e6edf3"}
 PAGE_INK = "#010203"  # replaced by currentColor in the page
@@ -72,7 +72,9 @@ def stalls(results: Results) -> Any:
     peers = [peer for peer in (OURS, "torch", "grain") if any(waits(results, name, peer) is not None for name in names)]
     labels = {"skew": "skewed samples,\nstep 1.1 x load"}
     fig, axes = plt.subplots(figsize=(8, 3.6))
-    grouped(axes, [labels.get(name, f"step {name[5:]} x load") for name in names], peers, lambda g, p: waits(results, names[g], p))
+    grouped(
+        axes, [labels.get(name, f"step {name[5:]} x load") for name in names], peers, lambda g, p: waits(results, names[g], p)
+    )
     axes.set_ylabel("share of the time waited, %")
     axes.set_title("trainer that waits for data (less is better)")
     return fig
@@ -142,7 +144,9 @@ def scaling(results: Results) -> Any:
     axes.set_ylim(0)
     axes.set_xlabel("workers")
     axes.set_ylabel("samples/s")
-    axes.set_title(f"samples that sleep {cost_s * 1000:.0f} ms, batches of {scenario.work['batch_size']}: the loader's own scaling")
+    axes.set_title(
+        f"samples that sleep {cost_s * 1000:.0f} ms, batches of {scenario.work['batch_size']}: the loader's own scaling"
+    )
     axes.legend(frameon=False)
     return fig
 
@@ -152,7 +156,11 @@ def transport(results: Results) -> Any:
     names = [name for name in ("copy-0.05", "copy-9.6", "copy-38.5", "copy-154") if results.values(BY_NAME[name], OURS)]
     if not names:
         return None
-    peers = [peer for peer in ("copying", OURS, "torch", "grain", "torch-numpy") if any(results.values(BY_NAME[n], peer) for n in names)]
+    peers = [
+        peer
+        for peer in ("copying", OURS, "torch", "grain", "torch-numpy")
+        if any(results.values(BY_NAME[n], peer) for n in names)
+    ]
 
     def value(group: int, peer: str) -> float | None:
         values = results.values(BY_NAME[names[group]], peer)
@@ -197,9 +205,15 @@ PLOTS: dict[str, Callable[[Results], Any]] = {
 def drawn(name: str, results: Results, ink: str) -> Any:
     """A plot in the colour of a page's text; None if there is nothing to draw."""
     style = {
-        **{key: ink for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")},
-        **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9},
-        **{"xtick.labelsize": 9, "ytick.labelsize": 9, "svg.fonttype": "none", "font.family": "sans-serif"},
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        "axes.labelsize": 9,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
     }
     with mpl.rc_context(style):
         fig = PLOTS[name](results)

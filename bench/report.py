@@ -68,7 +68,8 @@ def about(results: Results) -> str:
     session, machine = results.session, results.session["machine"]
     when = time.strftime("%d %B %Y", time.gmtime(session["at"]))
     where = f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gb']} GB, Linux {machine['kernel']}"
-    return f"{where}; {when}; `{session['command']}`, commit {session['commit']}; {session['rounds']} pairs, load {session['load']:.1f} at the start"
+    how = f"{session['rounds']} pairs, load {session['load']:.1f} at the start"
+    return f"{where}; {when}; `{session['command']}`, commit {session['commit']}; {how}"
 
 
 def missing(results: Results) -> list[str]:
@@ -106,7 +107,12 @@ def readme_block(results: Results | None) -> str:
     if results is None:
         return "No full run of `make bench` has been recorded yet; this table is written from its results."
     chosen = [one for one in figures(results) if one.goal is not None or one.scenario.name == "decode-64"]
-    lines = [f"{about(results)}.", "", "| figure | ringload | beside it | its figure | ratio (spread) | goal |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"{about(results)}.",
+        "",
+        "| figure | ringload | beside it | its figure | ratio (spread) | goal |",
+        "|---|---|---|---|---|---|",
+    ]
     last = ""
     for one in chosen:
         title, ours, peer, theirs, ratio, spread, _, goal, met = cells(one)
@@ -170,8 +176,11 @@ PAGE = """<!doctype html>
 <title>ringload: the bench</title>
 <style>
 :root {{ color-scheme: light dark; --ink: #24292f; --page: #ffffff; --line: #d0d7de; --good: #1a7f37; --bad: #cf222e }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e6edf3; --page: #0d1117; --line: #30363d; --good: #3fb950; --bad: #f85149 }} }}
-body {{ color: var(--ink); background: var(--page); font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e6edf3; --page: #0d1117; --line: #30363d; --good: #3fb950; --bad: #f85149 }}
+}}
+body {{ color: var(--ink); background: var(--page); font: 15px/1.5 system-ui, sans-serif }}
+body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
 figure {{ display: inline-block; margin: 0.5rem 0; width: 36rem; max-width: 100%; vertical-align: top }}
 figure svg {{ width: 100%; height: auto }}
 .wide {{ overflow-x: auto }}
@@ -184,8 +193,8 @@ tr.first td {{ border-top: 1px solid var(--line) }}
 </style></head><body>
 <h1>ringload beside its peers</h1>
 <p>{about}</p>
-<p>A ratio is ringload's figure over the other's: the median over pairs that were measured next to each other, each in a fresh process,
-with its least and its greatest. Every batch was verified.</p>
+<p>A ratio is ringload's figure over the other's: the median over pairs that were measured next to each other, each in a
+fresh process, with its least and its greatest. Every batch was verified.</p>
 <div>{drawings}</div>
 <h2>All figures</h2>
 <div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>

@@ -25,12 +25,13 @@ import click
 
 from bench import slowfs
 from bench.machine import Memory, commit, machine, versions
+from bench.measure import WRONG
 from bench.peers import PEERS
 from bench.scenarios import BY_NAME, SCENARIOS, Scenario, prepare, rows, sleeps
 from bench.stats import OURS
 
 RESULTS = Path("bench/results")
-WRONG = 42  # bench.measure's exit code: a payload was wrong
+ROOT = Path(__file__).parent.parent  # of the checkout, which children import from
 LONGEST_S = 240  # of one measurement
 QUICK = {"rounds": 2, "shorter": 0.4}
 
@@ -50,7 +51,7 @@ def call(spec: dict[str, Any], watch: bool = False) -> dict[str, Any]:
     Raises:
         ClickException: a payload was wrong, or ringload itself failed.
     """
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.measure", json.dumps(spec)],
         env=environment,
@@ -143,17 +144,13 @@ def shown(result: dict[str, Any], scenario: Scenario) -> str:
 @click.option("--rounds", type=click.IntRange(min=1), help="pairs of each  [default: 5; 2 if quick]")
 @click.option("--proofs/--no-proofs", default=True, help="a whole verified epoch of every peer first")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(
-    quick: bool, only: tuple[str, ...], chosen: tuple[str, ...], rounds: int | None, proofs: bool, out: Path
-) -> None:
+def main(quick: bool, only: tuple[str, ...], chosen: tuple[str, ...], rounds: int | None, proofs: bool, out: Path) -> None:
     """Measure ringload beside its peers; one JSON line a measurement into a new file below OUT."""
     scenarios = [one for one in SCENARIOS if not one.of and (not only or one.name in only) and (one.quick or not quick)]
     absent = {name: why for name, peer in PEERS.items() if (why := absent_here(name))}
     plan = {
         one.name: [
-            peer
-            for peer in (one.quick if quick else one.peers)
-            if peer not in absent and (not chosen or peer in chosen)
+            peer for peer in (one.quick if quick else one.peers) if peer not in absent and (not chosen or peer in chosen)
         ]
         for one in scenarios
     }
@@ -196,7 +193,7 @@ def main(
 def absent_here(name: str) -> str:
     """Why a peer cannot be run, asked in a process of its own: frameworks do not go well together in one."""
     code = f"from bench.peers import PEERS; print('ABSENT', PEERS[{name!r}].absent())"
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("ABSENT")]
     return lines[-1][7:].strip() if lines else f"exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"

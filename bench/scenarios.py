@@ -110,7 +110,12 @@ SCENARIOS = (
         work=photos(16, 480) | {"folder": str(data.ROOT / "large")},
         seconds=3.0,
     ),
-    Scenario(*("copy-0.05", 3, "copies, batches of 0.05 MB"), **COPIES, peers=("copying", "torch"), work=rows(64, (28, 28), n_rows=60_000)),
+    Scenario(
+        *("copy-0.05", 3, "copies, batches of 0.05 MB"),
+        **COPIES,
+        peers=("copying", "torch"),
+        work=rows(64, (28, 28), n_rows=60_000),
+    ),
     Scenario(*("copy-9.6", 3, "copies, batches of 9.6 MB"), **COPIES, peers=("copying", "torch"), work=rows(64, ROW_224)),
     Scenario(
         *("copy-38.5", 3, "copies, batches of 38.5 MB"),
@@ -140,7 +145,9 @@ SCENARIOS = (
         quick=("torch",),
         goals=(at_most(0.25, "torch"),),
     ),
-    Scenario(*("first-1m", 5, "first batch of 256, of 1 million files"), **FIRST, peers=("torch", "tfdata"), work=table(1_000_000)),
+    Scenario(
+        *("first-1m", 5, "first batch of 256, of 1 million files"), **FIRST, peers=("torch", "tfdata"), work=table(1_000_000)
+    ),
     Scenario(
         *("first-30m", 5, "first batch of 256, of 30 million files"),
         **FIRST,

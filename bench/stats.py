@@ -1,7 +1,7 @@
 """From lines of results to figures: ratios of pairs, their medians and spread, and whether a goal is met.
 
-A pair is what ringload and a peer gave next to each other in time, in one round: machines change their speed by 2 within minutes,
-and ratios of neighbours hardly notice.
+A pair is what ringload and a peer gave next to each other in time, in one round: machines change their speed by 2 within
+minutes, and ratios of neighbours hardly notice.
 """
 
 from __future__ import annotations

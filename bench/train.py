@@ -1,8 +1,8 @@
 """Real trainings, end to end: a small CNN in Keras or in torch, 10 classes, fed by ringload or by a peer in its native form.
 
-What is timed is from the making of the loader to the end of the last epoch, the framework imported and the model built. On a machine
-without a GPU model and loader share the CPUs. The data are verified by the training: a model that is fed wrong labels or pixels stays
-at one in ten, and less than `LEARNT` is WrongPayload.
+What is timed is from the making of the loader to the end of the last epoch, the framework imported and the model built. On a
+machine without a GPU model and loader share the CPUs. The data are verified by the training: a model that is fed wrong labels
+or pixels stays at one in ten, and less than `LEARNT` is WrongPayload.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """DALI on the CPU: its file reader, decoder and resize, in C++ threads of the trainer's process.
 
-As https://docs.nvidia.com/deeplearning/dali/user-guide/docs/examples/getting_started.html has it, with `device_id=None` for no GPU,
-and as https://docs.nvidia.com/deeplearning/dali/user-guide/docs/advanced_topics_performance_tuning.html: prefetch queue of 2.
+As its documentation has it, with `device_id=None` for no GPU, and a prefetch queue of 2:
+https://docs.nvidia.com/deeplearning/dali/user-guide/docs/examples/getting_started.html
+https://docs.nvidia.com/deeplearning/dali/user-guide/docs/advanced_topics_performance_tuning.html
 A file's label is its index; the list is shuffled after every epoch.
 """
 

@@ -1,7 +1,7 @@
 """Keras' PyDataset, as `model.fit` would read it: worker processes, batches by index, Pillow.
 
-As https://keras.io/api/utils/python_utils/#pydataset-class has it: workers > 1 with use_multiprocessing, since the work is Python's;
-max_queue_size by default. What reads it is Keras' own adapter, that of the TensorFlow backend.
+As https://keras.io/api/utils/python_utils/#pydataset-class has it: workers > 1 with use_multiprocessing, since the work is
+Python's; max_queue_size by default. What reads it is Keras' own adapter, that of the TensorFlow backend.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from collections.abc import Iterator  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Iterator
+from typing import Any
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter  # noqa: E402
+import keras
+import numpy as np
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
-from bench.peers import Stream  # noqa: E402
-from bench.peers.mapstyle import MapStyle  # noqa: E402
-from bench.work import Work  # noqa: E402
+from bench.peers import Stream
+from bench.peers.mapstyle import MapStyle
+from bench.work import Work
 
 
 class Batches(keras.utils.PyDataset):
@@ -55,7 +55,7 @@ def _forever(adapter: Any) -> Iterator[Any]:
     while True:
         dataset = adapter.get_tf_dataset()
         adapter.on_epoch_begin()
-        for number, batch in zip(range(adapter.num_batches), dataset, strict=False):
+        for _, batch in zip(range(adapter.num_batches), dataset, strict=False):
             yield batch
             del batch
         adapter.on_epoch_end()

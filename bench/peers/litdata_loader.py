@@ -1,7 +1,7 @@
 """LitData: chunks that were written once (data/bench/litdata, not timed), read by torch workers, decoded by Pillow.
 
-As https://github.com/Lightning-AI/litData has it: `optimize` once, then StreamingDataset and StreamingDataLoader. Its epochs are passes over the
-chunks; more samples than files are more passes.
+As https://github.com/Lightning-AI/litData has it: `optimize` once, then StreamingDataset and StreamingDataLoader. Its epochs
+are passes over the chunks; more samples than files are more passes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """SPDL: a pipeline of threads in the trainer's process; its own decoder (FFmpeg) for files.
 
-As https://facebookresearch.github.io/spdl/main/getting_started/stages.html has it: source of paths, a stage that loads and decodes
-with `concurrency` threads, aggregate, a stage that makes the batch, a sink that buffers. Rows and sleeps are functions in its threads.
+As https://facebookresearch.github.io/spdl/main/getting_started/stages.html has it: source of paths, a stage that loads and
+decodes with `concurrency` threads, aggregate, a stage that makes the batch, a sink that buffers. Rows and sleeps are functions
+in its threads.
 """
 
 from __future__ import annotations

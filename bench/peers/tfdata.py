@@ -10,14 +10,14 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from collections.abc import Iterator  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import numpy as np
+import tensorflow as tf
 
-from bench.peers import Stream  # noqa: E402
-from bench.work import Photos, Rows, Work  # noqa: E402
+from bench.peers import Stream
+from bench.work import Photos, Rows, Work
 
 SHUFFLED = 1_000_000  # paths at most in the buffer
 
@@ -47,6 +47,4 @@ def open_stream(work: Work, workers: int) -> Stream:
     assert not isinstance(work, Photos | Rows) or work.n_samples % work.batch_size == 0
     batches: Iterator[Any] = iter(make_dataset(work))  # type: ignore[arg-type]
     # EagerTensors are buffers: a view, where .numpy() would copy
-    return Stream(
-        batches, lambda batch: (np.asarray(memoryview(batch[1])), np.asarray(memoryview(batch[0]))), lambda: None
-    )
+    return Stream(batches, lambda batch: (np.asarray(memoryview(batch[1])), np.asarray(memoryview(batch[0]))), lambda: None)

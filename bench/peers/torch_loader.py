@@ -1,8 +1,8 @@
 """torch's DataLoader: worker processes that stay, tensors through shared memory by its own collate, its default prefetch.
 
 As https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html has it: num_workers > 0, and persistent_workers so
-that they are started once. Pinning is for GPUs, which are not measured. OpenCV, where the decoder uses it, is kept to one thread
-a worker, as torch does with its own threads.
+that they are started once. Pinning is for GPUs, which are not measured. OpenCV, where the decoder uses it, is kept to one
+thread a worker, as torch does with its own threads.
 
 `as_numpy`: batches are NumPy arrays, stacked by a collate function of the user's: what people without torch models do.
 """

@@ -1,8 +1,8 @@
 """WebDataset: tar shards, read in a row by torch workers, decoded by Pillow; shuffled in a buffer, and by shard.
 
-As https://github.com/webdataset/webdataset has it: batches are made in the workers, taken apart in the trainer, shuffled between
-workers and made again, so that none is short. The shards (data/bench/shards, of 64 photographs) are made once, not timed. Its epochs are
-passes over the shards; more samples than files are more passes, each through links of its own names.
+As https://github.com/webdataset/webdataset has it: batches are made in the workers, taken apart in the trainer and made again,
+so that none is short. The shards (below data/bench, of 64 photographs) are made once, not timed. Its epochs are passes over
+the shards; more samples than files are more passes, and the shard's URL says which.
 """
 
 from __future__ import annotations
