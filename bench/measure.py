@@ -1,10 +1,11 @@
 """One measurement, in a process of its own: `python -m bench.measure SPEC`, with a SPEC in JSON that `bench.run` makes.
 
-SPEC: peer, work, workers, method, seconds, warm_s, and what the method takes. The last line that is printed is
-`RESULT {...}`. Every batch is verified while it is measured; WrongPayload ends the process with the exit code WRONG.
+SPEC: peer, work, workers, method, seconds, warm_s, `open` (options for the peer), and what the method takes. The last line
+that is printed is `RESULT {...}`. Every batch is verified while it is measured; WrongPayload ends the process with the exit
+code WRONG.
 
 Methods
-    rate    samples/s in the steady state, CPU of the trainer's thread a batch, seconds to the first batch
+    rate    samples/s in the steady state, CPU of the trainer's thread a batch
     first   seconds to the first batch alone, from the making of the loader, its framework imported
     steps   a trainer with a step of `step` times what loading a batch takes: time waited, and the wall time over the ideal
     epoch   samples/s over one epoch of files that are not in the page cache, `delay_ms` away where that is given
@@ -21,6 +22,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +115,21 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     return {"import_s": import_s, "base_mb": base_mb} | METHODS[spec["method"]](spec, peer, work)
 
 
-def started(peer: Peer, work: Work, workers: int) -> tuple[Stream, Trainer, float]:
+def started(spec: dict[str, Any], peer: Peer, work: Work) -> tuple[Stream, Trainer, float]:
     """A stream that has given its first batch, and the seconds to it."""
     begin_s = time.perf_counter()
-    stream = peer.open(work, workers)
+    stream = peer.open(work, spec["workers"], **spec.get("open", {}))
     trainer = Trainer(work, stream)
     trainer.take()
     return stream, trainer, time.perf_counter() - begin_s
 
 
 def rate(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
-    stream, trainer, first_s = started(peer, work, spec["workers"])
-    trainer.take_for(spec["warm_s"])
+    stream, trainer, _ = started(spec, peer, work)
+    trainer.take_for(spec["warm_s"], at_least=max(3, stream.settles_after))
     trainer.reset()
     trainer.take_for(spec["seconds"])
-    result = trainer.counted() | {"first_s": first_s}
+    result = trainer.counted()
     if isinstance(work, Sleeps):  # the share of what so many sleeping workers could do
         result["ideal_share"] = result["samples_per_s"] * work.mean_cost_s / spec["workers"]
     stream.close()
@@ -135,7 +137,7 @@ def rate(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
 
 
 def first(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
-    stream, _, first_s = started(peer, work, spec["workers"])
+    stream, _, first_s = started(spec, peer, work)
     stream.close()
     return {"first_s": first_s}
 
@@ -145,7 +147,7 @@ def steps(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
     load_s = work.batch_size * work.mean_cost_s / spec["workers"]
     step_s = spec["step"] * load_s
     n_steps = max(5, round(spec["seconds"] / max(load_s, step_s)))
-    stream, trainer, first_s = started(peer, work, spec["workers"])
+    stream, trainer, first_s = started(spec, peer, work)
     trainer.reset()
     for _ in range(n_steps):
         trainer.take()
@@ -167,10 +169,10 @@ def epoch(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
         data.forget(data.files(work.folder))
         place = nullcontext(work.folder)
     with place as folder:
-        work = Photos(Path(folder), work.batch_size, work.size, work.n_samples, truth_of=work.folder)
+        work = replace(work, folder=Path(folder), truth_of=work.folder)
         work.prepare()
         read = psutil.disk_io_counters()
-        stream, trainer, first_s = started(peer, work, spec["workers"])
+        stream, trainer, first_s = started(spec, peer, work)
         trainer.reset()
         for _ in range(work.n_samples // work.batch_size - 1):
             trainer.take()
@@ -185,7 +187,7 @@ def epoch(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
 
 
 def memory(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
-    stream, trainer, first_s = started(peer, work, spec["workers"])
+    stream, trainer, first_s = started(spec, peer, work)
     for _ in range(2):
         trainer.take_for(spec["seconds"] / 3)
         time.sleep(spec["seconds"] / 3)
@@ -203,7 +205,7 @@ def scaling(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, Any]:
 
 
 def proof(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
-    stream, trainer, first_s = started(peer, work, spec["workers"])
+    stream, trainer, first_s = started(spec, peer, work)
     for _ in range(work.n_samples // work.batch_size):  # to the end of one epoch, and into the next
         trainer.take()
     stream.close()

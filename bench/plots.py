@@ -56,7 +56,9 @@ def throughput(results: Results) -> Any:
     names = [PEERS[name].title for name, _, _ in shares]
     axes.barh(names, [share for _, share, _ in shares], color=[COLORS.get(name, OTHER) for name, _, _ in shares])
     for row, (_, share, rate) in enumerate(shares):
-        axes.text(share + 0.01, row, f"{rate:,.0f} images/s", va="center", fontsize=8)
+        inside = share > 0.7  # else it would lie on the dashed line
+        place, side, ink = (share - 0.01, "right", {"color": "white"}) if inside else (share + 0.01, "left", {})
+        axes.text(place, row, f"{rate:,.0f} images/s", va="center", ha=side, fontsize=8, **ink)
     axes.axvline(1.0, color=COLORS["roofline"], linestyle="--", linewidth=1)
     axes.set_xlim(0, max(1.22, max(share for _, share, _ in shares) + 0.2))
     axes.set_xlabel("share of the roofline (dashed): ringload's decoder in 2 processes, no transport")
@@ -113,7 +115,7 @@ def memory(results: Results) -> Any:
         lines = results.of(scenario, peer)
         if lines:
             seconds, mb = zip(*lines[0]["result"]["memory"], strict=True)
-            axes.plot(seconds, mb, label=PEERS[peer].title, color=COLORS[peer], linewidth=2)
+            axes.plot(seconds, mb, label=short(peer), color=COLORS[peer], linewidth=2)
     if not axes.lines:
         plt.close(fig)
         return None
@@ -121,7 +123,7 @@ def memory(results: Results) -> Any:
     axes.set_xlabel("seconds since the process began (imports included)")
     axes.set_ylabel("PSS of all processes, MB")
     axes.set_title("memory, 2 workers, batches of 64 photographs")
-    axes.legend(frameon=False)
+    legend_below(axes)
     return fig
 
 
@@ -135,7 +137,7 @@ def scaling(results: Results) -> Any:
         lines = results.of(scenario, peer)
         if lines:
             rates = [np.median([line["result"]["at"][str(n)] for line in lines]) for n in counts]
-            axes.plot(counts, rates, "o-", label=PEERS[peer].title, color=COLORS[peer], linewidth=2)
+            axes.plot(counts, rates, "o-", label=short(peer), color=COLORS[peer], linewidth=2)
     if not axes.lines:
         plt.close(fig)
         return None
@@ -147,7 +149,7 @@ def scaling(results: Results) -> Any:
     axes.set_title(
         f"samples that sleep {cost_s * 1000:.0f} ms, batches of {scenario.work['batch_size']}: the loader's own scaling"
     )
-    axes.legend(frameon=False)
+    legend_below(axes)
     return fig
 
 
@@ -170,26 +172,36 @@ def transport(results: Results) -> Any:
     grouped(axes, [f"{name[5:]} MB" for name in names], peers, value)
     axes.set_yscale("log")
     axes.set_ylabel("GB/s (log)")
-    axes.set_xlabel("size of a batch")
-    axes.set_title("batches that only need copying, 2 workers (more is better)")
+    axes.set_title("batches that only need copying, by their size, 2 workers (more is better)")
     return fig
 
 
 def grouped(axes: Any, groups: list[str], peers: list[str], value: Callable[[int, str], float | None]) -> None:
-    """Bars of peers, side by side in groups, with their numbers on top; none where there is no value."""
+    """Bars of peers, side by side in groups, with their numbers on top; peers without a value in a group take no room."""
     width = 0.8 / len(peers)
-    for number, peer in enumerate(peers):
-        for group in range(len(groups)):
-            height = value(group, peer)
-            if height is None:
-                continue
-            place = group + (number - (len(peers) - 1) / 2) * width
-            label = PEERS[peer].title if PEERS[peer].title not in axes.get_legend_handles_labels()[1] else None
+    labelled: set[str] = set()
+    for group in range(len(groups)):
+        present = [(peer, height) for peer in peers if (height := value(group, peer)) is not None]
+        for number, (peer, height) in enumerate(present):
+            place = group + (number - (len(present) - 1) / 2) * width
+            label = None if peer in labelled else short(peer)
+            labelled.add(peer)
             axes.bar(place, height, width * 0.92, color=COLORS.get(peer, OTHER), label=label)
             axes.annotate(f"{height:.3g}", (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(groups)), groups)
     axes.margins(y=0.15)
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(axes)
+
+
+def legend_below(axes: Any) -> None:
+    """A legend under the plot, where no bar or line is."""
+    below = -0.2 if not axes.get_xlabel() else -0.28
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncols=4)
+
+
+def short(peer: str) -> str:
+    """Its title, without the decoder, which says nothing where nothing is decoded."""
+    return PEERS[peer].title.removesuffix(", ringload's decoder").removesuffix(", Pillow")
 
 
 PLOTS: dict[str, Callable[[Results], Any]] = {
@@ -206,6 +218,7 @@ def drawn(name: str, results: Results, ink: str) -> Any:
     """A plot in the colour of a page's text; None if there is nothing to draw."""
     style = {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
+        "axes.facecolor": "none",
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 10,

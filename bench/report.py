@@ -96,7 +96,7 @@ def print_table(results: Results) -> None:
             table.add_section()
         table.add_row(*row, style={None: None, True: "green", False: "red"}[one.is_met])
         last = title
-    console = Console()
+    console = Console(width=200) if not Console().is_terminal else Console()
     console.print(table)
     for line in missing(results):
         console.print(f"absent: {line}", markup=False, soft_wrap=True)

@@ -123,6 +123,7 @@ class Session:
                         "method": scenario.method,
                         "seconds": scenario.seconds * shorter,
                         "warm_s": scenario.warm_s * shorter,
+                        "open": scenario.ours if peer == OURS else {},
                         **scenario.options,
                     }
                     result = call(spec, watch=bool(scenario.options.get("watch")))

@@ -25,7 +25,7 @@ FILTERS = (16, 32, 64)
 def labels_of(work: Photos) -> np.ndarray:
     """`(n_samples,) int64`: the class of each index."""
     names = pd.read_csv(work.folder / "photos.csv")["multi"]
-    codes = pd.Categorical(names).codes.astype(np.int64)
+    codes = pd.Categorical(names).codes[: work.n_files].astype(np.int64)
     return np.resize(codes, work.n_samples)
 
 

@@ -48,6 +48,7 @@ class Photos:
     batch_size: int
     size: int
     n_samples: int
+    n_files: int | None = None  # of the folder, that are used; None for all
     table: Path | None = None  # of many rows; else the files' own, repeated in memory
     truth_of: Path | None = None  # the folder that `folder` is a copy of
 
@@ -62,7 +63,7 @@ class Photos:
         """Columns path (absolute) and index: what a user starts from."""
         if self.table is not None:
             return pd.read_parquet(self.table)
-        files = data.files(self.folder)
+        files = data.files(self.folder)[: self.n_files]
         paths = np.resize(np.array(files, object), self.n_samples)
         return pd.DataFrame({"path": paths, "index": np.arange(self.n_samples)})
 
@@ -74,7 +75,8 @@ class Photos:
 
     @cached_property
     def truth(self) -> np.ndarray:
-        return np.load(data.truth(self.truth_of or self.folder, self.size), mmap_mode="r")
+        truth: np.ndarray = np.load(data.truth(self.truth_of or self.folder, self.size), mmap_mode="r")
+        return truth[: self.n_files]
 
     def prepare(self) -> None:
         """Read what is not to be measured."""
@@ -156,7 +158,8 @@ class Sleeps:
 
     def __getitem__(self, index: int) -> np.ndarray:
         time.sleep(self.cost(index))
-        return self.payload(np.array([index]))[0]
+        row: np.ndarray = self.payload(np.array([index]))[0]
+        return row
 
     def payload(self, index: np.ndarray) -> np.ndarray:
         made: np.ndarray = index[:, None] * 40503 + np.arange(16)

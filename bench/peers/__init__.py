@@ -33,6 +33,7 @@ class Stream:
     batches: Iterator[Any]
     arrays: Callable[[Any], tuple[np.ndarray, np.ndarray]]
     close: Callable[[], None]
+    settles_after: int = 0  # batches, until what it fills ahead has all been used once
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Peer:
         """Import its module, and so its framework."""
         return importlib.import_module(f"bench.peers.{self.module}")
 
-    def open(self, work: Work, workers: int) -> Stream:
+    def open(self, work: Work, workers: int, **more: Any) -> Stream:
         """Start it."""
-        stream: Stream = self.load().open_stream(work, workers, **self.options)
+        stream: Stream = self.load().open_stream(work, workers, **(self.options | more))
         return stream
 
 

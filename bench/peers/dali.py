@@ -18,7 +18,7 @@ from bench.peers import Stream
 from bench.work import Photos, Work
 
 
-@pipeline_def
+@pipeline_def  # type: ignore[untyped-decorator]
 def images(paths: list[str], size: int) -> Any:
     """Files -> `(size, size, 3) uint8` and their indices."""
     encoded, index = fn.readers.file(

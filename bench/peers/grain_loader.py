@@ -21,7 +21,7 @@ def open_stream(work: Work, workers: int) -> Stream:
     """Start it."""
     samples = MapStyle(work, "own")
 
-    def to_dict(sample: tuple[np.ndarray, int]) -> dict[str, np.ndarray]:
+    def to_dict(sample: tuple[np.ndarray, int]) -> dict[str, Any]:
         return {"x": sample[0], "index": np.int64(sample[1])}
 
     dataset: Any = grain.MapDataset.source(samples).seed(0).shuffle().map(to_dict).repeat()

@@ -48,7 +48,7 @@ class Decoded(StreamingDataset):
 def open_stream(work: Work, workers: int) -> Stream:
     """Start its workers."""
     assert isinstance(work, Photos)
-    n_files = min(work.n_samples, len(data.files(work.folder)) // work.batch_size * work.batch_size)
+    n_files = min(work.n_samples, len(data.files(work.folder)[: work.n_files]) // work.batch_size * work.batch_size)
     dataset = Decoded(str(chunks(work, n_files)), shuffle=True, drop_last=False)
     dataset.size = work.size
     loader = StreamingDataLoader(dataset, batch_size=work.batch_size, num_workers=workers, persistent_workers=True)

@@ -1,5 +1,6 @@
 """ringload: `Loader` as its README has it; a sample is written where it is delivered from, nothing is tuned.
 
+`ahead`: with room for so many batches, where a steady state is measured: each page of a ring is slower when it is used first.
 `lean`: with the smallest budget that holds as many batches ahead as torch's default, 2 a worker.
 """
 
@@ -57,17 +58,20 @@ def make_source(work: Work) -> Any:
     return Copies(work) if isinstance(work, Rows) else Sleepers(work)
 
 
-def open_stream(work: Work, workers: int, lean: bool = False) -> Stream:
-    """Start the loader."""
+def open_stream(work: Work, workers: int, lean: bool = False, ahead: int = 0) -> Stream:
+    """Start the loader, with room for `ahead` batches, or what `ram_budget` is by default."""
     source = make_source(work)
     budget: int | str = "auto"
     if lean:
+        ahead = 2 * workers + 1
+    if ahead:
         with ringload.Loader(source, work.batch_size, workers=workers) as sample:
             plan = sample.plan()
-        budget = plan.total_bytes - (plan.n_slots - 2 * workers - 1) * plan.slot_bytes
+        budget = plan.total_bytes - (plan.n_slots - ahead) * plan.slot_bytes
     loader = ringload.Loader(source, work.batch_size, workers=workers, ram_budget=budget)
     field = "image" if isinstance(work, Photos) else "x"
-    return Stream(_forever(loader), lambda batch: (batch.index, batch[field]), loader.close)
+    stream = Stream(_forever(loader), lambda batch: (batch.index, batch[field]), loader.close)
+    return replace(stream, settles_after=loader.plan().n_slots + 8) if ahead else stream
 
 
 def _forever(loader: ringload.Loader) -> Iterator[ringload.Batch]:

@@ -26,7 +26,7 @@ PER_SHARD = 64
 
 def shards(work: Photos) -> list[str]:
     """The shards of all passes: `{pass}-{first index}.tar`."""
-    names = data.files(work.folder)
+    names = data.files(work.folder)[: work.n_files]
     folder = (data.ROOT / f"shards-{work.folder.name}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     found = []
