@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bench.peers import PEERS
+from bench.peers import PEERS, Kind
 from bench.scenarios import BY_NAME
 from bench.stats import OURS, Results, figure
 
@@ -74,9 +75,8 @@ def stalls(results: Results) -> Any:
     peers = [peer for peer in (OURS, "torch", "grain") if any(waits(results, name, peer) is not None for name in names)]
     labels = {"skew": "skewed samples,\nstep 1.1 x load"}
     fig, axes = plt.subplots(figsize=(8, 3.6))
-    grouped(
-        axes, [labels.get(name, f"step {name[5:]} x load") for name in names], peers, lambda g, p: waits(results, names[g], p)
-    )
+    groups = [labels.get(name, f"step {name[5:]} x load") for name in names]
+    grouped(axes, groups, peers, lambda group, peer: waits(results, names[group], peer), "sleeps")
     axes.set_ylabel("share of the time waited, %")
     axes.set_title("trainer that waits for data (less is better)")
     return fig
@@ -100,8 +100,8 @@ def first_batch(results: Results) -> Any:
         return float(np.median(values)) if values else None
 
     fig, axes = plt.subplots(figsize=(8, 3.6))
-    grouped(axes, [f"{sizes[name]} files" for name in names], peers, value)
-    axes.set_yscale("log")
+    grouped(axes, [f"{sizes[name]} files" for name in names], peers, value, "photos")
+    log_scale(axes)
     axes.set_ylabel("seconds (log)")
     axes.set_title("from making the loader to its first batch of 256, framework imported (less is better)")
     return fig
@@ -115,7 +115,7 @@ def memory(results: Results) -> Any:
         lines = results.of(scenario, peer)
         if lines:
             seconds, mb = zip(*lines[0]["result"]["memory"], strict=True)
-            axes.plot(seconds, mb, label=short(peer), color=COLORS[peer], linewidth=2)
+            axes.plot(seconds, mb, label=PEERS[peer].called("photos"), color=COLORS[peer], linewidth=2)
     if not axes.lines:
         plt.close(fig)
         return None
@@ -137,7 +137,7 @@ def scaling(results: Results) -> Any:
         lines = results.of(scenario, peer)
         if lines:
             rates = [np.median([line["result"]["at"][str(n)] for line in lines]) for n in counts]
-            axes.plot(counts, rates, "o-", label=short(peer), color=COLORS[peer], linewidth=2)
+            axes.plot(counts, rates, "o-", label=PEERS[peer].called("sleeps"), color=COLORS[peer], linewidth=2)
     if not axes.lines:
         plt.close(fig)
         return None
@@ -169,14 +169,14 @@ def transport(results: Results) -> Any:
         return float(np.median(values)) if values else None
 
     fig, axes = plt.subplots(figsize=(8, 3.6))
-    grouped(axes, [f"{name[5:]} MB" for name in names], peers, value)
-    axes.set_yscale("log")
+    grouped(axes, [f"{name[5:]} MB" for name in names], peers, value, "rows")
+    log_scale(axes)
     axes.set_ylabel("GB/s (log)")
     axes.set_title("batches that only need copying, by their size, 2 workers (more is better)")
     return fig
 
 
-def grouped(axes: Any, groups: list[str], peers: list[str], value: Callable[[int, str], float | None]) -> None:
+def grouped(axes: Any, groups: list[str], peers: list[str], value: Callable[[int, str], float | None], kind: Kind) -> None:
     """Bars of peers, side by side in groups, with their numbers on top; peers without a value in a group take no room."""
     width = 0.8 / len(peers)
     labelled: set[str] = set()
@@ -184,7 +184,7 @@ def grouped(axes: Any, groups: list[str], peers: list[str], value: Callable[[int
         present = [(peer, height) for peer in peers if (height := value(group, peer)) is not None]
         for number, (peer, height) in enumerate(present):
             place = group + (number - (len(present) - 1) / 2) * width
-            label = None if peer in labelled else short(peer)
+            label = None if peer in labelled else PEERS[peer].called(kind)
             labelled.add(peer)
             axes.bar(place, height, width * 0.92, color=COLORS.get(peer, OTHER), label=label)
             axes.annotate(f"{height:.3g}", (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
@@ -193,15 +193,17 @@ def grouped(axes: Any, groups: list[str], peers: list[str], value: Callable[[int
     legend_below(axes)
 
 
+def log_scale(axes: Any) -> None:
+    """With plain numbers beside it."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+
+
 def legend_below(axes: Any) -> None:
     """A legend under the plot, where no bar or line is."""
     below = -0.2 if not axes.get_xlabel() else -0.28
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncols=4)
-
-
-def short(peer: str) -> str:
-    """Its title, without the decoder, which says nothing where nothing is decoded."""
-    return PEERS[peer].title.removesuffix(", ringload's decoder").removesuffix(", Pillow")
 
 
 PLOTS: dict[str, Callable[[Results], Any]] = {

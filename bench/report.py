@@ -17,7 +17,7 @@ from rich.table import Table
 
 from bench.peers import PEERS
 from bench.run import RESULTS
-from bench.scenarios import SCENARIOS
+from bench.scenarios import BY_NAME, SCENARIOS, Scenario
 from bench.stats import Figure, Results, figures, read
 
 README = Path("README.md")
@@ -46,6 +46,12 @@ def goal_of(figure: Figure) -> str:
     return f"{sign} {figure.goal.limit:g}" if figure.goal.peer else f"{sign} {number(figure.goal.limit, figure.scenario.unit)}"
 
 
+def kind_of(scenario: Scenario) -> str:
+    """The kind of its work."""
+    kind: str = (BY_NAME[scenario.of] if scenario.of else scenario).work["kind"]
+    return kind
+
+
 def cells(figure: Figure) -> list[str]:
     """A row of the tables."""
     met = {None: "", True: "met", False: "missed"}[figure.is_met]
@@ -53,7 +59,7 @@ def cells(figure: Figure) -> list[str]:
     return [
         figure.scenario.title,
         number(figure.ours, figure.scenario.unit),
-        PEERS[figure.peer].title,
+        PEERS[figure.peer].called(kind_of(figure.scenario)),
         number(figure.theirs, figure.scenario.unit),
         f"{figure.ratio:.3g}",
         f"{low:.3g} to {high:.3g}",

@@ -48,6 +48,12 @@ class Peer:
     options: dict[str, Any] = field(default_factory=dict)
     is_yardstick: bool = False  # it has no stream: its `rate(work, workers, seconds)` is what the machine can do
 
+    def called(self, kind: Kind) -> str:
+        """Its title beside that kind of work: without its decoder where nothing is decoded."""
+        if kind == "photos":
+            return self.title
+        return self.title.removesuffix(", ringload's decoder").removesuffix(", Pillow")
+
     def absent(self) -> str:
         """Why it cannot be run here; "" if it can."""
         told = installed()

@@ -39,7 +39,9 @@ def open_stream(work: Work, workers: int) -> Stream:
     builder = PipelineBuilder().add_source(Shuffled(work.n_samples))
     if isinstance(work, Photos):
         paths, size = work.paths, work.size
-        scaled = spdl.io.get_video_filter_desc(scale_width=size, scale_height=size, pix_fmt="rgb24")
+        scaled = spdl.io.get_video_filter_desc(
+            scale_width=size, scale_height=size, scale_mode=None, scale_algo="bilinear", pix_fmt="rgb24"
+        )
 
         def decode(index: int) -> tuple[Any, int]:
             packets = spdl.io.demux_image(paths[index])
