@@ -9,7 +9,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCH := .venv-bench/bin
-REPORT := $(BENCH)/python -m bench.report --page bench/results/bench.html --png bench/results
+RESULTS := bench/results
+REPORT = $(BENCH)/python -m bench.report --results $(RESULTS) --page $(RESULTS)/bench.html --png $(RESULTS)
 
 .PHONY: demo test stress bench bench-quick bench-setup bench-roofline
 .DELETE_ON_ERROR:
@@ -36,9 +37,10 @@ bench: .venv-bench/installed
 	$(BENCH)/python -m bench.run
 	$(REPORT) --readme
 
+bench-quick: RESULTS := bench/results/quick
 bench-quick: .venv-bench/installed
 	$(BENCH)/python bench/photos.py --out data/photos
-	$(BENCH)/python -m bench.run --quick
+	$(BENCH)/python -m bench.run --quick --out $(RESULTS)
 	$(REPORT)
 
 data/photos/photos.csv: .venv/installed bench/photos.py

@@ -82,6 +82,7 @@ def missing(results: Results) -> list[str]:
     """What was not measured, and why."""
     session = results.session
     told = [f"{PEERS[name].title}: {why}" for name, why in session["absent"].items() if name in PEERS]
+    told += [f"{PEERS[name].title}: {why}" for name, why in results.failed.items()]
     told += [f"scenario {name}: {why}" for name, why in session["left_out"].items()]
     for scenario in SCENARIOS:
         if not scenario.of:
@@ -214,25 +215,26 @@ fresh process, with its least and its greatest. Every batch was verified.</p>
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True), required=False)
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="where the newest is")
 @click.option("--page", type=click.Path(path_type=Path), help="write the page there")
 @click.option("--png", type=click.Path(path_type=Path), help="write the plots into this folder")
 @click.option("--readme", is_flag=True, help="write the newest full run's table into README.md")
-def main(file: Path | None, page: Path | None, png: Path | None, readme: bool) -> None:
+def main(file: Path | None, results: Path, page: Path | None, png: Path | None, readme: bool) -> None:
     """Report FILE, or the newest results."""
     if readme:
         write_readme()
-    path = file or newest()
+    path = file or newest(results)
     if path is None:
-        raise click.ClickException(f"there are no results in {RESULTS}: make bench, or make bench-quick")
-    results = read(path)
-    print_table(results)
+        raise click.ClickException(f"there are no results in {results}: make bench, or make bench-quick")
+    found = read(path)
+    print_table(found)
     if page is not None:
-        write_page(results, page)
+        write_page(found, page)
         click.echo(page)
     if png is not None:
         from bench.plots import write_pngs
 
-        for written in write_pngs(results, png):
+        for written in write_pngs(found, png):
             click.echo(written)
 
 

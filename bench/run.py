@@ -26,7 +26,7 @@ import click
 from bench import slowfs
 from bench.machine import Memory, commit, machine, versions
 from bench.measure import WRONG
-from bench.peers import PEERS
+from bench.peers import PEERS, installed
 from bench.scenarios import BY_NAME, SCENARIOS, Scenario, prepare, rows, sleeps
 from bench.stats import OURS
 
@@ -147,6 +147,7 @@ def shown(result: dict[str, Any], scenario: Scenario) -> str:
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(quick: bool, only: tuple[str, ...], chosen: tuple[str, ...], rounds: int | None, proofs: bool, out: Path) -> None:
     """Measure ringload beside its peers; one JSON line a measurement into a new file below OUT."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and so what it has started ends, too
     scenarios = [one for one in SCENARIOS if not one.of and (not only or one.name in only) and (one.quick or not quick)]
     absent = {name: why for name, peer in PEERS.items() if (why := absent_here(name))}
     plan = {
@@ -182,9 +183,13 @@ def main(quick: bool, only: tuple[str, ...], chosen: tuple[str, ...], rounds: in
         click.echo(f"absent: {name}: {why}")
     for one in scenarios:
         prepare(one)
+    failed: dict[str, str] = {}
     if proofs:
-        prove(sorted({(peer, one.work["kind"]) for one in scenarios for peer in [OURS, *plan[one.name]]}))
+        failed = prove(sorted({(peer, one.work["kind"]) for one in scenarios for peer in [OURS, *plan[one.name]]}))
+    for name, why in failed.items():
+        session.write({"kind": "failed", "peer": name, "error": why})
     for one in scenarios:
+        plan[one.name] = [peer for peer in plan[one.name] if peer not in failed]
         click.echo(f"{one.name}: {one.title}")
         session.run(one, plan[one.name], int(n_rounds), QUICK["shorter"] if quick else 1.0)
     session.write({"kind": "end", "seconds": time.time() - begin_s})
@@ -192,7 +197,10 @@ def main(quick: bool, only: tuple[str, ...], chosen: tuple[str, ...], rounds: in
 
 
 def absent_here(name: str) -> str:
-    """Why a peer cannot be run, asked in a process of its own: frameworks do not go well together in one."""
+    """Why a peer cannot be run: as bench.install noted, or asked in a process of its own, for not all go well together."""
+    noted = installed()
+    if PEERS[name].packages and all("version" in noted.get(package, {}) for package in PEERS[name].packages):
+        return ""
     code = f"from bench.peers import PEERS; print('ABSENT', PEERS[{name!r}].absent())"
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -200,8 +208,8 @@ def absent_here(name: str) -> str:
     return lines[-1][7:].strip() if lines else f"exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
 
 
-def prove(pairs: list[tuple[str, str]]) -> None:
-    """A whole epoch of each (peer, kind of work), verified."""
+def prove(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """A whole epoch of each (peer, kind of work), verified. Those that fail otherwise than by a wrong payload: why."""
     from bench import data
     from bench.work import Rows, make_work
 
@@ -209,11 +217,15 @@ def prove(pairs: list[tuple[str, str]]) -> None:
     work = make_work(proof_work("rows"))
     assert isinstance(work, Rows)
     data.rows(work.n_rows, work.shape, work.dtype)
+    failed = {}
     for name, kind in pairs:
         if PEERS[name].is_yardstick:
             continue
         result = call({"peer": name, "work": proof_work(kind), "workers": 2, "method": "proof"})
         click.echo(f"proof: {name:<16} {kind:<8} {result.get('error') or 'every sample came once, and as it is'}")
+        if "error" in result:
+            failed[name] = f"{kind}: {result['error']}"
+    return failed
 
 
 if __name__ == "__main__":

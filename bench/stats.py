@@ -54,6 +54,7 @@ class Results:
     path: Path
     session: dict[str, Any]
     measurements: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # peers that could not even be proved, and why
 
     def of(self, scenario: Scenario, peer: str) -> list[dict[str, Any]]:
         """The measurements of one peer that went well."""
@@ -87,7 +88,8 @@ def read(path: Path) -> Results:
     sessions = [line for line in lines if line["kind"] == "session"]
     if len(sessions) != 1:
         raise ValueError(f"{path} has {len(sessions)} session lines, not one")
-    return Results(path, sessions[0], [line for line in lines if line["kind"] == "measurement"])
+    failed = {line["peer"]: line["error"] for line in lines if line["kind"] == "failed"}
+    return Results(path, sessions[0], [line for line in lines if line["kind"] == "measurement"], failed)
 
 
 def figure(results: Results, scenario: Scenario, peer: str) -> Figure | None:

@@ -81,7 +81,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("ringload", "ringload", "ring", ALL),
-        Peer("ringload-small", "ringload, as many batches ahead as torch", "ring", ("photos",), options={"lean": True}),
+        Peer("ringload-default", "ringload, its default budget", "ring", ("photos",)),
         Peer("roofline", "the same decoder, no transport", "yardsticks", ("photos",), is_yardstick=True),
         Peer("copying", "plain copies, no transport", "yardsticks", ("rows",), is_yardstick=True),
         Peer("naive", "generator by hand, Pillow", "naive", ALL),
