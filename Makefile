@@ -2,7 +2,7 @@
 # make test   lint, types and tests
 # make stress the faults of make test in large numbers, and a long random mix of them; an hour
 # make bench-roofline  how close the ring comes to what this machine can do
-# make bench  ringload beside its peers, in every scenario, in .venv-bench (make bench-setup); then a page and plots
+# make bench  ringload beside its peers, in every scenario, in .venv-bench; then a page and plots; 50 minutes
 # make bench-quick     the same as a hint, in 5 minutes
 # Each sets up all it needs in .venv. PYTHON chooses the interpreter: make test PYTHON=python3.12
 

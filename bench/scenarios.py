@@ -287,7 +287,7 @@ SCENARIOS = (
     ),
     Scenario(
         *("scaling", 12, "samples that sleep 8 ms, 12 workers (and 1, 2, 4, 8)", "samples_per_s", "samples/s", True),
-        peers=("torch", "grain"),
+        peers=("torch",),
         work=sleeps(32, 0.008),
         method="scaling",
         options={"counts": [1, 2, 4, 8, 12]},
