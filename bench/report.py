@@ -17,7 +17,8 @@ from rich.table import Table
 
 from bench.peers import PEERS
 from bench.run import RESULTS
-from bench.scenarios import BY_NAME, SCENARIOS, Scenario
+from bench.scenario import Scenario
+from bench.scenarios import BY_NAME, SCENARIOS
 from bench.stats import Figure, Results, figures, read
 
 README = Path("README.md")

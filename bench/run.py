@@ -27,7 +27,8 @@ from bench import slowfs
 from bench.machine import Memory, commit, machine, versions
 from bench.measure import WRONG
 from bench.peers import PEERS, installed
-from bench.scenarios import BY_NAME, SCENARIOS, Scenario, prepare, rows, sleeps
+from bench.scenario import Scenario, rows, sleeps
+from bench.scenarios import BY_NAME, SCENARIOS, prepare
 from bench.stats import OURS
 
 RESULTS = Path("bench/results")

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.scenarios import SCENARIOS, Goal, Scenario
+from bench.scenario import Goal, Scenario
+from bench.scenarios import SCENARIOS
 
 OURS = "ringload"
 LEAST = 1e-4  # a share of time waited below this counts as this: ratios of next to nothing say nothing
