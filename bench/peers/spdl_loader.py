@@ -2,7 +2,7 @@
 
 As https://facebookresearch.github.io/spdl/main/getting_started/stages.html has it: source of paths, a stage that loads and
 decodes with `concurrency` threads, aggregate, a stage that makes the batch, a sink that buffers. Rows and sleeps are functions
-in its threads.
+in its threads. The order of the input is kept, or samples of one epoch would come in the next one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def open_stream(work: Work, workers: int) -> Stream:
         def batch(decoded: list[tuple[Any, int]]) -> tuple[np.ndarray, np.ndarray]:
             return np.stack([payload for payload, _ in decoded]), np.array([index for _, index in decoded])
 
-    builder = builder.pipe(decode, concurrency=workers).aggregate(work.batch_size, drop_last=True).pipe(batch)
+    builder = (
+        builder.pipe(decode, concurrency=workers, output_order="input").aggregate(work.batch_size, drop_last=True).pipe(batch)
+    )
     pipeline = builder.add_sink(AHEAD).build(num_threads=workers + 1)
     pipeline.start()
     return Stream(pipeline.get_iterator(), lambda batch: (batch[1], batch[0]), pipeline.stop)
