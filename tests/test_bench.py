@@ -43,7 +43,8 @@ def made_up(path: Path) -> stats.Results:
     lines.append(("decode-64", "torch", "9.0", {"samples_per_s": 1e-9}))
     lines.append(("decode-64", "grain", "0.1", {"error": "it broke"}))
     for pair, ours in (("0.0", 1.01), ("1.0", 1.05), ("2.0", 1.02)):
-        lines += [("step-1", "ringload", pair, {"over_ideal": ours}), ("step-1", "torch", pair, {"over_ideal": 2 * ours})]
+        lines.append(("step-1", "ringload", pair, {"over_ideal": ours, "wait_share": 0.01}))
+        lines.append(("step-1", "torch", pair, {"over_ideal": 2 * ours, "wait_share": 0.5}))
     return stats.read(results_file(path, lines))
 
 
