@@ -27,8 +27,10 @@ HEADINGS = ("figure", "ringload", "beside it", "its figure", "ratio", "spread", 
 
 
 def newest(folder: Path = RESULTS, full_only: bool = False) -> Path | None:
-    """The newest file of results, by its name; a full run's alone, if asked."""
-    files = sorted(path for path in folder.glob("*.jsonl") if not (full_only and path.stem.endswith("-part")))
+    """The newest file of results, by its name; if asked, of a full run that came to its end."""
+    files = sorted(folder.glob("*.jsonl"))
+    if full_only:
+        files = [path for path in files if not path.stem.endswith("-part") and read(path).is_complete]
     return files[-1] if files else None
 
 

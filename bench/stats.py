@@ -56,6 +56,7 @@ class Results:
     session: dict[str, Any]
     measurements: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # peers that could not even be proved, and why
+    is_complete: bool = True  # the run came to its end
 
     def of(self, scenario: Scenario, peer: str) -> list[dict[str, Any]]:
         """The measurements of one peer that went well."""
@@ -90,7 +91,8 @@ def read(path: Path) -> Results:
     if len(sessions) != 1:
         raise ValueError(f"{path} has {len(sessions)} session lines, not one")
     failed = {line["peer"]: line["error"] for line in lines if line["kind"] == "failed"}
-    return Results(path, sessions[0], [line for line in lines if line["kind"] == "measurement"], failed)
+    measurements = [line for line in lines if line["kind"] == "measurement"]
+    return Results(path, sessions[0], measurements, failed, lines[-1]["kind"] == "end")
 
 
 def figure(results: Results, scenario: Scenario, peer: str) -> Figure | None:

@@ -22,13 +22,15 @@ FRAMEWORKS = ("torch", "torchvision", "tensorflow", "keras", "grain", "spdl", "n
 ABOUT = {"cpus": 2, "cpu": "made up", "memory_gb": 8, "kernel": "6.0"}
 
 
-def results_file(path: Path, lines: list[tuple[str, str, str, dict[str, Any]]]) -> Path:
+def results_file(path: Path, lines: list[tuple[str, str, str, dict[str, Any]]], is_complete: bool = True) -> Path:
     """Hand-made results: (scenario, peer, pair, result)."""
     session = {"kind": "session", "at": 0, "command": "by hand", "commit": "none", "machine": ABOUT, "versions": {"numpy": "2"}}
     session |= {"rounds": 5, "load": 0.0, "absent": {"dali": "no wheel <here>"}, "left_out": {}}
     written: list[dict[str, Any]] = [session]
     for scenario, peer, pair, result in lines:
         written.append({"kind": "measurement", "scenario": scenario, "peer": peer, "pair": pair, "result": result})
+    if is_complete:
+        written.append({"kind": "end", "seconds": 1.0})
     path.write_text("".join(json.dumps(line) + "\n" for line in written))
     return path
 
@@ -183,6 +185,7 @@ def test_the_readme_is_written_between_its_marks(tmp_path: Path) -> None:
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     made_up(tmp_path / "2026-01-01T000000.jsonl")
     results_file(tmp_path / "2026-01-02T000000-part.jsonl", [])  # newer, and no full run
+    results_file(tmp_path / "2026-01-03T000000.jsonl", [], is_complete=False)
     report.write_readme(readme, tmp_path)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n")  # noqa: PT018
