@@ -2,13 +2,18 @@
 # make test   lint, types and tests
 # make stress the faults of make test in large numbers, and a long random mix of them; an hour
 # make breaks what protects against each fault, undone one at a time in a copy: whether a test notices; half an hour
-# make bench  how close the ring comes to what this machine can do
+# make bench-roofline  how close the ring comes to what this machine can do
+# make bench  ringload beside its peers, in every scenario, in .venv-bench; then a page and plots; 50 minutes
+# make bench-quick     the same as a hint, in 5 minutes
 # Each sets up all it needs in .venv. PYTHON chooses the interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH := .venv-bench/bin
+RESULTS := bench/results
+REPORT = $(BENCH)/python -m bench.report --results $(RESULTS) --page $(RESULTS)/bench.html --png $(RESULTS)
 
-.PHONY: demo test stress breaks bench
+.PHONY: demo test stress breaks bench bench-quick bench-setup bench-roofline
 .DELETE_ON_ERROR:
 
 demo: .venv/installed data/photos/photos.csv
@@ -26,8 +31,21 @@ stress: .venv/installed
 breaks: .venv/installed
 	$(BIN)/python -m tests.breaks
 
-bench: .venv/installed data/photos/photos.csv
-	$(BIN)/python bench/roofline.py
+bench-roofline: .venv/installed data/photos/photos.csv
+	$(BIN)/python -m bench.roofline
+
+bench-setup: .venv-bench/installed
+
+bench: .venv-bench/installed
+	$(BENCH)/python bench/photos.py --out data/photos
+	$(BENCH)/python -m bench.run
+	$(REPORT) --readme
+
+bench-quick: RESULTS := bench/results/quick
+bench-quick: .venv-bench/installed
+	$(BENCH)/python bench/photos.py --out data/photos
+	$(BENCH)/python -m bench.run --quick --out $(RESULTS)
+	$(REPORT)
 
 data/photos/photos.csv: .venv/installed bench/photos.py
 	$(BIN)/python bench/photos.py --out data/photos
@@ -36,4 +54,11 @@ data/photos/photos.csv: .venv/installed bench/photos.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tf,torch,jax,parquet,bench,examples,test]'
+	touch $@
+
+.venv-bench/installed: setup.cfg pyproject.toml bench/constraints.txt bench/install.py
+	$(PYTHON) -m venv .venv-bench
+	$(BENCH)/python -m pip install --quiet --upgrade pip
+	$(BENCH)/python -m pip install --quiet --constraint bench/constraints.txt --editable '.[parquet,bench]'
+	$(BENCH)/python -m bench.install
 	touch $@

@@ -1,6 +1,6 @@
 """How close the ring comes to what the machine can do: each figure a median of ratios, A B A B within one run.
 
-    python bench/roofline.py [--images data/photos] [--rounds 7]
+    python -m bench.roofline [--images data/photos] [--rounds 7]
 
 1. decoding     images/s through the ring, over that of the same decoder in as many processes with no transport at all
 2. transport    bytes/s through the ring of batches that only need copying, over that of as many processes that copy into
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import cv2
@@ -109,19 +110,21 @@ def copy_source() -> ringload.Arrays:
     return ringload.Arrays(image=array)
 
 
-def copy_roofline(source: ringload.Arrays, ring_bytes: int, workers: int, seconds: float) -> float:
-    """Samples/s of plain copying, from an array that all share into private memory as large as the ring."""
+def copy_roofline(source: Any, ring_bytes: int, workers: int, seconds: float) -> float:
+    """Samples/s of plain copying, from an array that all share into private memory as large as the ring. `source` has one
+    field."""
     batch = 128  # rows a call: what a task of the ring's has
+    ((name, field),) = source.fields.items()
 
     def work(number: int) -> float:
         private = np.frombuffer(mmap.mmap(-1, ring_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
-        n_rows = ring_bytes // (SIZE[0] * SIZE[1] * 3)
-        rows = private[: n_rows * SIZE[0] * SIZE[1] * 3].reshape(n_rows, *SIZE, 3)
+        n_rows = ring_bytes // field.row_bytes
+        rows = private[: n_rows * field.row_bytes].view(field.dtype).reshape(n_rows, *field.shape)
         private[:: mmap.PAGESIZE] = 1  # the steady state: all pages are there
         rng, begin_s, n = np.random.default_rng(number), time.perf_counter(), 0
         while time.perf_counter() - begin_s < seconds:
             start = n % (n_rows - batch)
-            source.load_rows(rng.integers(0, len(source), batch), (), {"image": rows[start : start + batch]})
+            source.load_rows(rng.integers(0, len(source), batch), (), {name: rows[start : start + batch]})
             n += batch
         return n / (time.perf_counter() - begin_s)
 

@@ -1,0 +1,121 @@
+"""The files that are loaded, made once below data/bench and kept: what `work` describes.
+
+From data/photos (bench/photos.py makes them): small pictures of each file as truth, large photographs of 12 to 24
+megapixels, and tables of up to 30 million rows. Rows of arrays: random bytes, of which each row's first and last 8 are its
+number. Every function makes what is not there and returns where it is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+PHOTOS = Path("data/photos")
+ROOT = Path("data/bench")
+N_LARGE = 48
+FOLDS = 3000  # rows of a table that share a folder: the number of photographs
+
+
+def files(folder: Path) -> list[str]:
+    """The absolute paths of a folder's files in the order of its table."""
+    base = os.path.abspath(folder)
+    return [f"{base}/{path}" for path in pd.read_csv(folder / "photos.csv")["path"]]
+
+
+def truth(folder: Path, size: int) -> Path:
+    """`(n_files, 8, 8, 3) int16`: what Pillow makes of every file, looked at by `work.glance`."""
+    from bench.work import glance
+
+    def make(path: Path) -> None:
+        seen = []
+        for name in files(folder):
+            with Image.open(name) as image:
+                image.draft("RGB", (2 * size, 2 * size))  # quicker, and no less of a truth for so few pixels
+                pixels = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            seen.append(glance(pixels[None])[0])
+        np.save(path, np.stack(seen))
+
+    return _made(ROOT / f"truth-{folder.name}-{size}.npy", make)
+
+
+def large() -> Path:
+    """A folder like data/photos, of `N_LARGE` photographs of 12 to 24 megapixels."""
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        rows = []
+        for number, name in enumerate(files(PHOTOS)[:N_LARGE]):
+            megapixels = 12 + 12 * number / (N_LARGE - 1)
+            with Image.open(name) as image:
+                scale = (megapixels * 1e6 / (image.width * image.height)) ** 0.5
+                size = (round(image.width * scale), round(image.height * scale))
+                image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(path / f"{number:03d}.jpg", quality=90)
+            rows.append({"path": f"{number:03d}.jpg", "multi": number % 4})
+        pd.DataFrame(rows).to_csv(path / "photos.csv", index=False)
+
+    return _made(ROOT / "large", make)
+
+
+def table(n_rows: int) -> Path:
+    """A Parquet table of `n_rows` different paths that lead to the photographs: each 3,000 through a folder of their own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = pd.read_csv(PHOTOS / "photos.csv")["path"].tolist()
+    base = (ROOT / "folds").absolute()
+    base.mkdir(parents=True, exist_ok=True)
+    for fold in range(-(-n_rows // FOLDS)):
+        link = base / f"{fold:05d}"
+        if not link.is_symlink():
+            link.symlink_to(PHOTOS.absolute())
+
+    def make(path: Path) -> None:
+        with pq.ParquetWriter(path, pa.schema([("path", pa.string()), ("index", pa.int64())])) as writer:
+            for start in range(0, n_rows, FOLDS * 100):
+                index = np.arange(start, min(start + FOLDS * 100, n_rows))
+                paths = [f"{base}/{i // FOLDS:05d}/{names[i % FOLDS]}" for i in index.tolist()]
+                writer.write_table(pa.table({"path": pa.array(paths, pa.string()), "index": index}))
+
+    return _made(ROOT / f"rows-{n_rows}.parquet", make)
+
+
+def marks(rows: np.ndarray) -> np.ndarray:
+    """What stands in the first and in the last 8 bytes of rows."""
+    marked: np.ndarray = rows.astype(np.int64) * 1_000_003 + 17
+    return marked
+
+
+def rows(n_rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Path:
+    """An array `(n_rows, *shape) dtype` of random bytes and marks."""
+
+    def make(path: Path) -> None:
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        array = np.random.default_rng(0).integers(0, 256, (n_rows, n_bytes), np.uint8)
+        array[:, :8] = array[:, -8:] = marks(np.arange(n_rows)).view(np.uint8).reshape(n_rows, 8)
+        np.save(path, array.view(dtype).reshape(n_rows, *shape))
+
+    return _made(ROOT / f"array-{n_rows}x{'x'.join(map(str, shape))}-{dtype}.npy", make)
+
+
+def forget(paths: list[str]) -> None:
+    """Drop files, and no others, from the page cache."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+
+def _made(path: Path, make: Any) -> Path:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"unfinished-{os.getpid()}-{path.name}")
+        make(unfinished)
+        unfinished.rename(path)
+    return path

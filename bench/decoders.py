@@ -1,0 +1,57 @@
+"""File -> `(size, size, 3) uint8`, in the three ways that peers decode: Pillow, ringload's own, torchvision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+Decode = Callable[[str, int], np.ndarray]
+
+
+def pillow(path: str, size: int) -> np.ndarray:
+    """As tutorials do it."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+
+
+def own(path: str, size: int) -> np.ndarray:
+    """As ringload does it, into an array of its own."""
+    image = np.empty((size, size, 3), np.uint8)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        _decoder(size).load(fd, os.fstat(fd).st_size, None, image)
+    finally:
+        os.close(fd)
+    return image
+
+
+@cache
+def _decoder(size: int):  # type: ignore[no-untyped-def]
+    """One a process: it keeps its scratch."""
+    import cv2
+
+    from ringload.data.geometry import Geometry
+    from ringload.data.images import ImageDecoder
+
+    cv2.setNumThreads(1)
+    return ImageDecoder(Geometry(size, size))
+
+
+def torchvision(path: str, size: int) -> np.ndarray:
+    """As its documentation advises for speed: read_file, decode_jpeg, transforms.v2 with antialias.
+
+    https://docs.pytorch.org/vision/stable/transforms.html#performance-considerations
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.transforms.v2 import functional
+
+    image = decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+    resized: np.ndarray = functional.resize(image, [size, size], antialias=True).permute(1, 2, 0).contiguous().numpy()
+    return resized
+
+
+DECODERS: dict[str, Decode] = {"pillow": pillow, "own": own, "torchvision": torchvision}

@@ -1,0 +1,89 @@
+"""Install the peers into this interpreter's environment, one pip call each: `make bench-setup` runs it in .venv-bench.
+
+Versions are those of bench/constraints.txt. One that cannot be installed, or cannot be imported, costs only itself: why is
+noted in peers.json beside the interpreter, and stands in every table and file of results. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CONSTRAINTS = HERE / "constraints.txt"
+LONGEST_S = 900  # of one pip call
+
+# package -> (what pip is given, the module that must then be importable, Debian packages that it needs)
+PACKAGES: dict[str, tuple[list[str], str, list[str]]] = {
+    "torch": (["torch"], "torch", []),
+    "tensorflow": (["tensorflow"], "tensorflow", []),
+    "grain": (["grain"], "grain", []),
+    "spdl": (["spdl-core", "spdl-io"], "spdl.io", ["ffmpeg"]),
+    "nvidia-dali": (["nvidia-dali-cuda120"], "nvidia.dali.fn", []),
+    "webdataset": (["webdataset"], "webdataset", []),
+    # it names torchvision as a need and imports without; boto3's own needs are given, or pip tries hundreds of releases
+    "litdata": (
+        [
+            "--no-deps",
+            "litdata",
+            "lightning-utilities",
+            "obstore",
+            "tifffile",
+            *("boto3", "botocore", "s3transfer", "jmespath"),
+        ],
+        "litdata",
+        [],
+    ),
+    "torchvision": (["--no-deps", "torchvision"], "torchvision", []),
+}
+
+
+def pip(arguments: list[str]) -> str:
+    """Install; why it failed, or ""."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
+    except subprocess.TimeoutExpired:
+        return f"pip install {' '.join(arguments)} was not done after {LONGEST_S} s"
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+    return "" if done.returncode == 0 else f"pip install: {' '.join(errors)[:300]}"
+
+
+def imported(module: str) -> str:
+    """Import it in a process of its own; why that failed, or ""."""
+    code = f"import importlib; importlib.import_module({module!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONGEST_S)
+    return "" if done.returncode == 0 else f"import {module}: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}"
+
+
+def install(name: str) -> dict[str, str]:
+    """Install one; its version, or why it is absent."""
+    arguments, module, debian = PACKAGES[name]
+    why = pip(arguments)
+    if not why:
+        why = imported(module)
+    if why and debian:
+        done = subprocess.run(["apt-get", "install", "--yes", "--quiet", *debian], capture_output=True, text=True)
+        tried = f"; apt-get install {' '.join(debian)}: {'done' if done.returncode == 0 else done.stderr.strip()[-120:]}"
+        why = "" if not imported(module) else why + tried
+    if why:
+        return {"absent": why}
+    return {"version": metadata.version(next(one for one in arguments if not one.startswith("-")))}
+
+
+def main() -> None:
+    """Install all, and note what came of it."""
+    chosen = sys.argv[1:] or list(PACKAGES)
+    path = Path(sys.prefix) / "peers.json"
+    noted = json.loads(path.read_text()) if path.exists() else {}
+    for name in chosen:
+        noted[name] = install(name)
+        path.write_text(json.dumps(noted, indent=1) + "\n")
+        print(f"{name}: {noted[name].get('version') or 'absent: ' + noted[name]['absent']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

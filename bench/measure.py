@@ -1,0 +1,236 @@
+"""One measurement, in a process of its own: `python -m bench.measure SPEC`, with a SPEC in JSON that `bench.run` makes.
+
+SPEC: peer, work, workers, method, seconds, warm_s, `open` (options for the peer), and what the method takes. The last line
+that is printed is `RESULT {...}`. Every batch is verified while it is measured; WrongPayload ends the process with the exit
+code WRONG.
+
+Methods
+    rate    samples/s in the steady state, CPU of the trainer's thread a batch
+    first   seconds to the first batch alone, from the making of the loader, its framework imported
+    steps   a trainer with a step of `step` times what loading a batch takes: time waited, and the wall time over the ideal
+    epoch   samples/s over one epoch of files that are not in the page cache, `delay_ms` away where that is given
+    memory  the trainer takes batches, then rests until whatever is filled ahead is full; bench.run watches the memory
+    scaling samples/s of samples that sleep, for each number of workers in `counts`, one after the other
+    proof   a whole epoch, not timed: every sample comes once
+    train   a real training (bench.train)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench import data
+from bench.peers import PEERS, Peer, Stream
+from bench.work import Epoch, Photos, Sleeps, Work, WrongPayload, make_work
+
+WRONG = 42  # exit code
+
+
+class Trainer:
+    """Takes batches from a stream and verifies them. `cpu_s` and `wait_s` are of asking for them, and of giving them back."""
+
+    def __init__(self, work: Work, stream: Stream) -> None:
+        if work.n_samples % work.batch_size:
+            raise ValueError(f"{work.n_samples} samples are not whole batches of {work.batch_size}")
+        self._work, self._stream = work, stream
+        self._batch: Any = None
+        self._epoch, self._left = Epoch(work), work.n_samples // work.batch_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from here."""
+        self.n_batches, self.cpu_s, self.wait_s, self.begin_s = 0, 0.0, 0.0, time.perf_counter()
+
+    def take(self) -> None:
+        """One batch; the one before is given back."""
+        wall_s, cpu_s = time.perf_counter(), time.thread_time()
+        self._batch = None
+        batch = next(self._stream.batches)
+        self.cpu_s += time.thread_time() - cpu_s
+        self.wait_s += time.perf_counter() - wall_s
+        index, payload = self._stream.arrays(batch)
+        self._work.check(index, payload)
+        self._epoch.take(index)
+        self._left -= 1
+        if not self._left:
+            self._epoch.end()
+            self._epoch, self._left = Epoch(self._work), self._work.n_samples // self._work.batch_size
+        self._batch = batch
+        self.n_batches += 1
+
+    def take_for(self, seconds: float, at_least: int = 3) -> None:
+        """Batches for some time."""
+        begin_s, n = time.perf_counter(), 0
+        while n < at_least or time.perf_counter() - begin_s < seconds:
+            self.take()
+            n += 1
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.begin_s
+
+    def counted(self) -> dict[str, float]:
+        """What a window gave."""
+        elapsed_s, n = self.elapsed_s, self.n_batches
+        sample_bytes = self._work.dtype.itemsize
+        for length in self._work.shape:
+            sample_bytes *= length
+        rate = n * self._work.batch_size / elapsed_s
+        return {
+            "samples_per_s": rate,
+            "gb_per_s": rate * sample_bytes / 1e9,
+            "consumer_cpu_us": self.cpu_s / n * 1e6,
+            "wait_share": self.wait_s / elapsed_s,
+            "n_batches": n,
+        }
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one measurement."""
+    peer, work = PEERS[spec["peer"]], make_work(spec["work"])
+    work.prepare()
+    if peer.is_yardstick:
+        rate = peer.load().rate(work, spec["workers"], spec["seconds"])
+        sample_bytes = work.dtype.itemsize
+        for length in work.shape:
+            sample_bytes *= length
+        return {"samples_per_s": rate, "gb_per_s": rate * sample_bytes / 1e9}
+    if spec["method"] == "train":
+        from bench.train import train
+
+        return train(spec["framework"], peer, work, spec["workers"], spec["epochs"])
+    begin_s = time.perf_counter()
+    peer.load()
+    import_s = time.perf_counter() - begin_s
+    base_mb = psutil.Process().memory_full_info().pss / 1e6
+    return {"import_s": import_s, "base_mb": base_mb} | METHODS[spec["method"]](spec, peer, work)
+
+
+def started(spec: dict[str, Any], peer: Peer, work: Work) -> tuple[Stream, Trainer, float]:
+    """A stream that has given its first batch, and the seconds to it."""
+    begin_s = time.perf_counter()
+    stream = peer.open(work, spec["workers"], **spec.get("open", {}))
+    trainer = Trainer(work, stream)
+    trainer.take()
+    return stream, trainer, time.perf_counter() - begin_s
+
+
+def rate(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
+    stream, trainer, _ = started(spec, peer, work)
+    trainer.take_for(spec["warm_s"], at_least=max(3, stream.settles_after))
+    trainer.reset()
+    trainer.take_for(spec["seconds"])
+    result = trainer.counted()
+    if isinstance(work, Sleeps):  # the share of what so many sleeping workers could do
+        result["ideal_share"] = result["samples_per_s"] * work.mean_cost_s / spec["workers"]
+    stream.close()
+    return result
+
+
+def first(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
+    stream, _, first_s = started(spec, peer, work)
+    stream.close()
+    return {"first_s": first_s}
+
+
+def steps(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
+    assert isinstance(work, Sleeps)
+    load_s = work.batch_size * work.mean_cost_s / spec["workers"]
+    step_s = spec["step"] * load_s
+    n_steps = max(5, round(spec["seconds"] / max(load_s, step_s)))
+    stream, trainer, first_s = started(spec, peer, work)
+    trainer.reset()
+    for _ in range(n_steps):
+        trainer.take()
+        time.sleep(step_s)
+    result = trainer.counted() | {"first_s": first_s, "n_steps": n_steps}
+    result["over_ideal"] = trainer.elapsed_s / (n_steps * max(load_s, step_s))
+    stream.close()
+    return result
+
+
+def epoch(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
+    assert isinstance(work, Photos)
+    delay_ms = spec.get("delay_ms", 0)
+    if delay_ms:
+        from bench.slowfs import mounted
+
+        place: Any = mounted(work.folder, delay_ms)
+    else:
+        data.forget(data.files(work.folder))
+        place = nullcontext(work.folder)
+    with place as folder:
+        work = replace(work, folder=Path(folder), truth_of=work.folder)
+        work.prepare()
+        read = psutil.disk_io_counters()
+        stream, trainer, first_s = started(spec, peer, work)
+        trainer.reset()
+        for _ in range(work.n_samples // work.batch_size - 1):
+            trainer.take()
+        result = trainer.counted() | {"first_s": first_s}
+        now = psutil.disk_io_counters()
+        if read is not None and now is not None:
+            result["disk_read_mb"] = (now.read_bytes - read.read_bytes) / 1e6
+        stream.close()
+        if delay_ms:
+            sys.stdout.flush()
+    return result
+
+
+def memory(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
+    stream, trainer, first_s = started(spec, peer, work)
+    trainer.take_for(spec["seconds"] / 3)
+    time.sleep(spec["seconds"])  # until what can be filled ahead is full: 64 batches of 64, at 1,400 images/s
+    trainer.take_for(0.0)
+    stream.close()
+    return {"first_s": first_s}
+
+
+def scaling(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, Any]:
+    assert isinstance(work, Sleeps)
+    found: dict[str, float] = {}
+    for workers in spec["counts"]:
+        found[str(workers)] = rate(spec | {"workers": workers}, peer, work)["samples_per_s"]
+    last = spec["counts"][-1]
+    return {"samples_per_s": found[str(last)], "at": found, "ideal_share": found[str(last)] * work.mean_cost_s / last}
+
+
+def proof(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
+    stream, trainer, first_s = started(spec, peer, work)
+    for _ in range(work.n_samples // work.batch_size):  # to the end of one epoch, and into the next
+        trainer.take()
+    stream.close()
+    return {"n_batches": trainer.n_batches, "first_s": first_s}
+
+
+METHODS = {"rate": rate, "first": first, "steps": steps, "epoch": epoch, "memory": memory, "scaling": scaling, "proof": proof}
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    code = 0
+    try:
+        result = measure(spec)
+    except WrongPayload as error:
+        result, code = {"error": f"wrong payload: {error}"}, WRONG
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        result, code = {"error": f"{type(error).__name__}: {error}"}, 1
+    print(f"RESULT {json.dumps(result)}", flush=True)
+    sys.stderr.flush()
+    os._exit(code)  # what a peer leaves running ends with its process group; bench.run sees to it
+
+
+if __name__ == "__main__":
+    main()

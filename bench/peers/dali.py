@@ -1,0 +1,47 @@
+"""DALI on the CPU: its file reader, decoder and resize, in C++ threads of the trainer's process.
+
+As its documentation has it, with `device_id=None` for no GPU, and a prefetch queue of 2:
+https://docs.nvidia.com/deeplearning/dali/user-guide/docs/examples/getting_started.html
+https://docs.nvidia.com/deeplearning/dali/user-guide/docs/advanced_topics_performance_tuning.html
+A file's label is its index; the list is shuffled after every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+
+from bench.peers import Stream
+from bench.work import Photos, Work
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def images(paths: list[str], size: int) -> Any:
+    """Files -> `(size, size, 3) uint8` and their indices."""
+    encoded, index = fn.readers.file(
+        files=paths, labels=list(range(len(paths))), shuffle_after_epoch=True, name="reader", prefetch_queue_depth=2
+    )
+    decoded = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+    return fn.resize(decoded, size=[size, size], interp_type=types.INTERP_LINEAR), index
+
+
+def open_stream(work: Work, workers: int) -> Stream:
+    """Build it."""
+    assert isinstance(work, Photos)
+    pipeline = images(
+        work.paths, work.size, batch_size=work.batch_size, num_threads=workers, device_id=None, seed=0, prefetch_queue_depth=2
+    )
+    pipeline.build()
+    return Stream(_forever(pipeline), _arrays, lambda: None)
+
+
+def _forever(pipeline: Any) -> Iterator[Any]:
+    while True:
+        yield pipeline.run()
+
+
+def _arrays(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(batch[1].as_tensor())[:, 0], np.asarray(batch[0].as_tensor())

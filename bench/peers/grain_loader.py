@@ -1,0 +1,33 @@
+"""Grain: MapDataset, shuffled by index, batched in worker processes, whose batches come through its shared memory.
+
+As https://google-grain.readthedocs.io/en/latest/tutorials/dataset_basic_tutorial.html has it: batch last before
+`mp_prefetch`, so that workers write batches straight into shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from bench.peers import Stream
+from bench.peers.mapstyle import MapStyle
+from bench.work import Work
+
+
+def open_stream(work: Work, workers: int) -> Stream:
+    """Start it."""
+    samples = MapStyle(work, "own")
+
+    def to_dict(sample: tuple[np.ndarray, int]) -> dict[str, Any]:
+        return {"x": sample[0], "index": np.int64(sample[1])}
+
+    dataset: Any = grain.MapDataset.source(samples).seed(0).shuffle().map(to_dict).repeat()
+    dataset = dataset.batch(work.batch_size, drop_remainder=True)
+    reading = grain.ReadOptions(num_threads=1)  # in each worker; more is for storage that waits
+    iterable = dataset.to_iter_dataset(reading)
+    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterator: Iterator[Any] = iter(iterable)
+    return Stream(iterator, lambda batch: (batch["index"], batch["x"]), getattr(iterator, "close", lambda: None))

@@ -1,0 +1,73 @@
+"""LitData: chunks that were written once (data/bench/litdata, not timed), read by torch workers, decoded by Pillow.
+
+As https://github.com/Lightning-AI/litData has it: `optimize` once, then StreamingDataset and StreamingDataLoader. Its epochs
+are passes over the chunks; more samples than files are more passes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from litdata import StreamingDataLoader, StreamingDataset, optimize
+from PIL import Image
+
+from bench import data
+from bench.peers import Stream
+from bench.work import Photos, Work
+
+
+def content(item: tuple[int, str]) -> dict[str, Any]:
+    """What is written of one file."""
+    return {"index": item[0], "jpg": Path(item[1]).read_bytes()}
+
+
+def chunks(work: Photos, n_files: int) -> Path:
+    """The folder of chunks, of the first `n_files` files."""
+    folder = (data.ROOT / f"litdata-{work.folder.name}-{n_files}").absolute()
+    if not (folder / "index.json").exists():
+        inputs = list(enumerate(data.files(work.folder)[:n_files]))
+        optimize(fn=content, inputs=inputs, output_dir=str(folder), chunk_bytes="16MB", num_workers=1)
+    return folder
+
+
+class Decoded(StreamingDataset):
+    """Chunks, decoded."""
+
+    size = 224
+
+    def __getitem__(self, index: Any) -> tuple[np.ndarray, int]:
+        sample = super().__getitem__(index)
+        with Image.open(io.BytesIO(sample["jpg"])) as image:
+            return np.asarray(image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)), sample["index"]
+
+
+def open_stream(work: Work, workers: int) -> Stream:
+    """Start its workers."""
+    assert isinstance(work, Photos)
+    n_files = min(work.n_samples, len(data.files(work.folder)[: work.n_files]) // work.batch_size * work.batch_size)
+    dataset = Decoded(str(chunks(work, n_files)), shuffle=True, drop_last=False)
+    dataset.size = work.size
+    loader = StreamingDataLoader(dataset, batch_size=work.batch_size, num_workers=workers, persistent_workers=True)
+    passes = Passes(n_files, work.n_samples // n_files)
+    return Stream(_forever(loader), passes.arrays, lambda: None)
+
+
+class Passes:
+    """Tells the passes apart: the k-th pass's samples are `k * n_files` on, modulo the epoch."""
+
+    def __init__(self, n_files: int, n_passes: int) -> None:
+        self._n_files, self._n_passes, self._n_seen = n_files, n_passes, 0
+
+    def arrays(self, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+        number = self._n_seen // self._n_files % self._n_passes
+        self._n_seen += len(batch[1])
+        return batch[1].numpy() + number * self._n_files, batch[0].numpy()
+
+
+def _forever(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader

@@ -1,0 +1,28 @@
+"""A map-style dataset, `dataset[i] -> (payload, index)`: what torch, Grain, Keras and people's own loops are given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench.decoders import DECODERS
+from bench.work import Photos, Work
+
+
+class MapStyle:
+    """Sample `i` of any work, decoded by `decoder` where it is a file."""
+
+    def __init__(self, work: Work, decoder: str) -> None:
+        self._paths = work.paths if isinstance(work, Photos) else None
+        self._size = work.size if isinstance(work, Photos) else 0
+        self._work = None if isinstance(work, Photos) else work
+        self._decoder = decoder
+        self._n_samples = work.n_samples
+
+    def __len__(self) -> int:
+        return self._n_samples
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        if self._paths is not None:
+            return DECODERS[self._decoder](self._paths[index], self._size), index
+        assert self._work is not None
+        return self._work[index], index

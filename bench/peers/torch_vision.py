@@ -1,0 +1,17 @@
+"""torch's DataLoader with torchvision's decoder: `decode_jpeg`, then `v2.functional.resize` with antialiasing.
+
+https://docs.pytorch.org/vision/stable/transforms.html#performance-considerations
+"""
+
+from __future__ import annotations
+
+import torchvision  # noqa: F401  (it fails here and now, not in a worker, where it does not fit torch)
+
+from bench.peers import Stream
+from bench.peers.torch_loader import open_stream as open_torch
+from bench.work import Work
+
+
+def open_stream(work: Work, workers: int) -> Stream:
+    """Start it."""
+    return open_torch(work, workers, decoder="torchvision")

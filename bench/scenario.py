@@ -1,0 +1,76 @@
+"""What a scenario consists of, and the works that they load: `bench.scenarios` is the list of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench import data
+
+N_PHOTOS = 2944  # whole batches of 64, of the 3,000
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What ringload's figure, over that of `peer` if there is one, is to be at least or at most."""
+
+    limit: float
+    at_least: bool
+    peer: str = ""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One figure of ringload and its peers.
+
+    `number` is the scenario's in the issue that asked for it. `metric` is a key of what `bench.measure` returns; `more` of it
+    is better, or less. `options` go to the method. Where the steady state is measured ringload is given room for 16 batches, so
+    that each page of the ring has been used soon; by default, and in the other scenarios, for 64.
+    """
+
+    name: str
+    number: int
+    title: str
+    metric: str
+    unit: str
+    more: bool
+    peers: tuple[str, ...]
+    work: dict[str, Any] = field(default_factory=dict)
+    method: str = "rate"
+    quick: tuple[str, ...] = ()  # the peers of make bench-quick; none: it is not a part of that
+    options: dict[str, Any] = field(default_factory=dict)
+    ours: dict[str, Any] = field(default_factory=dict)  # how ringload is opened
+    workers: int = 2
+    seconds: float = 2.0
+    warm_s: float = 1.0
+    goals: tuple[Goal, ...] = ()
+    of: str = ""
+    needs_root: bool = False
+
+
+def at_least(limit: float, peer: str = "") -> Goal:
+    return Goal(limit, True, peer)
+
+
+def at_most(limit: float, peer: str = "") -> Goal:
+    return Goal(limit, False, peer)
+
+
+def photos(batch_size: int, n_samples: int = 10 * N_PHOTOS, size: int = 224) -> dict[str, Any]:
+    n_samples -= n_samples % batch_size
+    work = {"kind": "photos", "folder": str(data.PHOTOS), "batch_size": batch_size, "size": size, "n_samples": n_samples}
+    return work | {"n_files": N_PHOTOS}
+
+
+def table(n_rows: int) -> dict[str, Any]:
+    n_samples = n_rows - n_rows % 256
+    return photos(256, n_samples) | {"n_files": None, "table": str(data.ROOT / f"rows-{n_samples}.parquet")}
+
+
+def rows(batch_size: int, shape: tuple[int, ...], dtype: str = "uint8", n_rows: int = 512) -> dict[str, Any]:
+    n_samples = batch_size * max(64, 20_000 // batch_size)
+    return {"kind": "rows", "batch_size": batch_size, "shape": shape, "dtype": dtype, "n_rows": n_rows, "n_samples": n_samples}
+
+
+def sleeps(batch_size: int, cost_s: float, **more: Any) -> dict[str, Any]:
+    return {"kind": "sleeps", "batch_size": batch_size, "cost_s": cost_s, "n_samples": batch_size * 1000} | more

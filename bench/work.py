@@ -1,0 +1,214 @@
+"""What is loaded: what every peer is given, and the truth that every batch is held against while it is measured.
+
+    Photos   image files, decoded to `(H, W, 3) uint8`; the truth is a small picture of each file, made by Pillow
+    Rows     rows of one array in a file, which only need copying; each carries its own number in its first and last bytes
+    Sleeps   samples that cost a sleep and no CPU, a few of them more than others; the payload is a function of the index
+
+All have `batch_size`, `n_samples`, `shape`, `dtype`, and `check(index, payload)`, which raises WrongPayload. Rows and Sleeps
+load a sample by `work[i]`, as a map-style dataset does. Peers of the same work deliver uint8 (the hand-written generator
+alone normalises, as people do). Indices may be more than files or rows: they begin again.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench import data
+
+# Of 255, the mean difference to the truth that a decoder may make: ringload's makes 1.2, at most 4; two files are mostly 30 to
+# 100 apart, two cuts of one photograph that are as like as can be 4 to 13 (measured, 24 November 2026).
+TOLERANCE = 10
+POINTS = 16  # a side, of an image that are looked at; they are averaged 2 by 2
+
+
+class WrongPayload(Exception):
+    """A batch is not what it says that it is. Fails the run."""
+
+
+def glance(images: np.ndarray) -> np.ndarray:
+    """`(B, 8, 8, 3) int16`: a few pixels of `(B, H, W, 3) uint8`, enough to tell one file from another."""
+    stride_y, stride_x = images.shape[1] // POINTS, images.shape[2] // POINTS
+    seen = images[:, stride_y // 2 :: stride_y, stride_x // 2 :: stride_x].astype(np.int16)[:, :POINTS, :POINTS]
+    mean: np.ndarray = (seen[:, ::2, ::2] + seen[:, 1::2, ::2] + seen[:, ::2, 1::2] + seen[:, 1::2, 1::2]) // 4
+    return mean
+
+
+@dataclass(frozen=True)
+class Photos:
+    """`n_samples` image files of `folder`, as many times over as needed, resized to `(size, size)`."""
+
+    folder: Path
+    batch_size: int
+    size: int
+    n_samples: int
+    n_files: int | None = None  # of the folder, that are used; None for all
+    table: Path | None = None  # of many rows; else the files' own, repeated in memory
+    truth_of: Path | None = None  # the folder that `folder` is a copy of
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.size, self.size, 3)
+
+    dtype = np.dtype(np.uint8)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """Columns path (absolute) and index: what a user starts from."""
+        if self.table is not None:
+            return pd.read_parquet(self.table)
+        files = data.files(self.folder)[: self.n_files]
+        paths = np.resize(np.array(files, object), self.n_samples)
+        return pd.DataFrame({"path": paths, "index": np.arange(self.n_samples)})
+
+    @property
+    def paths(self) -> list[str]:
+        """Made anew from the frame: peers do it as a part of their start."""
+        made: list[str] = self.frame["path"].tolist()
+        return made
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        truth: np.ndarray = np.load(data.truth(self.truth_of or self.folder, self.size), mmap_mode="r")
+        return truth[: self.n_files]
+
+    def prepare(self) -> None:
+        """Read what is not to be measured."""
+        _ = self.frame, self.truth
+
+    def check(self, index: np.ndarray, payload: np.ndarray) -> None:
+        _check_form(self, index, payload)
+        if payload.dtype == np.float32:  # normalised, as by the hand-written generator
+            payload = ((payload + 1) * 127.5).astype(np.uint8)
+        off = np.abs(glance(payload) - self.truth[index % len(self.truth)]).mean(axis=(1, 2, 3))
+        if (off > TOLERANCE).any():
+            worst = int(off.argmax())
+            raise WrongPayload(f"sample {index[worst]} is not its file: pixels are {off[worst]:.0f} of 255 off on average")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`n_samples` rows of one array, `shape dtype`, which is in the page cache."""
+
+    batch_size: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    n_rows: int
+    n_samples: int
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        array: np.ndarray = np.load(data.rows(self.n_rows, self.shape, self.dtype), mmap_mode="r")
+        return array
+
+    def prepare(self) -> None:
+        self.array.max()  # it is in the page cache
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        row: np.ndarray = self.array[index % self.n_rows]
+        return row
+
+    def check(self, index: np.ndarray, payload: np.ndarray) -> None:
+        _check_form(self, index, payload)
+        flat = payload.reshape(len(payload), -1)
+        n = 8 // self.dtype.itemsize
+        marks = data.marks(index % self.n_rows)
+        for part in (flat[:, :n], flat[:, -n:]):
+            wrong = np.ascontiguousarray(part).view(np.int64)[:, 0] != marks
+            if wrong.any():
+                raise WrongPayload(f"sample {index[wrong.argmax()]} is another row than the one it says")
+
+
+@dataclass(frozen=True)
+class Sleeps:
+    """Samples that sleep `cost_s`, and one in `every` of them `factor` times as long, at random places."""
+
+    batch_size: int
+    cost_s: float
+    n_samples: int
+    every: int = 0  # none
+    factor: float = 1.0
+
+    shape = (16,)
+    dtype = np.dtype(np.int64)
+
+    def prepare(self) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def cost(self, index: int) -> float:
+        """Seconds of sample `index`."""
+        is_heavy = self.every and (index * 2654435761 % 2**32) % self.every == 0
+        return self.cost_s * (self.factor if is_heavy else 1.0)
+
+    @property
+    def mean_cost_s(self) -> float:
+        return self.cost_s * (1 + (self.factor - 1) / self.every) if self.every else self.cost_s
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        time.sleep(self.cost(index))
+        row: np.ndarray = self.payload(np.array([index]))[0]
+        return row
+
+    def payload(self, index: np.ndarray) -> np.ndarray:
+        made: np.ndarray = index[:, None] * 40503 + np.arange(16)
+        return made
+
+    def check(self, index: np.ndarray, payload: np.ndarray) -> None:
+        _check_form(self, index, payload)
+        wrong = (payload != self.payload(index)).any(axis=1)
+        if wrong.any():
+            raise WrongPayload(f"sample {index[wrong.argmax()]} does not carry its payload")
+
+
+Work = Photos | Rows | Sleeps
+
+
+def make_work(spec: dict[str, Any]) -> Work:
+    """From the JSON form: `{"kind": "photos" | "rows" | "sleeps", ...}`."""
+    options = {name: value for name, value in spec.items() if name != "kind"}
+    if spec["kind"] == "photos":
+        table = options.pop("table", None)
+        return Photos(Path(options.pop("folder")), table=None if table is None else Path(table), **options)
+    if spec["kind"] == "rows":
+        return Rows(shape=tuple(options.pop("shape")), dtype=np.dtype(options.pop("dtype")), **options)
+    return Sleeps(**options)
+
+
+def _check_form(work: Work, index: np.ndarray, payload: np.ndarray) -> None:
+    n = len(index)
+    if n != work.batch_size or payload.shape != (n, *work.shape):
+        raise WrongPayload(f"a batch of {payload.shape} for {n} indices; expected {(work.batch_size, *work.shape)}")
+    if payload.dtype != work.dtype and payload.dtype != np.float32:
+        raise WrongPayload(f"a batch of {payload.dtype}, expected {work.dtype}")
+
+
+class Epoch:
+    """Notes which samples of one epoch came; none may come twice, and at its end only less than a batch may be missing."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._seen = np.zeros(work.n_samples, bool)
+
+    def take(self, index: np.ndarray) -> None:
+        if index.min() < 0 or index.max() >= len(self._seen):
+            raise WrongPayload(f"there is no sample {index.max()}")
+        if self._seen[index].any() or len(np.unique(index)) != len(index):
+            raise WrongPayload("a sample came twice in one epoch")
+        self._seen[index] = True
+
+    def end(self) -> None:
+        n_missing = len(self._seen) - int(self._seen.sum())
+        if n_missing >= self._work.batch_size:
+            raise WrongPayload(f"{n_missing} of {len(self._seen)} samples never came in an epoch")
