@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -182,6 +184,33 @@ def test_the_names_are_torchdatas() -> None:
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     theirs = stateful.StatefulDataLoader(Drawing(), 4).state_dict()
     assert theirs.keys() <= DataLoader(Drawing(), 4).state_dict().keys()
+
+
+def test_copies_have_workers_of_their_own() -> None:
+    """After use, too: of a shallow copy, a deep one, and one that was pickled."""
+    loader = DataLoader(Drawing(), 4, persistent_workers=True, **FORK)
+    whole = list(range(23))
+    assert indices(loader) == whole
+    copies = copy.copy(loader), copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))
+    pairs = zip(loader, copies[0], strict=True)
+    seen = list(zip(*[(rows([one])[0][0], rows([other])[0][0]) for one, other in pairs], strict=True))
+    assert [[index for batch in batches for index in batch] for batches in seen] == [whole, whole]
+    assert [indices(one) for one in (*copies, loader)] == [whole] * 4
+    loader.load_state_dict(states_of(loader)[2])
+    assert [indices(one) for one in (copy.copy(loader), loader)] == [whole[8:]] * 2  # it was told where to go on
+    loader.load_state_dict(states_of(loader)[2])
+    assert loader.state_dict()["_num_yielded"] == 2
+    assert [indices(one) for one in (copy.copy(loader), loader)] == [whole[8:]] * 2
+
+
+def indices(loader: Any) -> list[int]:
+    return [index for batch in rows(loader) for index in batch[0]]
+
+
+def states_of(loader: Any) -> list[Any]:
+    """Of a pass, at its beginning and after each batch."""
+    batches = iter(loader)
+    return [loader.state_dict(), *(loader.state_dict() for _ in batches)]
 
 
 def test_states_of_others_are_refused() -> None:

@@ -181,6 +181,12 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self._waiting = self._progress = None
         self._next_state = state_dict or None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which begins with no workers: the arguments, and where it was told to go on."""
+        told = self.state_dict() if self._waiting is not None else self._next_state
+        run = dict.fromkeys(("_waiting", "_progress", "_ring", "_rooms", "_kept"))
+        return self.__dict__ | run | {"_n_passes": 0, "_next_state": told}
+
     def close(self) -> None:
         """End the workers that no iteration uses. They end with the loader, too."""
         self._waiting = None
