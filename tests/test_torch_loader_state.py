@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -211,6 +213,36 @@ def states_of(loader: Any) -> list[Any]:
     """Of a pass, at its beginning and after each batch."""
     batches = iter(loader)
     return [loader.state_dict(), *(loader.state_dict() for _ in batches)]
+
+
+class Shuffled:
+    """A sampler that draws from Python's or NumPy's global generator."""
+
+    def __init__(self, shuffle: Any) -> None:
+        self.shuffle = shuffle
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(23))
+        self.shuffle(order)
+        return iter(order)
+
+
+@pytest.mark.parametrize("shuffle", [random.shuffle, np.random.shuffle])
+def test_samplers_that_draw_from_other_generators(shuffle: Any) -> None:
+    loader = DataLoader(Drawing(), 4, sampler=Shuffled(shuffle))
+    batches = iter(loader)
+    next(batches)
+    state = json.loads(json.dumps(loader.state_dict()))
+    rest = rows(batches)
+    random.seed(9)
+    np.random.seed(9)
+    np.random.normal()  # keeps another for the next
+    for options in ({}, FORK):
+        again = DataLoader(Drawing(), 4, sampler=Shuffled(shuffle), **options)
+        again.load_state_dict(state)
+        before = random.getstate(), str(np.random.get_state())
+        assert rows(again) == rest
+        assert (random.getstate(), str(np.random.get_state())) == before
 
 
 def test_states_of_others_are_refused() -> None:

@@ -6,21 +6,21 @@ passes with it are counted, and `Keys.seed` is of both.
 
 A state has the names of torchdata's StatefulDataLoader (those of its single-process form, whatever the number of workers), and
 `_base_seed`, `_pass`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For others the
-state of the generators before the pass is kept: then the sampler is asked again from the beginning, and what was received is
-skipped.
+state before the pass is kept of the loader's generators and of the global ones of Python, NumPy and torch: then the sampler is
+asked again from the beginning, and what was received is skipped.
 """
 
 from __future__ import annotations
 
-import base64
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from ringload.adapters.torch_source import seed_of_pass
+from ringload.adapters.torch_source import Generators, array_of, seed_of_pass, text_of
 from ringload.errors import ConfigError
 
 NAMES = (
@@ -62,7 +62,7 @@ class Keys:
         self.number = 0  # of the batch that is taken next
         self._iterator: Iterator[Any]
         if state is None:
-            self._before = (base_seed is None, torch.get_rng_state(), [generator.get_state() for generator in self._generators])
+            self._before = (base_seed is None, Generators(), [generator.get_state() for generator in self._generators])
             self.base_seed = self._begin(loader, base_seed)
             self.snapshot = self._take_snapshot()
         else:
@@ -89,7 +89,8 @@ class Keys:
 
     def state(self, snapshot: Snapshot, n_yielded: int, is_finished: bool, dataset: Any) -> dict[str, Any]:
         """The state in which `n_yielded` batches were received, the last of them with `snapshot`."""
-        draws, rng, generators = self._before
+        draws, of_all, generators = self._before
+        of_loader = [text_of(one.numpy()) for one in generators]
         return {
             "_index_sampler_state": snapshot.sampler,
             "_sampler_iter_state": snapshot.iterator,
@@ -103,7 +104,7 @@ class Keys:
             "_base_seed": self.base_seed,
             "_pass": self.n_before,
             "_snapshot_step": snapshot.number,
-            "_rng": {"draws_base_seed": draws, "global": _text(rng), "generators": [_text(one) for one in generators]},
+            "_rng": {"draws_base_seed": draws, "global": of_all.text(), "generators": of_loader},
         }
 
     def _go_on(self, loader: Any, state: Mapping[str, Any]) -> None:
@@ -117,19 +118,19 @@ class Keys:
             )
         if state["dataset_state"] is not None and _is_stateful(loader.dataset):
             loader.dataset.load_state_dict(state["dataset_state"])
-        before = [_tensor(one) for one in rng["generators"]]
-        self._before = (bool(rng["draws_base_seed"]), _tensor(rng["global"]), before)
+        before = [torch.from_numpy(array_of(one, np.uint8)) for one in rng["generators"]]
+        self._before = (bool(rng["draws_base_seed"]), Generators.of_text(rng["global"]), before)
         for generator, one in zip(self._generators, before, strict=True):
             generator.set_state(one)
-        own = torch.get_rng_state()
+        own = Generators()
         try:
-            torch.set_rng_state(self._before[1])
+            self._before[1].restore()
             skipped = self._restore(loader, state, n_yielded)
             for _ in range(skipped):
                 next(self._iterator, None)
             first = list(itertools.islice(self._iterator, 1))  # so that what it draws when it begins is drawn here
         finally:
-            torch.set_rng_state(own)
+            own.restore()
         self.base_seed, self.n_before, self.number = int(state["_base_seed"]), int(state["_pass"]), n_yielded
         self.snapshot = Snapshot(int(state["_snapshot_step"]), state["_index_sampler_state"], state["_sampler_iter_state"])
         if first:
@@ -167,11 +168,3 @@ class _Chained:
 
 def _is_stateful(one: Any) -> bool:
     return callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None))
-
-
-def _text(state: torch.Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _tensor(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
