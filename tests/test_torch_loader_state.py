@@ -245,12 +245,35 @@ def test_samplers_that_draw_from_other_generators(shuffle: Any) -> None:
         assert (random.getstate(), str(np.random.get_state())) == before
 
 
+def test_states_of_other_orders_are_refused() -> None:
+    state = json.loads(json.dumps(DataLoader(Drawing(), 4).state_dict()))
+    for differing, told in (
+        (DataLoader(Drawing(), 8), "batch_size: 4 there, 8 here"),
+        (DataLoader(Drawing(), 4, drop_last=True), "drop_last: False there, True here"),
+        (DataLoader(Drawing(), 4, shuffle=True), "sampler: 'SequentialSampler' there, 'RandomSampler' here"),
+        (DataLoader(Drawing(), batch_sampler=[[1]]), "batch_sampler: 'BatchSampler' there, 'list' here"),
+        (DataLoader(range(30), 4), "dataset_length: 23 there, 30 here"),
+    ):
+        with pytest.raises(ringload.ConfigError, match=told):
+            differing.load_state_dict(state)
+    again = DataLoader(Drawing(), 4, sampler=Unsized())
+    again.load_state_dict(DataLoader(Drawing(), 4, sampler=Unsized()).state_dict())
+    assert indices(again) == [1, 2]
+
+
+class Unsized:
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, 2])
+
+
 def test_states_of_others_are_refused() -> None:
     loader = DataLoader(Drawing(), 4)
-    loader.load_state_dict({"_snapshot": {}})
     with pytest.raises(ringload.ConfigError, match=r"lacks.*_num_yielded"):
-        iter(loader)
-    loader.load_state_dict(DataLoader(Drawing(), 4, sampler=Countdown()).state_dict())
+        loader.load_state_dict({"_snapshot": {}})
+    with pytest.raises(ringload.ConfigError, match="Countdown"):
+        loader.load_state_dict(DataLoader(Drawing(), 4, sampler=Countdown()).state_dict())
+    state = DataLoader(Drawing(), 4).state_dict()
+    loader.load_state_dict(state | {"_index_sampler_state": {"left": 1}})
     with pytest.raises(ringload.ConfigError, match="load_state_dict"):
         iter(loader)
     loader.load_state_dict(DataLoader(Drawing(), 4, generator=torch.Generator()).state_dict())

@@ -31,7 +31,7 @@ except ImportError as error:
 from ringload.adapters.torch_pass import InProcessPass, Pass, Progress, RingPass
 from ringload.adapters.torch_ring import Rooms, TorchRing
 from ringload.adapters.torch_source import Bundle
-from ringload.adapters.torch_state import Keys
+from ringload.adapters.torch_state import Keys, check
 from ringload.feed import FeedSettings
 from ringload.workers.pool import StartMethod
 
@@ -177,7 +177,14 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next `iter` goes on where the loader was that gave the state, with any number of workers; after the end of an
-        epoch, with the next one."""
+        epoch, with the next one.
+
+        Raises:
+            ConfigError: it is no state, or of a loader with another batch size, drop_last, length of its dataset, or class of
+            its samplers.
+        """
+        if state_dict:
+            check(state_dict, self)
         self._waiting = self._progress = None
         self._next_state = state_dict or None
 
