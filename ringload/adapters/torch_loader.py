@@ -12,6 +12,8 @@ What a user of torch's would notice:
    compared with what they have at each `iter()`, and they begin anew with it if it was changed.
 5. `state_dict` and `load_state_dict`, as torchdata's StatefulDataLoader has them, for any number of workers.
 6. No pickle between processes but for the dataset itself: a sample of the user's own classes needs allow_pickle=True.
+7. The first batch may be loaded twice: again, with seeds, once anything was drawn (see `torch_source`).
+8. in_order=False keeps the order, too. `accelerate.prepare` makes a loader of torch's own class of this one.
 """
 
 from __future__ import annotations
