@@ -219,6 +219,19 @@ def test_batch_samplers() -> None:
         same(next(batches), [torch.tensor([0, 1]), torch.stack([tensor(0), tensor(1)])])
 
 
+def test_a_batch_sampler_that_uses_one_list_again() -> None:
+    class Again:
+        def __iter__(self) -> Iterator[list[int]]:
+            keys = [0, 0]
+            for i in range(12):
+                keys[:] = [i, i + 1]
+                yield keys
+
+    for options in (FORK, {}):
+        seen = [batch.tolist() for batch in DataLoader(Samples(lambda i: i), batch_sampler=Again(), **options)]
+        assert seen == [[i, i + 1] for i in range(12)]
+
+
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_order_is_torchs(n_workers: int) -> None:
     data = Samples(lambda i: i, 40)

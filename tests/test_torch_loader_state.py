@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -184,12 +188,92 @@ def test_the_names_are_torchdatas() -> None:
     assert theirs.keys() <= DataLoader(Drawing(), 4).state_dict().keys()
 
 
+def test_copies_have_workers_of_their_own() -> None:
+    """After use, too: of a shallow copy, a deep one, and one that was pickled."""
+    loader = DataLoader(Drawing(), 4, persistent_workers=True, **FORK)
+    whole = list(range(23))
+    assert indices(loader) == whole
+    copies = copy.copy(loader), copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))
+    pairs = zip(loader, copies[0], strict=True)
+    seen = list(zip(*[(rows([one])[0][0], rows([other])[0][0]) for one, other in pairs], strict=True))
+    assert [[index for batch in batches for index in batch] for batches in seen] == [whole, whole]
+    assert [indices(one) for one in (*copies, loader)] == [whole] * 4
+    loader.load_state_dict(states_of(loader)[2])
+    assert [indices(one) for one in (copy.copy(loader), loader)] == [whole[8:]] * 2  # it was told where to go on
+    loader.load_state_dict(states_of(loader)[2])
+    assert loader.state_dict()["_num_yielded"] == 2
+    assert [indices(one) for one in (copy.copy(loader), loader)] == [whole[8:]] * 2
+
+
+def indices(loader: Any) -> list[int]:
+    return [index for batch in rows(loader) for index in batch[0]]
+
+
+def states_of(loader: Any) -> list[Any]:
+    """Of a pass, at its beginning and after each batch."""
+    batches = iter(loader)
+    return [loader.state_dict(), *(loader.state_dict() for _ in batches)]
+
+
+class Shuffled:
+    """A sampler that draws from Python's or NumPy's global generator."""
+
+    def __init__(self, shuffle: Any) -> None:
+        self.shuffle = shuffle
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(23))
+        self.shuffle(order)
+        return iter(order)
+
+
+@pytest.mark.parametrize("shuffle", [random.shuffle, np.random.shuffle])
+def test_samplers_that_draw_from_other_generators(shuffle: Any) -> None:
+    loader = DataLoader(Drawing(), 4, sampler=Shuffled(shuffle))
+    batches = iter(loader)
+    next(batches)
+    state = json.loads(json.dumps(loader.state_dict()))
+    rest = rows(batches)
+    random.seed(9)
+    np.random.seed(9)
+    np.random.normal()  # keeps another for the next
+    for options in ({}, FORK):
+        again = DataLoader(Drawing(), 4, sampler=Shuffled(shuffle), **options)
+        again.load_state_dict(state)
+        before = random.getstate(), str(np.random.get_state())
+        assert rows(again) == rest
+        assert (random.getstate(), str(np.random.get_state())) == before
+
+
+def test_states_of_other_orders_are_refused() -> None:
+    state = json.loads(json.dumps(DataLoader(Drawing(), 4).state_dict()))
+    for differing, told in (
+        (DataLoader(Drawing(), 8), "batch_size: 4 there, 8 here"),
+        (DataLoader(Drawing(), 4, drop_last=True), "drop_last: False there, True here"),
+        (DataLoader(Drawing(), 4, shuffle=True), "sampler: 'SequentialSampler' there, 'RandomSampler' here"),
+        (DataLoader(Drawing(), batch_sampler=[[1]]), "batch_sampler: 'BatchSampler' there, 'list' here"),
+        (DataLoader(range(30), 4), "dataset_length: 23 there, 30 here"),
+    ):
+        with pytest.raises(ringload.ConfigError, match=told):
+            differing.load_state_dict(state)
+    again = DataLoader(Drawing(), 4, sampler=Unsized())
+    again.load_state_dict(DataLoader(Drawing(), 4, sampler=Unsized()).state_dict())
+    assert indices(again) == [1, 2]
+
+
+class Unsized:
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, 2])
+
+
 def test_states_of_others_are_refused() -> None:
     loader = DataLoader(Drawing(), 4)
-    loader.load_state_dict({"_snapshot": {}})
     with pytest.raises(ringload.ConfigError, match=r"lacks.*_num_yielded"):
-        iter(loader)
-    loader.load_state_dict(DataLoader(Drawing(), 4, sampler=Countdown()).state_dict())
+        loader.load_state_dict({"_snapshot": {}})
+    with pytest.raises(ringload.ConfigError, match="Countdown"):
+        loader.load_state_dict(DataLoader(Drawing(), 4, sampler=Countdown()).state_dict())
+    state = DataLoader(Drawing(), 4).state_dict()
+    loader.load_state_dict(state | {"_index_sampler_state": {"left": 1}})
     with pytest.raises(ringload.ConfigError, match="load_state_dict"):
         iter(loader)
     loader.load_state_dict(DataLoader(Drawing(), 4, generator=torch.Generator()).state_dict())

@@ -12,6 +12,8 @@ What a user of torch's would notice:
    compared with what they have at each `iter()`, and they begin anew with it if it was changed.
 5. `state_dict` and `load_state_dict`, as torchdata's StatefulDataLoader has them, for any number of workers.
 6. No pickle between processes but for the dataset itself: a sample of the user's own classes needs allow_pickle=True.
+7. The first batch may be loaded twice: again, with seeds, once anything was drawn (see `torch_source`).
+8. in_order=False keeps the order, too. `accelerate.prepare` makes a loader of torch's own class of this one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ except ImportError as error:
 from ringload.adapters.torch_pass import InProcessPass, Pass, Progress, RingPass
 from ringload.adapters.torch_ring import Rooms, TorchRing
 from ringload.adapters.torch_source import Bundle
-from ringload.adapters.torch_state import Keys
+from ringload.adapters.torch_state import Keys, check
 from ringload.feed import FeedSettings
 from ringload.workers.pool import StartMethod
 
@@ -177,9 +179,22 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next `iter` goes on where the loader was that gave the state, with any number of workers; after the end of an
-        epoch, with the next one."""
+        epoch, with the next one.
+
+        Raises:
+            ConfigError: it is no state, or of a loader with another batch size, drop_last, length of its dataset, or class of
+            its samplers.
+        """
+        if state_dict:
+            check(state_dict, self)
         self._waiting = self._progress = None
         self._next_state = state_dict or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which begins with no workers: the arguments, and where it was told to go on."""
+        told = self.state_dict() if self._waiting is not None else self._next_state
+        run = dict.fromkeys(("_waiting", "_progress", "_ring", "_rooms", "_kept"))
+        return self.__dict__ | run | {"_n_passes": 0, "_next_state": told}
 
     def close(self) -> None:
         """End the workers that no iteration uses. They end with the loader, too."""

@@ -149,7 +149,8 @@ class RingPass(Pass):
         while self._end is None and len(self._listed) <= self._ahead:
             try:
                 number = self._keys.number
-                self._listed[number] = self._keys.next()
+                keys, snapshot = self._keys.next()
+                self._listed[number] = list(keys) if type(keys) is list else keys, snapshot  # some samplers use it again
             except Exception as error:  # the end, or the user's: raised when what came before it was received
                 self._end = error
 

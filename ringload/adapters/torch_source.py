@@ -15,6 +15,7 @@ was drawn (that task is loaded again): where nothing is drawn, no seed matters.
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class Generators:
     """The state of the global generators as it is now."""
 
     def __init__(self) -> None:
-        self._state = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+        self._state: tuple[Any, Any, torch.Tensor] = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
 
     def have_moved(self) -> bool:
         """Whether anything was drawn since. The last is the cheapest to ask, the first the most often drawn from."""
@@ -147,12 +148,42 @@ class Generators:
             or not np.array_equal(now["state"]["key"], of_numpy["state"]["key"])
         )
 
+    def text(self) -> dict[str, Any]:
+        """For JSON."""
+        (version, words, gauss), of_numpy, of_torch = self._state
+        return {
+            "python": [version, text_of(np.array(words, np.uint32)), gauss],
+            "numpy": of_numpy | {"state": of_numpy["state"] | {"key": text_of(of_numpy["state"]["key"])}},
+            "torch": text_of(of_torch.numpy()),
+        }
+
+    @classmethod
+    def of_text(cls, text: dict[str, Any]) -> Generators:
+        """The other way round."""
+        generators, of_numpy, (version, words, gauss) = cls(), text["numpy"], text["python"]
+        generators._state = (
+            (version, tuple(array_of(words, np.uint32).tolist()), gauss),
+            of_numpy | {"state": of_numpy["state"] | {"key": array_of(of_numpy["state"]["key"], np.uint32)}},
+            torch.from_numpy(array_of(text["torch"], np.uint8)),
+        )
+        return generators
+
     def restore(self) -> None:
         """As it was."""
         of_python, of_numpy, of_torch = self._state
         random.setstate(of_python)
         np.random.set_state(of_numpy)
         torch.set_rng_state(of_torch)
+
+
+def text_of(array: np.ndarray) -> str:
+    """An array's bytes, for JSON."""
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def array_of(text: str, dtype: Any) -> np.ndarray:
+    """The other way round."""
+    return np.frombuffer(bytearray(base64.b64decode(text)), dtype)
 
 
 def seed_of_pass(base_seed: int, n_before: int) -> int:

@@ -5,22 +5,23 @@ gives the same batches: `iter(sampler)`, then a base seed, then batch after batc
 passes with it are counted, and `Keys.seed` is of both.
 
 A state has the names of torchdata's StatefulDataLoader (those of its single-process form, whatever the number of workers), and
-`_base_seed`, `_pass`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For others the
-state of the generators before the pass is kept: then the sampler is asked again from the beginning, and what was received is
-skipped.
+`_base_seed`, `_pass`, `_order`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For
+others the state before the pass is kept of the loader's generators and of the global ones of Python, NumPy and torch: then the
+sampler is asked again from the beginning, and what was received is skipped.
 """
 
 from __future__ import annotations
 
-import base64
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.data import BatchSampler
 
-from ringload.adapters.torch_source import seed_of_pass
+from ringload.adapters.torch_source import Generators, array_of, seed_of_pass, text_of
 from ringload.errors import ConfigError
 
 NAMES = (
@@ -31,6 +32,10 @@ NAMES = (
     "_iterator_finished",
     "_base_seed",
     "_pass",
+    "_order",
+    "_rng",
+    "_snapshot_step",
+    "dataset_state",
 )
 
 
@@ -59,10 +64,11 @@ class Keys:
             getattr(one, "generator", None) for one in (loader, self._sampler, getattr(self._sampler, "sampler", None))
         ]
         self._generators = list(dict.fromkeys(one for one in generators if isinstance(one, torch.Generator)))
+        self._order = _order(loader)
         self.number = 0  # of the batch that is taken next
         self._iterator: Iterator[Any]
         if state is None:
-            self._before = (base_seed is None, torch.get_rng_state(), [generator.get_state() for generator in self._generators])
+            self._before = (base_seed is None, Generators(), [generator.get_state() for generator in self._generators])
             self.base_seed = self._begin(loader, base_seed)
             self.snapshot = self._take_snapshot()
         else:
@@ -89,7 +95,8 @@ class Keys:
 
     def state(self, snapshot: Snapshot, n_yielded: int, is_finished: bool, dataset: Any) -> dict[str, Any]:
         """The state in which `n_yielded` batches were received, the last of them with `snapshot`."""
-        draws, rng, generators = self._before
+        draws, of_all, generators = self._before
+        of_loader = [text_of(one.numpy()) for one in generators]
         return {
             "_index_sampler_state": snapshot.sampler,
             "_sampler_iter_state": snapshot.iterator,
@@ -102,13 +109,12 @@ class Keys:
             "_iterator_finished": is_finished,
             "_base_seed": self.base_seed,
             "_pass": self.n_before,
+            "_order": self._order,
             "_snapshot_step": snapshot.number,
-            "_rng": {"draws_base_seed": draws, "global": _text(rng), "generators": [_text(one) for one in generators]},
+            "_rng": {"draws_base_seed": draws, "global": of_all.text(), "generators": of_loader},
         }
 
     def _go_on(self, loader: Any, state: Mapping[str, Any]) -> None:
-        if absent := [name for name in (*NAMES, "_rng", "_snapshot_step") if name not in state]:
-            raise ConfigError(f"this is not a state of a ringload.torch.DataLoader: it lacks {absent}")
         rng, n_yielded = state["_rng"], int(state["_num_yielded"])
         if len(rng["generators"]) != len(self._generators):
             raise ConfigError(
@@ -117,19 +123,19 @@ class Keys:
             )
         if state["dataset_state"] is not None and _is_stateful(loader.dataset):
             loader.dataset.load_state_dict(state["dataset_state"])
-        before = [_tensor(one) for one in rng["generators"]]
-        self._before = (bool(rng["draws_base_seed"]), _tensor(rng["global"]), before)
+        before = [torch.from_numpy(array_of(one, np.uint8)) for one in rng["generators"]]
+        self._before = (bool(rng["draws_base_seed"]), Generators.of_text(rng["global"]), before)
         for generator, one in zip(self._generators, before, strict=True):
             generator.set_state(one)
-        own = torch.get_rng_state()
+        own = Generators()
         try:
-            torch.set_rng_state(self._before[1])
+            self._before[1].restore()
             skipped = self._restore(loader, state, n_yielded)
             for _ in range(skipped):
                 next(self._iterator, None)
             first = list(itertools.islice(self._iterator, 1))  # so that what it draws when it begins is drawn here
         finally:
-            torch.set_rng_state(own)
+            own.restore()
         self.base_seed, self.n_before, self.number = int(state["_base_seed"]), int(state["_pass"]), n_yielded
         self.snapshot = Snapshot(int(state["_snapshot_step"]), state["_index_sampler_state"], state["_sampler_iter_state"])
         if first:
@@ -150,6 +156,38 @@ class Keys:
         return n_yielded - int(state["_snapshot_step"]) if of_sampler is not None or of_iterator is not None else n_yielded
 
 
+def check(state: Mapping[str, Any], loader: Any) -> None:
+    """See that this loader can go on at `state`.
+
+    Raises:
+        ConfigError: it is no state, or of a loader that gives other batches; the message names what differs.
+    """
+    if absent := [name for name in NAMES if name not in state]:
+        raise ConfigError(f"this is not a state of a ringload.torch.DataLoader: it lacks {absent}")
+    there, here = state["_order"], _order(loader)
+    if state["dataset_state"] is not None and _is_stateful(loader.dataset):
+        del here["dataset_length"]  # it may come with the dataset's state
+    if differing := [name for name in here if there.get(name) != here[name]]:
+        told = ", ".join(f"{name}: {there.get(name)!r} there, {here[name]!r} here" for name in differing)
+        raise ConfigError(f"the state belongs to another order ({told}); make the DataLoader with the same arguments")
+
+
+def _order(loader: Any) -> dict[str, Any]:
+    """What decides on the batches, beside what is drawn."""
+    batches = loader.batch_sampler
+    made_by = batches if isinstance(batches, BatchSampler) else loader
+    sizes = {name: getattr(made_by, name, None) for name in ("batch_size", "drop_last")}
+    try:
+        n = len(loader.dataset)
+    except (TypeError, NotImplementedError):  # it has no length, or only a Dataset's that says so
+        n = None
+    return {name: value if isinstance(value, int) else None for name, value in sizes.items()} | {
+        "dataset_length": n,
+        "sampler": type(getattr(made_by, "sampler", None)).__qualname__,
+        "batch_sampler": type(batches).__qualname__,
+    }
+
+
 class _Chained:
     """An iterator with its first item put back; its state is the iterator's once that was given."""
 
@@ -167,11 +205,3 @@ class _Chained:
 
 def _is_stateful(one: Any) -> bool:
     return callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None))
-
-
-def _text(state: torch.Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _tensor(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
