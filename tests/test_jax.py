@@ -39,6 +39,8 @@ def message(wanted, call):
     try: call()
     except Exception as error: assert wanted in str(error), f"{type(error).__name__}: {error}"
     else: raise AssertionError(f"no error, and not {wanted!r}")
+def until_full(made, n):
+    while made.stats.n_full < n: time.sleep(0.001)
 def is_in_ring(made, array):
     first = made._engine._lender._first
     return [first <= shard.data.unsafe_buffer_pointer() < first + made._plan.ring_bytes for shard in array.addressable_shards]
@@ -77,15 +79,19 @@ with loader() as made:
     assert x.shape == (8, 8, 6, 3) and set(y) == {"label", "draw"}
     made.set_epoch(3)
 
-    # as on an accelerator: a batch is sent before the one before it is given
-    ahead = ringload.jax.Batches(made, rows)
-    ahead._is_cpu = False
-    batches = iter(ahead)
-    first = next(batches)
-    assert made.position == 2
-    assert one_pass([first]) + one_pass(batches) == order_of(made, 3)
-    del first
-    assert one_pass(ahead) == order_of(made, 4)
+    # as on an accelerator: what is full already is sent before the batch before it is given
+    with loader(workers=1) as filled:
+        ahead = ringload.jax.Batches(filled, rows)
+        ahead._is_cpu = False
+        batches = iter(ahead)
+        until_full(filled, 2)
+        first = next(batches)
+        assert filled.position == 2
+        assert one_pass([first]) + one_pass(batches) == order_of(filled, 0)
+        del first
+        assert one_pass(ahead) == order_of(filled, 1)
+        for b in ahead: break
+        assert one_pass(ahead) == order_of(filled, 3)
 
     # in a jitted step, with donation
     step = jax.jit(lambda total, b: total + b["label"].sum(), donate_argnums=1)
@@ -107,6 +113,27 @@ with loader(61, last="keep") as made:
 with loader(61, last="pad") as made:
     x, y, weight = list(ringload.jax.Batches(made, rows, "image", "label"))[-1]
     assert weight.dtype == np.float32 and weight.sum() == 5
+
+# a bad sample costs its batch, and no other; nor does a value that JAX cannot hold
+class Bad(Truth):
+    def load(self, index, rng, out):
+        if index == 9: raise OSError("no such thing as nine")
+        super().load(index, rng, out)
+        if index in (13, 21): out["draw"] = 1 << 40
+def firsts(batches, made):
+    found, stream = [], iter(batches)
+    while True:
+        until_full(made, 4)  # so that it is sent ahead, where that is done
+        try: found.append(int(next(stream)["label"][0]))
+        except StopIteration: return found
+        except ringload.RingloadError as error: found.append(type(error).__name__)
+for is_cpu in (True, False):
+    with ringload.Loader(Bad(28), 4, workers=1, shuffle=False, ram_budget="200MB") as made:
+        batches = ringload.jax.Batches(made)
+        batches._is_cpu = is_cpu
+        for epoch in range(2):
+            assert firsts(batches, made) == [0, 4, "SampleError", "ConfigError", 16, "ConfigError", 24], is_cpu
+            assert made.epoch == epoch + 1
 
 # 64 bits: what fits 32 is made so, what does not is refused, unless JAX is told to have 64
 whole = np.arange(8, dtype="int64")
