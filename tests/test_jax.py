@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.conftest import Times
@@ -44,13 +47,15 @@ def until_full(made, n):
 def is_in_ring(made, array):
     first = made._engine._lender._first
     return [first <= shard.data.unsafe_buffer_pointer() < first + made._plan.ring_bytes for shard in array.addressable_shards]
+"""
+MESH = """
 mesh = Mesh(jax.devices(), "data")
 rows, copies = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 """
 
 
 def child(code: str, *arguments: object) -> None:
-    done = run(BEGIN + code + "print('done')\n", *arguments, timeout=280)
+    done = run(BEGIN + MESH + code + "print('done')\n", *arguments, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "done\n"
 
@@ -77,6 +82,13 @@ with loader() as made:
     del b
     x, y = next(iter(ringload.jax.Batches(made, rows, "image", ["label", "draw"])))
     assert x.shape == (8, 8, 6, 3) and set(y) == {"label", "draw"}
+    made.set_epoch(3)
+
+    with jax.default_device(jax.devices()[1]):
+        batches = ringload.jax.Batches(made, None, "image")
+    assert {x.device for (x,) in batches} == {jax.devices()[1]}
+    with jax.default_device("cpu"):
+        assert {x.device for (x,) in ringload.jax.Batches(made, None, "image")} == {jax.devices()[0]}
     made.set_epoch(3)
 
     # as on an accelerator: what is full already is sent before the batch before it is given
@@ -150,6 +162,61 @@ with ringload.Loader(source, 8, workers=0, shuffle=False) as made:
     assert b["large"].dtype == "int64" and b["large"].tolist() == (whole << 33).tolist() and b["real"].dtype == "float64"
     assert all(all(is_in_ring(made, array)) for array in b.values())
 """)
+
+
+PROCESSES = """
+rank, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", 2, rank)
+"""
+
+EACH = """
+total = jax.jit(lambda labels: labels.sum())
+def own_rows(array):
+    parts = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in parts])
+
+assert len(jax.devices()) == 8 and len(jax.local_devices()) == 4
+with loader(shard=(rank, 2)) as made:
+    for b in ringload.jax.Batches(made): break
+    assert b["image"].devices() == {jax.local_devices()[0]} and b["image"].is_fully_addressable
+    made.set_epoch(0)
+    assert one_pass(ringload.jax.Batches(made)) == order_of(made, 0)
+    for epoch, is_cpu in ((1, True), (2, False)):
+        batches = ringload.jax.Batches(made, {"image": rows, "label": rows, "draw": jax.local_devices()[1]})
+        batches._is_cpu = is_cpu
+        seen, everywhere = [], 0
+        for b in batches:
+            assert b["image"].shape == (16, 8, 6, 3) and b["image"].sharding == rows
+            labels = own_rows(b["label"])
+            np.testing.assert_array_equal(own_rows(b["image"]), truths(labels, b["draw"]))
+            seen += labels.tolist()
+            everywhere += int(total(b["label"]))
+        assert seen == order_of(made, epoch) and everywhere == sum(range(64))
+    other = jax.devices()[0 if rank else 4]
+    message("belongs to another process", lambda: ringload.jax.Batches(made, other))
+    message("belongs to another process", lambda: ringload.jax.Batches(made, jax.sharding.SingleDeviceSharding(other)))
+    message("the same rows in several processes", lambda: one_pass(ringload.jax.Batches(made, copies)))
+    columns = NamedSharding(mesh, PartitionSpec(None, "data"))
+    message("divides axis 1", lambda: list(ringload.jax.Batches(made, columns, "image")))
+with loader() as made:  # the same in each process
+    for b, due in zip(ringload.jax.Batches(made, copies), np.reshape(order_of(made, 0), (8, 8)), strict=True):
+        assert b["label"].shape == (8,) and int(total(b["label"])) == due.sum()
+jax.distributed.shutdown()
+print("done")
+"""
+
+
+def test_several_processes_each_feed_the_devices_of_their_own() -> None:
+    with socket.socket() as reserved, ThreadPoolExecutor(2) as threads:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as gRPC does: nobody else is given the port
+        reserved.bind(("", 0))
+        port = reserved.getsockname()[1]
+        code = BEGIN + PROCESSES + MESH + EACH
+        for ran in [threads.submit(run, code, rank, port, timeout=280) for rank in range(2)]:
+            done = ran.result()
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.endswith("done\n")  # gloo says that it is connected
 
 
 def test_no_step_sees_another_batch(times: Times) -> None:

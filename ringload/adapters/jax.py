@@ -47,13 +47,16 @@ class Batches:
     given.
 
     Arguments:
-        device: a `jax.Device`, a `jax.sharding.Sharding`, or a pytree of them that is a prefix of a batch's; None for JAX's
-            default device. `NamedSharding(mesh, PartitionSpec("data"))` divides batches among devices along the first axis,
-            which their number must divide: use last="drop" or "pad". Each process feeds the devices it can address.
+        device: a `jax.Device`, a `jax.sharding.Sharding`, or a pytree of them that is a prefix of a batch's; None for what is
+            JAX's default device now, which is one of this process. `NamedSharding(mesh, PartitionSpec("data"))` divides
+            batches among devices along the first axis, which their number must divide: use last="drop" or "pad". Where a
+            mesh goes over several processes, each makes a loader with `shard=(rank, world)` and feeds the devices of its
+            own: a batch has the rows of all of them.
         x, y, sample_weight: as `ringload.keras.dataset` has them; x=None: a dict of all fields.
 
     Raises:
-        ConfigError: there is no such field, or JAX has no such dtype; or, while iterating, an integer does not fit 32 bits.
+        ConfigError: there is no such field, JAX has no such dtype, or a device is another process's; or, while iterating, an
+            integer does not fit 32 bits, or processes would put different rows where the sharding wants the same.
     """
 
     def __init__(
@@ -67,10 +70,12 @@ class Batches:
         self.loader = loader
         self._parts = parts_of(loader, x, y, sample_weight)
         refuse_unless(self._parts, "JAX", lambda dtype: dtype.kind in "biufc")
-        self._device = jax.devices()[0] if device is None else device
+        self._device = _default_device() if device is None else device
         self._in_transit = InTransit()
         self._ahead: Ahead | None = None  # the present iteration, if it sends ahead
-        self._is_cpu = {one.platform for one in _devices(self._device)} == {"cpu"}
+        shardings = _shardings(self._device)
+        self._is_own = all(one.is_fully_addressable for one in shardings)
+        self._is_cpu = {part.platform for one in shardings for part in one.device_set} == {"cpu"}
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -89,7 +94,25 @@ class Batches:
         return self._parts.of({name: _narrowed(name, batch[name]) for name in self._parts.names})
 
     def _put(self, arrays: Any) -> Any:
-        return jax.device_put(arrays, self._device)
+        if self._is_own:
+            return jax.device_put(arrays, self._device)
+        made = jax.make_array_from_process_local_data(jax.tree.map(_as_sharding, self._device), arrays)
+        for array, whole in zip(jax.tree.leaves(arrays), jax.tree.leaves(made), strict=True):
+            self._check_whole(array, whole)
+        return made
+
+    def _check_whole(self, array: np.ndarray, whole: jax.Array) -> None:
+        """Whether what all processes made together is what was meant: JAX takes any share of an array from each."""
+        if axes := [axis for axis in range(1, array.ndim) if whole.shape[axis] != array.shape[axis]]:
+            raise ConfigError(
+                f"{whole.sharding} divides axis {axes[0]} among processes, of which each has whole samples: divide the first"
+            )
+        world = self.loader.order.world
+        if world > 1 and not whole.is_fully_addressable and len(whole) == len(array):
+            raise ConfigError(
+                f"{whole.sharding} wants the same rows in several processes, and shard={self.loader.order.rank, world} gives "
+                "each its own: divide the first axis among them, or give each process the same loader, without shard"
+            )
 
     def _copy(self, batch: Batch) -> Copy:
         try:
@@ -150,16 +173,26 @@ def _given(received: Any) -> Any:
     return received
 
 
-def _devices(device: Any) -> set[Any]:
-    """All devices of a pytree of devices and shardings."""
-    found: set[Any] = set()
-    for one in jax.tree.leaves(device, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.Sharding)):
-        if isinstance(one, jax.sharding.Sharding):
-            found |= set(one.device_set)
-        elif isinstance(one, jax.Device):
-            found.add(one)
-        else:
+def _default_device() -> jax.Device:
+    chosen: Any = jax.config.jax_default_device
+    if isinstance(chosen, str):  # a platform
+        return jax.local_devices(backend=chosen)[0]
+    return chosen or jax.local_devices()[0]
+
+
+def _as_sharding(device: Any) -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(device) if isinstance(device, jax.Device) else device
+
+
+def _shardings(device: Any) -> list[jax.sharding.Sharding]:
+    """What a pytree of devices and shardings holds."""
+    found = []
+    for one in jax.tree.leaves(device):
+        if not isinstance(one, jax.Device | jax.sharding.Sharding):
             raise ConfigError(f"device is a jax.Device, a jax.sharding.Sharding, or a pytree of them, not {device!r}")
+        found.append(_as_sharding(one))
+        if not found[-1].addressable_devices:
+            raise ConfigError(f"{one} belongs to another process: jax.local_devices() are those of this one")
     return found
 
 
