@@ -37,8 +37,9 @@ class Batches:
     is safe and saves nothing.
 
     Without `jax_enable_x64`, JAX has no 64-bit types. Integers of 64 bits become those of 32, and a value that does not fit
-    raises ConfigError, where JAX would wrap it; float64 is rounded to float32, and complex128 to complex64. Both are copies,
-    so labels are best made int32 by the source, or `jax.config.update("jax_enable_x64", True)` is set.
+    raises ConfigError, where JAX would wrap it; float64 is rounded to float32, and complex128 to complex64, what is beyond
+    their range to inf. All are copies, so labels are best made int32 by the source, or
+    `jax.config.update("jax_enable_x64", True)` is set.
 
     A bad sample, or a value that JAX cannot hold, raises in place of its batch; who goes on with the same iterator gets the
     batches after it.
