@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.conftest import Times
@@ -39,16 +42,20 @@ def message(wanted, call):
     try: call()
     except Exception as error: assert wanted in str(error), f"{type(error).__name__}: {error}"
     else: raise AssertionError(f"no error, and not {wanted!r}")
+def until_full(made, n):
+    while made.stats.n_full < n: time.sleep(0.001)
 def is_in_ring(made, array):
     first = made._engine._lender._first
     return [first <= shard.data.unsafe_buffer_pointer() < first + made._plan.ring_bytes for shard in array.addressable_shards]
+"""
+MESH = """
 mesh = Mesh(jax.devices(), "data")
 rows, copies = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 """
 
 
 def child(code: str, *arguments: object) -> None:
-    done = run(BEGIN + code + "print('done')\n", *arguments, timeout=280)
+    done = run(BEGIN + MESH + code + "print('done')\n", *arguments, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "done\n"
 
@@ -77,15 +84,26 @@ with loader() as made:
     assert x.shape == (8, 8, 6, 3) and set(y) == {"label", "draw"}
     made.set_epoch(3)
 
-    # as on an accelerator: a batch is sent before the one before it is given
-    ahead = ringload.jax.Batches(made, rows)
-    ahead._is_cpu = False
-    batches = iter(ahead)
-    first = next(batches)
-    assert made.position == 2
-    assert one_pass([first]) + one_pass(batches) == order_of(made, 3)
-    del first
-    assert one_pass(ahead) == order_of(made, 4)
+    with jax.default_device(jax.devices()[1]):
+        batches = ringload.jax.Batches(made, None, "image")
+    assert {x.device for (x,) in batches} == {jax.devices()[1]}
+    with jax.default_device("cpu"):
+        assert {x.device for (x,) in ringload.jax.Batches(made, None, "image")} == {jax.devices()[0]}
+    made.set_epoch(3)
+
+    # as on an accelerator: what is full already is sent before the batch before it is given
+    with loader(workers=1) as filled:
+        ahead = ringload.jax.Batches(filled, rows)
+        ahead._is_cpu = False
+        batches = iter(ahead)
+        until_full(filled, 2)
+        first = next(batches)
+        assert filled.position == 2
+        assert one_pass([first]) + one_pass(batches) == order_of(filled, 0)
+        del first
+        assert one_pass(ahead) == order_of(filled, 1)
+        for b in ahead: break
+        assert one_pass(ahead) == order_of(filled, 3)
 
     # in a jitted step, with donation
     step = jax.jit(lambda total, b: total + b["label"].sum(), donate_argnums=1)
@@ -108,6 +126,27 @@ with loader(61, last="pad") as made:
     x, y, weight = list(ringload.jax.Batches(made, rows, "image", "label"))[-1]
     assert weight.dtype == np.float32 and weight.sum() == 5
 
+# a bad sample costs its batch, and no other; nor does a value that JAX cannot hold
+class Bad(Truth):
+    def load(self, index, rng, out):
+        if index == 9: raise OSError("no such thing as nine")
+        super().load(index, rng, out)
+        if index in (13, 21): out["draw"] = 1 << 40
+def firsts(batches, made):
+    found, stream = [], iter(batches)
+    while True:
+        until_full(made, 4)  # so that it is sent ahead, where that is done
+        try: found.append(int(next(stream)["label"][0]))
+        except StopIteration: return found
+        except ringload.RingloadError as error: found.append(type(error).__name__)
+for is_cpu in (True, False):
+    with ringload.Loader(Bad(28), 4, workers=1, shuffle=False, ram_budget="200MB") as made:
+        batches = ringload.jax.Batches(made)
+        batches._is_cpu = is_cpu
+        for epoch in range(2):
+            assert firsts(batches, made) == [0, 4, "SampleError", "ConfigError", 16, "ConfigError", 24], is_cpu
+            assert made.epoch == epoch + 1
+
 # 64 bits: what fits 32 is made so, what does not is refused, unless JAX is told to have 64
 whole = np.arange(8, dtype="int64")
 unsigned, word = whole.astype("uint64"), whole.astype("S3")
@@ -123,6 +162,61 @@ with ringload.Loader(source, 8, workers=0, shuffle=False) as made:
     assert b["large"].dtype == "int64" and b["large"].tolist() == (whole << 33).tolist() and b["real"].dtype == "float64"
     assert all(all(is_in_ring(made, array)) for array in b.values())
 """)
+
+
+PROCESSES = """
+rank, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", 2, rank)
+"""
+
+EACH = """
+total = jax.jit(lambda labels: labels.sum())
+def own_rows(array):
+    parts = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in parts])
+
+assert len(jax.devices()) == 8 and len(jax.local_devices()) == 4
+with loader(shard=(rank, 2)) as made:
+    for b in ringload.jax.Batches(made): break
+    assert b["image"].devices() == {jax.local_devices()[0]} and b["image"].is_fully_addressable
+    made.set_epoch(0)
+    assert one_pass(ringload.jax.Batches(made)) == order_of(made, 0)
+    for epoch, is_cpu in ((1, True), (2, False)):
+        batches = ringload.jax.Batches(made, {"image": rows, "label": rows, "draw": jax.local_devices()[1]})
+        batches._is_cpu = is_cpu
+        seen, everywhere = [], 0
+        for b in batches:
+            assert b["image"].shape == (16, 8, 6, 3) and b["image"].sharding == rows
+            labels = own_rows(b["label"])
+            np.testing.assert_array_equal(own_rows(b["image"]), truths(labels, b["draw"]))
+            seen += labels.tolist()
+            everywhere += int(total(b["label"]))
+        assert seen == order_of(made, epoch) and everywhere == sum(range(64))
+    other = jax.devices()[0 if rank else 4]
+    message("belongs to another process", lambda: ringload.jax.Batches(made, other))
+    message("belongs to another process", lambda: ringload.jax.Batches(made, jax.sharding.SingleDeviceSharding(other)))
+    message("the same rows in several processes", lambda: one_pass(ringload.jax.Batches(made, copies)))
+    columns = NamedSharding(mesh, PartitionSpec(None, "data"))
+    message("divides axis 1", lambda: list(ringload.jax.Batches(made, columns, "image")))
+with loader() as made:  # the same in each process
+    for b, due in zip(ringload.jax.Batches(made, copies), np.reshape(order_of(made, 0), (8, 8)), strict=True):
+        assert b["label"].shape == (8,) and int(total(b["label"])) == due.sum()
+jax.distributed.shutdown()
+print("done")
+"""
+
+
+def test_several_processes_each_feed_the_devices_of_their_own() -> None:
+    with socket.socket() as reserved, ThreadPoolExecutor(2) as threads:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as gRPC does: nobody else is given the port
+        reserved.bind(("", 0))
+        port = reserved.getsockname()[1]
+        code = BEGIN + PROCESSES + MESH + EACH
+        for ran in [threads.submit(run, code, rank, port, timeout=280) for rank in range(2)]:
+            done = ran.result()
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.endswith("done\n")  # gloo says that it is connected
 
 
 def test_no_step_sees_another_batch(times: Times) -> None:

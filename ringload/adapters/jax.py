@@ -4,22 +4,24 @@ On CPUs `jax.device_put` takes an array that lies at a multiple of 64 bytes, as 
 until the last `jax.Array` of it is gone; the slot is used again then (see `ring.lease`). So there is nothing to wait for.
 
 On an accelerator it copies, later than it returns. Then the batch is held here until the copies are there
-(`jax.block_until_ready`), and the next batch is sent before this one is given, so that a copy runs beside a step. (JAX
-holds the host's array during the copy, too, as it must for any array; that is not relied on.)
+(`jax.block_until_ready`), and the next batch, if it is full already, is sent before this one is given, so that a copy runs
+beside a step. (JAX holds the host's array during the copy, too, as it must for any array; that is not relied on.)
 
-    received k+1 -> sent k+1 -> wait for the copies of k -> end the lease of k -> give k
+    wait for the copies of k -> end the lease of k -> send k+1 -> give k        see `adapters.ahead`
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from ringload.adapters.ahead import Ahead, Copy, InTransit
 from ringload.adapters.parts import Names, parts_of, refuse_unless
 from ringload.errors import ConfigError
 from ringload.loader import Loader
+from ringload.ring.lease import Batch
 
 try:
     import jax
@@ -35,19 +37,27 @@ class Batches:
     is safe and saves nothing.
 
     Without `jax_enable_x64`, JAX has no 64-bit types. Integers of 64 bits become those of 32, and a value that does not fit
-    raises ConfigError, where JAX would wrap it; float64 is rounded to float32, and complex128 to complex64. Both are copies,
-    so labels are best made int32 by the source, or `jax.config.update("jax_enable_x64", True)` is set.
+    raises ConfigError, where JAX would wrap it; float64 is rounded to float32, and complex128 to complex64, what is beyond
+    their range to inf. All are copies, so labels are best made int32 by the source, or
+    `jax.config.update("jax_enable_x64", True)` is set.
 
-    Slots: 3 are enough; on an accelerator two batches are held at a time.
+    A bad sample, or a value that JAX cannot hold, raises in place of its batch; who goes on with the same iterator gets the
+    batches after it.
+
+    Slots: 3 are enough; on an accelerator two batches are held at a time, and `loader.position` may be one ahead of what was
+    given.
 
     Arguments:
-        device: a `jax.Device`, a `jax.sharding.Sharding`, or a pytree of them that is a prefix of a batch's; None for JAX's
-            default device. `NamedSharding(mesh, PartitionSpec("data"))` divides batches among devices along the first axis,
-            which their number must divide: use last="drop" or "pad". Each process feeds the devices it can address.
+        device: a `jax.Device`, a `jax.sharding.Sharding`, or a pytree of them that is a prefix of a batch's; None for what is
+            JAX's default device now, which is one of this process. `NamedSharding(mesh, PartitionSpec("data"))` divides
+            batches among devices along the first axis, which their number must divide: use last="drop" or "pad". Where a
+            mesh goes over several processes, each makes a loader with `shard=(rank, world)` and feeds the devices of its
+            own: a batch has the rows of all of them.
         x, y, sample_weight: as `ringload.keras.dataset` has them; x=None: a dict of all fields.
 
     Raises:
-        ConfigError: there is no such field, or JAX has no such dtype; or, while iterating, an integer does not fit 32 bits.
+        ConfigError: there is no such field, JAX has no such dtype, or a device is another process's; or, while iterating, an
+            integer does not fit 32 bits, or processes would put different rows where the sharding wants the same.
     """
 
     def __init__(
@@ -61,8 +71,12 @@ class Batches:
         self.loader = loader
         self._parts = parts_of(loader, x, y, sample_weight)
         refuse_unless(self._parts, "JAX", lambda dtype: dtype.kind in "biufc")
-        self._device = jax.devices()[0] if device is None else device
-        self._is_cpu = {one.platform for one in _devices(self._device)} == {"cpu"}
+        self._device = _default_device() if device is None else device
+        self._in_transit = InTransit()
+        self._ahead: Ahead | None = None  # the present iteration, if it sends ahead
+        shardings = _shardings(self._device)
+        self._is_own = all(one.is_fully_addressable for one in shardings)
+        self._is_cpu = {part.platform for one in shardings for part in one.device_set} == {"cpu"}
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -70,40 +84,116 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         """One pass over what is left of this epoch, or over the next one, as the loader has it."""
-        passing = (self._parts.of({name: _narrowed(name, batch[name]) for name in self._parts.names}) for batch in self.loader)
-        return map(self._put, passing) if self._is_cpu else self._sent_ahead(passing)
+        if self._ahead is not None:
+            self._ahead.end()
+        if self._is_cpu:
+            return map(self._put, map(self._arranged, self.loader))  # which go on after an error
+        self._ahead = Ahead(self.loader, self._copy, self._in_transit)
+        return map(_given, self._ahead)
+
+    def _arranged(self, batch: Batch) -> Any:
+        return self._parts.of({name: _narrowed(name, batch[name]) for name in self._parts.names})
 
     def _put(self, arrays: Any) -> Any:
-        return jax.device_put(arrays, self._device)
+        if self._is_own:
+            return jax.device_put(arrays, self._device)
+        made = jax.make_array_from_process_local_data(jax.tree.map(_as_sharding, self._device), arrays)
+        for array, whole in zip(jax.tree.leaves(arrays), jax.tree.leaves(made), strict=True):
+            self._check_whole(array, whole)
+        return made
 
-    def _sent_ahead(self, passing: Iterator[Any]) -> Iterator[Any]:
-        """One batch ahead; a lease ends when its copies are there, before the batch is given."""
-        held: Any = None
-        sent: Any = None
-        for arrays in passing:
-            sending = self._put(arrays)
-            if sent is not None:
-                jax.block_until_ready(sent)
-                held = None
-                yield sent
-            held, sent = arrays, sending
-            del arrays, sending
-        if sent is not None:
-            jax.block_until_ready(sent)
-            del held
-            yield sent
+    def _check_whole(self, array: np.ndarray, whole: jax.Array) -> None:
+        """Whether what all processes made together is what was meant: JAX takes any share of an array from each."""
+        if axes := [axis for axis in range(1, array.ndim) if whole.shape[axis] != array.shape[axis]]:
+            raise ConfigError(
+                f"{whole.sharding} divides axis {axes[0]} among processes, of which each has whole samples: divide the first"
+            )
+        world = self.loader.order.world
+        if world > 1 and not whole.is_fully_addressable and len(whole) == len(array):
+            raise ConfigError(
+                f"{whole.sharding} wants the same rows in several processes, and shard={self.loader.order.rank, world} gives "
+                "each its own: divide the first axis among them, or give each process the same loader, without shard"
+            )
+
+    def _copy(self, batch: Batch) -> Copy:
+        try:
+            return _Sent(self._arranged(batch), self._put)
+        except ConfigError as error:
+            return _Refused(error.with_traceback(None))  # whose frames hold the batch
 
 
-def _devices(device: Any) -> set[Any]:
-    """All devices of a pytree of devices and shardings."""
-    found: set[Any] = set()
-    for one in jax.tree.leaves(device, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.Sharding)):
-        if isinstance(one, jax.sharding.Sharding):
-            found |= set(one.device_set)
-        elif isinstance(one, jax.Device):
-            found.add(one)
-        else:
+class _Sent:
+    """A batch on its way to an accelerator: see `ahead.Copy`."""
+
+    def __init__(self, arrays: Any, put: Callable[[Any], Any]) -> None:
+        self._arrays, self._put = arrays, put
+        self._sent: Any = None
+
+    def begin(self) -> None:
+        try:
+            self._sent = self._put(self._arrays)
+        except BaseException:
+            self._arrays = None
+            raise
+
+    def done(self) -> bool:
+        if self._arrays is not None and all(array.is_ready() for array in jax.tree.leaves(self._sent)):
+            self._arrays = None
+        return self._arrays is None
+
+    def wait(self) -> None:
+        if self._arrays is not None:
+            jax.block_until_ready(self._sent)
+            self._arrays = None
+
+    def receive(self) -> Any:
+        self.wait()  # not later: the trainer may donate them, and then nothing tells when they are there
+        return self._sent
+
+
+class _Refused:
+    """In place of a batch that JAX cannot hold: nothing is sent, and its error is raised in its turn."""
+
+    def __init__(self, error: ConfigError) -> None:
+        self._error = error
+
+    def begin(self) -> None: ...
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None: ...
+
+    def receive(self) -> ConfigError:
+        return self._error
+
+
+def _given(received: Any) -> Any:
+    if isinstance(received, ConfigError):
+        raise received
+    return received
+
+
+def _default_device() -> jax.Device:
+    chosen: Any = jax.config.jax_default_device
+    if isinstance(chosen, str):  # a platform
+        return jax.local_devices(backend=chosen)[0]
+    return chosen or jax.local_devices()[0]
+
+
+def _as_sharding(device: Any) -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(device) if isinstance(device, jax.Device) else device
+
+
+def _shardings(device: Any) -> list[jax.sharding.Sharding]:
+    """What a pytree of devices and shardings holds."""
+    found = []
+    for one in jax.tree.leaves(device):
+        if not isinstance(one, jax.Device | jax.sharding.Sharding):
             raise ConfigError(f"device is a jax.Device, a jax.sharding.Sharding, or a pytree of them, not {device!r}")
+        found.append(_as_sharding(one))
+        if not found[-1].addressable_devices:
+            raise ConfigError(f"{one} belongs to another process: jax.local_devices() are those of this one")
     return found
 
 

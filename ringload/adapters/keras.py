@@ -104,12 +104,21 @@ def dataset(
     Keras tells a dataset no epoch number. A fresh loader begins with its epoch 0, also with `initial_epoch=3`; for the
     loader's epochs to be those of Keras, call `loader.set_epoch(3)` before, or use `Checkpoint`, which does it.
 
+    For `predict` and `evaluate`: a loader with shuffle=False, last="keep", which gives every row, in the source's order; the
+    default one leaves out what does not fill a batch, and shuffles. Validation within a fit needs a loader and a dataset of
+    its own.
+
     A ring of 3 slots, the least there is, is enough on each backend; TensorFlow reads ahead as many as are free.
+
+    Rows that hold no sample (the loader's `valid`: last="pad", on_error="skip") have the sample weight 0. So they teach
+    nothing, and `compile(weighted_metrics=...)` leaves them out. But Keras counts them in `metrics=`, divides the loss by the
+    number of all rows, predicts them, and takes no `class_weight` beside sample weights ("cannot specify both"). Where they
+    are in the way: last="keep", and on_error="replace".
 
     Arguments:
         x, y: the field, or the fields (given as a dict), that are the inputs and the targets; y=None for none.
-        sample_weight: the field of sample weights, and so of class weights; `weight`, if the source has it. Rows that hold no
-            sample (`valid`) weigh nothing.
+        sample_weight: the field of sample weights, and so of class weights; `weight`, if the source has it. Times
+            `valid`, where the loader has that.
         repeat: passes follow each other without an end, also within an epoch of Keras: for a `steps_per_epoch` that does not
             divide a pass, or is longer than one. Without it, Keras cuts the epoch in which a pass ends.
 

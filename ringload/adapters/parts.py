@@ -24,7 +24,8 @@ WEIGHT_FIELD = Field((), "float32")
 
 @dataclass(frozen=True)
 class Parts:
-    """`x` None: all `fields`, as a dict. Rows that hold no sample (`valid`) weigh nothing, if there are targets."""
+    """`x` None: all `fields`, as a dict. If there are targets, rows that hold no sample (`valid`) have the sample weight 0:
+    what a framework does not weight counts them nevertheless."""
 
     fields: Mapping[str, Field]
     x: str | tuple[str, ...] | None

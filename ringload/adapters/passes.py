@@ -121,7 +121,10 @@ class Passes:
         """The batch that comes next; `number` matters before the first epoch alone."""
         with self._lock:
             if asker is not None and (self._is_undone or (asker in self._askers and asker is not self._asker())):
-                raise RuntimeError("this pass was left: Keras has begun another one since")
+                raise RuntimeError(
+                    "this pass was left: Keras has begun another one since. Validation needs a dataset of its own: "
+                    "ringload.keras.dataset(...) of a loader of its own"
+                )
             if self._n_ended == 0 and not self._within_epoch:
                 return self._peeked(number)
             if (self._pass_begins and self._left_open) or ((self._pass_begins or asker is None) and self._is_elsewhere()):

@@ -33,7 +33,8 @@ def as_dataset(
 
     Each `for`, and each epoch of `fit`, is the loader's next epoch. One that is left early is over, as with the loader; only
     one may iterate at a time. Shapes are exact; the batch axis is None with last="keep" alone. A field of bytes ('S20') is a
-    tf.string, which is copied, as nothing else is. The loader's errors come as TensorFlow's, their name and message in it.
+    tf.string, which is copied, as nothing else is. The loader's errors come as TensorFlow's, their name and message in it;
+    after one, a SampleError too, that iterator is over (FailedPrecondition), and the next `for` is the next epoch.
 
     `repeat()`, `take`, `map`, `batch` and `unbatch` work as usual; `cache` and `shuffle` would hold slots, or copy. Restore
     the loader's state before the dataset is made: it tells Keras how many batches a pass has, which the rest of an epoch
