@@ -527,7 +527,9 @@ def test_ctrl_c_at_random_moments_shows_one_traceback(method: str, times: Times,
             continue
         assert status == -signal.SIGINT, said
         assert said.rstrip().endswith("KeyboardInterrupt"), said
-        assert 1 <= said.count("Traceback") <= n, said  # the second one may come while the loader is closed for the first
+        chained = said.count("During handling of the above exception")  # one that Python's own modules were handling
+        # The second interruption may come while the loader is closed for the first.
+        assert 1 <= said.count("Traceback") - min(chained, said.count("AttributeError")) <= n, said
         assert not re.search(r"workers/(server|worker)\.py|^\w*Error\b", said, re.MULTILINE), said
     for n in (1, 2):
         injected(f"Ctrl-C at a random moment, {('once', 'twice in quick succession')[n - 1]}", sum(end[2] == n for end in ends))
