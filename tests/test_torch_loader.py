@@ -232,6 +232,14 @@ def test_a_batch_sampler_that_uses_one_list_again() -> None:
         assert seen == [[i, i + 1] for i in range(12)]
 
 
+def test_batches_that_begin_empty() -> None:
+    data = Samples(lambda i: i)
+    orders: list[list[list[int]]] = [[[], [], [1]], [[]] * 9 + [[1, 2]], [[]]]
+    for batches in orders:
+        ours = outcomes(DataLoader(data, batch_sampler=batches, **FORK | {"prefetch_factor": 1}))
+        same(list(ours), list(outcomes(TorchLoader(data, batch_sampler=batches))))
+
+
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_order_is_torchs(n_workers: int) -> None:
     data = Samples(lambda i: i, 40)

@@ -141,8 +141,8 @@ class RingPass(Pass):
         self._ring: TorchRing | None = None
         self._give_back: Any = None
         self._pull()
-        if self._listed:
-            self._begin()
+        if any(self._can_be_empty or len(of_batch) for of_batch, _ in self._listed.values()):
+            self._begin()  # else with the first batch that is not empty
 
     def _pull(self) -> None:
         """Ask the sampler for what may be produced ahead, and for one more: to be posted when a slot is given back."""
