@@ -70,6 +70,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # it knows of its own share alone
+        return
     counts: Counter[str] = Counter()
     losses: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():
