@@ -517,6 +517,12 @@ def interrupt_group(method: str, seed: int) -> tuple[int, str, int]:
     return process.returncode, said, n
 
 
+# Python shows what was being handled when it was interrupted: here, the first use of a Path as a string (3.11).
+IN_PATHLIB = re.compile(
+    r"Traceback [^\n]*\n  File [^\n]*pathlib[^\n]*\n(    [^\n]*\n)+AttributeError: [^\n]*_str'\n\nDuring handling [^\n]*\n\n"
+)
+
+
 @METHODS
 @pytest.mark.timeout(900)
 def test_ctrl_c_at_random_moments_shows_one_traceback(method: str, times: Times, injected: Injected) -> None:
@@ -527,9 +533,8 @@ def test_ctrl_c_at_random_moments_shows_one_traceback(method: str, times: Times,
             continue
         assert status == -signal.SIGINT, said
         assert said.rstrip().endswith("KeyboardInterrupt"), said
-        chained = said.count("During handling of the above exception")  # one that Python's own modules were handling
-        # The second interruption may come while the loader is closed for the first.
-        assert 1 <= said.count("Traceback") - min(chained, said.count("AttributeError")) <= n, said
+        said = IN_PATHLIB.sub("", said)
+        assert 1 <= said.count("Traceback") <= n, said  # the second one may come while the loader is closed for the first
         assert not re.search(r"workers/(server|worker)\.py|^\w*Error\b", said, re.MULTILINE), said
     for n in (1, 2):
         injected(f"Ctrl-C at a random moment, {('once', 'twice in quick succession')[n - 1]}", sum(end[2] == n for end in ends))
