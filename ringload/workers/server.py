@@ -92,10 +92,16 @@ class Server:
             events = dict(self._poll.poll(self._pause_ms() if busy else None))
             if any(fd in events for fd in self._children):
                 self._send({"died": self._reap(fd for fd in list(self._children) if fd in events)})
-            if self._config.socket in events and not self._obey(self._socket.recv(PACKET_BYTES)):
+            if self._config.socket in events and not self._obey(self._recv()):
                 return
             if busy:
                 self._reserve_some()
+
+    def _recv(self) -> bytes:
+        try:
+            return self._socket.recv(PACKET_BYTES)
+        except ConnectionResetError:  # the trainer's end is closed, with something in it that was not read
+            return b""
 
     def _pause_ms(self) -> int:
         """At first, mostly pause: the producers need the CPUs for the first batch."""
