@@ -180,7 +180,7 @@ class Engine:
                     for task in self._crew.take_back():
                         self._ring.take_back(task.slot, task.task)
                     for posted in self._unposted:  # their open tasks are in nobody's hands
-                        posted.undone = 0
+                        posted.undone, posted.hints_now = 0, b""
                     self._unposted = []
                     self._ring.cancel()
                     self.due = (epoch, number)
@@ -325,6 +325,7 @@ class Engine:
     def _turn_over(self) -> None:
         """Read reports, then give slots back (each has had all its reports by then), then post into them."""
         self._collect()
+        self._ring.free_cancelled()
         released = self._lender.released
         while not released.empty():
             end = released.get_nowait()

@@ -51,11 +51,8 @@ class TruthRows(Truth):
     """The same, several samples in one call."""
 
     def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
-        for row, index in enumerate(indices):
-            draw = int(rngs[row].integers(1 << 30))
-            out["image"][row] = truth(int(index), draw)
-            out["label"][row] = index
-            out["draw"][row] = draw
+        draws = [int(rng.integers(1 << 30)) for rng in rngs]
+        out["image"][:], out["label"][:], out["draw"][:] = truths(indices, draws), indices, draws
 
     load = None  # type: ignore[assignment]
 

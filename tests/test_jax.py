@@ -20,13 +20,7 @@ import numpy as np
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ringload, ringload.jax
-from tests.helpers import Truth, order_of, truths
-
-class Lean(Truth):  # producers that run ahead as far as they can
-    def load_rows(self, indices, rngs, out):
-        draws = [int(rng.integers(1 << 30)) for rng in rngs]
-        out["image"][:], out["label"][:], out["draw"][:] = truths(indices, draws), indices, draws
-    load = None
+from tests.helpers import Truth, TruthRows, order_of, truths
 def loader(n=64, batch_size=8, **options):
     return ringload.Loader(Truth(n), batch_size, **{"workers": 0, "ram_budget": "200MB", **options})
 def one_pass(batches, at_step=lambda number: None):
@@ -227,7 +221,7 @@ memory.MIN_SLOTS = 2
 for n_slots in (3, 4, 8, 2):
     memory.AUTO_SLOTS = n_slots
     options = {"workers": 0, "stall_timeout": 0.3} if n_slots == 2 else {"workers": 2}
-    with ringload.Loader(Lean(n_steps), 4, **options) as made:
+    with ringload.Loader(TruthRows(n_steps), 4, **options) as made:
         assert made.plan().n_slots == n_slots
         if n_slots == 2:  # JAX lets go of a batch when it is called next, so it holds the last one and the one before
             message("every slot of the ring is lent", lambda: one_pass(ringload.jax.Batches(made)))
@@ -250,7 +244,7 @@ _Pass.__next__ = release_at_once
 memory.AUTO_SLOTS = 3
 def until_all_are_full(number):
     while made.stats.n_full < 3: time.sleep(0.001)
-with ringload.Loader(Lean(300), 3, workers=2) as made:
+with ringload.Loader(TruthRows(300), 3, workers=2) as made:
     message("Arrays are not equal", lambda: one_pass(ringload.jax.Batches(made), until_all_are_full))
 """
     child(code, times(500, 5000))

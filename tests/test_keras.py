@@ -209,6 +209,7 @@ def test_what_reaches_the_step_and_what_becomes_of_it(backend: str) -> None:
 STRESS = """
 import sys
 import ringload.ring.memory as memory
+from tests.helpers import TruthRows
 n_steps = int(sys.argv[1])
 # The array that a step is given lies in the slot.
 with loader() as made:
@@ -226,17 +227,12 @@ with loader() as made:
     m.fit(dataset(made), verbose=0)
     assert len(found) == 12 and all(found), found
 
-class Lean(Truth):  # producers that run ahead as far as they can
-    def load_rows(self, indices, rngs, out):
-        draws = [int(rng.integers(1 << 30)) for rng in rngs]
-        out["image"][:], out["label"][:], out["draw"][:] = truths(indices, draws), indices, draws
-    load = None
 memory.MIN_SLOTS = 2
 for n_slots in (2, 3, 4, 8):
     memory.AUTO_SLOTS = n_slots
     is_too_few = (n_slots, BACKEND) == (2, "jax")  # JAX holds two during a step
     options = {"workers": 0, "stall_timeout": 0.3} if is_too_few else {"workers": 2}
-    with ringload.Loader(Lean(3 * n_steps // 2), 3, **options) as made:
+    with ringload.Loader(TruthRows(3 * n_steps // 2), 3, **options) as made:
         assert made.plan().n_slots == n_slots
         m = Recorder(slow_s=0.001)
         try: m.fit(dataset(made), epochs=2, verbose=0)
@@ -252,7 +248,7 @@ def release_at_once(self, batch, leaf):
     return right(self, batch, leaf)
 Parts.of = release_at_once
 memory.AUTO_SLOTS = 3
-with ringload.Loader(Lean(300), 3, workers=2) as made:
+with ringload.Loader(TruthRows(300), 3, workers=2) as made:
     m = Recorder()
     def until_all_are_full(model, n_steps):
         while made.stats.n_full < 3: time.sleep(0.001)

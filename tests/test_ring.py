@@ -97,6 +97,12 @@ def test_cancelling_waits_for_what_is_in_hand() -> None:
     ring.cancel()
     assert (ring.n_free, ring.n_in_flight, ring.starving) == (2, 0, False)
     ring.enter([(begun.slot, task, 2, 0, 0) for task in (1, 2, 3)])
+    hints = bytearray(b"\1\0\2\1")
+    begun.hints_now = memoryview(hints)
+    ring.free_cancelled()
+    assert (ring.n_free, ring.starving) == (2, False), "it will be set by a producer that has reported"
+    hints[1] = HINT_DONE
+    ring.free_cancelled()
     assert (ring.n_free, ring.starving) == (3, True)
 
 
@@ -148,6 +154,7 @@ def test_any_sequence_keeps_every_slot_in_one_place(rng: np.random.Generator) ->
             ring.cancel()
             for slot, posted in list(ring._cancelled.items()):
                 ring.enter([(slot, task, 1, 0, 0) for task in range(32) if posted.undone >> task & 1])
+            ring.free_cancelled()
         elif action == 6 and n_slots < 9 and rng.random() < 0.01:
             ring.add(range(n_slots, n_slots + 1))
             n_slots += 1

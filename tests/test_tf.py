@@ -17,12 +17,6 @@ import numpy as np
 import tensorflow as tf
 import ringload, ringload.tf
 from tests.helpers import Truth, TruthRows, order_of, truths
-
-class Lean(Truth):  # producers that run ahead as far as they can
-    def load_rows(self, indices, rngs, out):
-        draws = [int(rng.integers(1 << 30)) for rng in rngs]
-        out["image"][:], out["label"][:], out["draw"][:] = truths(indices, draws), indices, draws
-    load = None
 def loader(n=60, batch_size=5, **options):
     return ringload.Loader(Truth(n), batch_size, **{"workers": 0, "ram_budget": "200MB", **options})
 def verified(images, labels, draws):
@@ -175,7 +169,7 @@ n_steps = int(sys.argv[1])
 memory.MIN_SLOTS = 2
 for n_slots in (2, 3, 4, 8):
     memory.AUTO_SLOTS = n_slots
-    with ringload.Loader(Lean(3 * n_steps // 2), 3, workers=2) as made:
+    with ringload.Loader(TruthRows(3 * n_steps // 2), 3, workers=2) as made:
         assert made.plan().n_slots == n_slots
         first, n_bytes = made._engine._lender._first, n_slots * made._layout.slot_bytes
         for epoch in range(2):
@@ -197,7 +191,7 @@ Parts.of = release_at_once
 memory.AUTO_SLOTS = 3
 def until_all_are_full(number):
     while made.stats.n_full < 3: time.sleep(0.001)
-with ringload.Loader(Lean(300), 3, workers=2) as made:
+with ringload.Loader(TruthRows(300), 3, workers=2) as made:
     message("Arrays are not equal", lambda: one_pass(ringload.tf.as_dataset(made), until_all_are_full))
 """
     child(code, times(500, 5000))

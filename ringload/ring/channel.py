@@ -21,7 +21,8 @@ A pipe of results that is full (thousands of bad samples, or nobody asked for lo
 until there is room, and a trainer that waits reads at each ring.
 
 The trainer takes a batch for full when all its hints are set. Its books, which decide what is posted and what is posted
-again, are made from the records alone, and are up to date whenever a slot is given back.
+again, are made from the records alone, and are up to date whenever a slot is given back. A batch that was given up needs
+both before its slot is used again: the record says that nobody writes to the rows, the hint that nobody will set it late.
 
 This assumes: one trainer; records and texts below PIPE_BUF; who takes a token off `free` reads exactly one record; nobody
 but producers writes to hint bytes (native code of a user's that scribbled over them could as well scribble over rows).

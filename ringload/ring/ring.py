@@ -7,7 +7,8 @@ seek of which a producer still has a task in hand; `_lent`.
 
 Invariants:
 1. A slot is posted only when it is free: that bounds memory.
-2. A slot becomes free only when every task of it was reported or taken back: that keeps late writes out of it.
+2. A slot becomes free only when every task of it was reported or taken back, and its hint is set: that keeps late writes
+   out of it, and out of its hints, which a producer sets after its report.
 3. Batches are lent in the order in which they were posted.
 4. Free slots are used again last in, first out: their pages are in the caches, and those of a ring that is never full are
    never touched.
@@ -107,6 +108,11 @@ class Posted:
             endings = tuple(ending for task, ending in enumerate(endings) if self.undone >> task & 1)
         return shared.join((b"", *endings))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no producer will write to its slot or its hints any more."""
+        return not self.undone and 0 not in self.hints_now
+
     def hints(self) -> bytes:
         """The hint bytes that agree with the books."""
         n_tasks = len(self.cut.bounds)
@@ -183,11 +189,7 @@ class Ring:
         busy_s = idle_s = 0.0
         n_rows = 0
         for slot, task, rows, task_busy_s, task_idle_s in done:
-            posted = by_slot[slot]
-            posted.undone &= ~(1 << task)
-            if not posted.undone and slot in self._cancelled:
-                del self._cancelled[slot], by_slot[slot]
-                self._free.append(slot)
+            by_slot[slot].undone &= ~(1 << task)
             busy_s += task_busy_s
             idle_s += task_idle_s
             n_rows += rows
@@ -220,14 +222,16 @@ class Ring:
             self._free.append(posted.slot)
 
     def cancel(self) -> None:
-        """Nothing in flight will be lent. Full slots are free at once, the others when their tasks are reported."""
-        for posted in self._in_flight:
-            if posted.undone:
-                self._cancelled[posted.slot] = posted
-            else:
-                del self._by_slot[posted.slot]
-                self._free.append(posted.slot)
+        """Nothing in flight will be lent. Full slots are free at once, the others as `free_cancelled` finds them."""
+        self._cancelled.update((posted.slot, posted) for posted in self._in_flight)
         self._in_flight.clear()
+        self.free_cancelled()
+
+    def free_cancelled(self) -> None:
+        """Cancelled slots that no producer writes to any more are free."""
+        for slot in [slot for slot, posted in self._cancelled.items() if posted.is_over]:
+            del self._cancelled[slot], self._by_slot[slot]
+            self._free.append(slot)
 
     def abandon(self) -> None:
         """The end: nobody waits for any lease's end. Leases and batches name each other; now only what is lent is kept."""

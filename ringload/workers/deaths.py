@@ -59,7 +59,7 @@ CAUSES = {
 }
 
 
-def be_taken_first(pid: int | str = "self") -> None:
+def be_taken_first(pid: int) -> None:
     """Have the OOM killer prefer a process of ringload's, whose death costs milliseconds, to the trainer, whose death is the
     end: by itself it takes the trainer, which has the most memory, since it maps the ring (measured). Half a score does not
     do: who has just started maps nothing yet, and the ring may be more than half of all there is (measured). A process beside

@@ -27,6 +27,20 @@ TABLE = (
         r"Timeout|assert|Stalled",
     ),
     Break(
+        "a cancelled slot is free before the hint of its last report is set",
+        ("seek while a producer is held before a line of its code",),
+        (Edit("ring/ring.py", "not self.undone and 0 not in self.hints_now", "not self.undone"),),
+        ("test_held.py::test_going_elsewhere_while_a_producer_is_held_before_any_line[ProducerEnd.done]",),
+        r"assert|Error",
+    ),
+    Break(
+        "a cancelled slot is free while a task of it is in hand",
+        ("seek while a producer is held before a line of its code",),
+        (Edit("ring/ring.py", "not self.undone and 0 not in self.hints_now", "True"),),
+        ("test_held.py::test_going_elsewhere_while_a_producer_is_held_before_any_line[Filler.fill]",),
+        r"assert|Error",
+    ),
+    Break(
         "the second end of a lease ends the next one of its slot",
         ("lease whose end comes twice",),
         (
