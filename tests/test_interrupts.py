@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringload import Batch, Loader
+from ringload import Batch, ImageFolder, Loader
 from ringload.engine import Engine
 from ringload.workers.pool import Event, Pool
 from tests.conftest import Injected, Times, descriptors
@@ -116,6 +116,25 @@ def test_next_is_interrupted_at_every_moment(times: Times, injected: Injected) -
                 trial.next()
         assert trial.n_lost <= 2 * times(1, 10), trial.n_lost
     injected("Ctrl-C at every moment of next()", len(at))
+
+
+def test_files_that_the_trainer_reads_are_closed_whatever_the_moment(photos: Path, injected: Injected) -> None:
+    made = Loader(ImageFolder(photos, size=(8, 8)), 2, workers=0, ram_budget="200MB")
+
+    def take() -> None:
+        made.set_epoch(0)
+        iterator = iter(made)
+        next(iterator)  # there already, the first time
+        next(iterator)
+
+    with made:
+        at = list(moments(take, 10_000))
+        before = os.listdir("/proc/self/fd")
+        for k in at:
+            interrupted_at(k, take)
+            assert os.listdir("/proc/self/fd") == before, f"after moment {k}"
+        take()
+    injected("Ctrl-C at every moment of loading images in the trainer", len(at))
 
 
 @pytest.mark.timeout(600)

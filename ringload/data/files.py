@@ -16,6 +16,8 @@ import stat
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import starmap
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ringload.errors import ConfigError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 MAX_OPEN = 256  # files that are open at once; many systems allow a process 1,024
 SLOW_OPEN_S = 0.0005  # mean time of opening a file from which on threads do it; on a local disk it takes 0.00001
 N_THREADS = 16
+FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -35,7 +38,6 @@ KINDS = {
 }
 
 Path = str | bytes
-Opened = tuple[int, int]  # descriptor, size in bytes
 
 
 def read_table(df: Any) -> pd.DataFrame:
@@ -61,24 +63,50 @@ def read_table(df: Any) -> pd.DataFrame:
         raise ConfigError(f"cannot read the table {path}: {error}") from error
 
 
-def open_regular(path: Path) -> Opened:
-    """Open a file for reading: (descriptor, its size in bytes). Never waits for anybody.
+class RegularFile:
+    """A file that is open for reading, of `n_bytes`. It is closed when nobody holds it any more, if not before.
 
-    Raises:
-        OSError: it cannot be opened. ValueError: it is no regular file, or empty.
+    An interruption loses no descriptor: it is noted in the step in which the kernel gives it, and taken and closed in one.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        status = os.fstat(fd)
+
+    __slots__ = ("_closed", "_fds", "n_bytes")
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Never waits for anybody.
+
+        Raises:
+            OSError: it cannot be opened. ValueError: it is no regular file, or empty.
+        """
+        self._fds: list[int] = []
+        self._closed = map(os.close, self._fds)
+        self._fds.extend(starmap(os.open, ((path, FLAGS),)))
+        status = os.fstat(self.fd)
         if not stat.S_ISREG(status.st_mode):
             kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
             raise ValueError(f"not a regular file but {kind}: {os.fsdecode(path)}")
         if status.st_size == 0:
             raise ValueError(f"an empty file: {os.fsdecode(path)}")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, status.st_size
+        self.n_bytes = status.st_size
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self._fds[0]
+
+    def close(self) -> None:
+        """Close it. Again is nothing."""
+        for _ in self._closed:
+            pass
+
+    def __enter__(self) -> RegularFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_closed"):
+            self.close()
 
 
 def read_whole(fd: int, n_bytes: int, buffer: bytearray) -> memoryview:
@@ -94,10 +122,10 @@ def read_whole(fd: int, n_bytes: int, buffer: bytearray) -> memoryview:
 
 
 class ReadAhead:
-    """Files that were asked for, by a key of the caller's. Owns their descriptors until they are taken."""
+    """Files that were asked for, by a key of the caller's. Owns them until they are taken."""
 
     def __init__(self) -> None:
-        self._ready: dict[int, Opened | Exception | Future[Opened]] = {}
+        self._ready: dict[int, RegularFile | Exception | Future[RegularFile]] = {}
         self._max_open = min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._open_s = 0.0  # running mean of what opening takes
         self._threads: ThreadPoolExecutor | None = None
@@ -125,26 +153,25 @@ class ReadAhead:
         if n_opened:
             self._open_s += ((time.monotonic() - begin_s) / n_opened - self._open_s) * (1 - (7 / 8) ** n_opened)
 
-    def open_now(self, path: Path) -> Opened:
-        """A file that was not opened ahead; the descriptor is the caller's.
+    def open_now(self, path: Path) -> RegularFile:
+        """A file that was not opened ahead.
 
         Raises:
-            OSError, ValueError: as `open_regular`.
+            OSError, ValueError: as `RegularFile`.
         """
         try:
-            return open_regular(path)
+            return RegularFile(path)
         except OSError as error:
             if not is_full(error) or not self._ready:
                 raise
         self.close()  # those that were opened ahead have taken the descriptor that this one needs
-        return open_regular(path)
+        return RegularFile(path)
 
-    def take(self, key: int) -> Opened | None:
-        """A file that was asked for by `key`; the descriptor is the caller's. None if it was not asked for, or there was no
-        descriptor for it then.
+    def take(self, key: int) -> RegularFile | None:
+        """A file that was asked for by `key`. None if it was not asked for, or there was no descriptor for it then.
 
         Raises:
-            OSError, ValueError: as `open_regular`.
+            OSError, ValueError: as `RegularFile`.
         """
         ready = self._ready.pop(key, None)
         if isinstance(ready, Future):
@@ -166,7 +193,7 @@ class ReadAhead:
             except (OSError, ValueError):
                 continue  # it could not be opened: there is nothing to close
             if opened is not None:
-                os.close(opened[0])
+                opened.close()
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
@@ -177,7 +204,7 @@ def is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
-def _open_ahead(path: Path) -> Opened:
-    fd, n_bytes = open_regular(path)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-    return fd, n_bytes
+def _open_ahead(path: Path) -> RegularFile:
+    file = RegularFile(path)
+    os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+    return file

@@ -134,11 +134,8 @@ class ImageFrame:
 
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
-        fd, n_bytes = self._ahead.take(index) or self._ahead.open_now(self._full_path(index))
-        try:
-            self._decoder.load(fd, n_bytes, rng, out[IMAGE])
-        finally:
-            os.close(fd)
+        with self._ahead.take(index) or self._ahead.open_now(self._full_path(index)) as file:
+            self._decoder.load(file.fd, file.n_bytes, rng, out[IMAGE])
         for label in self._labels:
             label.write(index, out[label.name])
 

@@ -10,6 +10,19 @@ BOOKS_TORN = Edit(
 
 TABLE = (
     Break(
+        "a file's descriptor is noted in a step of its own",
+        ("Ctrl-C at every moment of loading images in the trainer",),
+        (
+            Edit(
+                "data/files.py",
+                "self._fds.extend(starmap(os.open, ((path, FLAGS),)))",
+                "self._fds.append(os.open(path, FLAGS))",
+            ),
+        ),
+        ("test_interrupts.py::test_files_that_the_trainer_reads_are_closed_whatever_the_moment",),
+        r"after moment \d+",
+    ),
+    Break(
         "an interruption of what touches the books leaves them torn, and nobody knows",
         (r"Ctrl-C at every moment of (iter|stats|set_epoch|load_state_dict|release)",),
         (BOOKS_TORN,),
