@@ -440,6 +440,8 @@ class Engine:
             self._end_who_is_stuck(self._settings.sample_timeout)
         if time.monotonic() - self._progress_s > self._settings.stall_timeout:
             stuck = who_is_at_what(self._crew.in_hand(), self._crew.processes())
+            if deaths := self.counters.deaths:
+                stuck += f"; {len(deaths)} deaths in all, the last: {who_died(deaths[-1])}"
             raise Stalled(f"nothing was finished for {self._settings.stall_timeout:g} s: {stuck}")
 
     def _wait_for_slot(self, begin_s: float) -> None:
@@ -502,7 +504,7 @@ class Engine:
         unfinished = self._ring.unfinished()
         for death in deaths:
             if death.producer in in_hand:
-                self._suspects.accuse(death, in_hand[death.producer][1], unfinished)
+                self._suspects.accuse(death, in_hand[death.producer][1], unfinished, self._order)
         if self._suspects.too_many(len(deaths)):
             raise self._died(deaths[-1], in_hand)
         for posted in unfinished:

@@ -274,6 +274,24 @@ def test_replacements_die_at_their_start(way: str, tmp_path: Path, expected: Any
         injected("a replacement dies at its start", made.stats.n_restarts - 1)
 
 
+class DiesLater(Truth):
+    """Loading a sample makes its producer die when it is done with the task."""
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        super().load(index, rng, out)
+        if index == 7:
+            ProducerEnd.done = lambda *arguments: os.abort()  # type: ignore[method-assign]
+
+
+def test_who_dies_later_than_its_cause_is_found(injected: Injected) -> None:
+    """Those behind it in its task are bad too: nobody can tell them apart. There is no death without an end."""
+    with loader(DiesLater(N), workers=1, on_error="skip", max_bad=9, shuffle=False, epochs=1, stall_timeout=20) as made:
+        assert [int(index) for batch in made for index in check(batch)] == [*range(7), *range(12, N)]
+        assert sorted(bad.index for bad in made.stats.bad) == [7, 8, 9, 10, 11]
+        assert made.stats.n_restarts == 2 * 5
+        injected("a producer dies when it has loaded what makes it die", made.stats.n_restarts)
+
+
 class DiesAhead(Truth):
     """Asking for a sample ahead ends the producer, loading it does not."""
 

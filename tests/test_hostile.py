@@ -179,6 +179,14 @@ def test_functions_that_do_what_they_should_not(
     injected("hostile user's function in a batch", len(attacks))
 
 
+def test_who_closed_the_descriptors_is_blamed_and_not_who_is_loaded_next(injected: Injected) -> None:
+    options: dict[str, Any] = {"shuffle": False, "epochs": 1, "restarts": None, "stall_timeout": 20, "ram_budget": "600MB"}
+    with Loader(Attacked(["closing descriptors"]), 3, workers=1, on_error="skip", **options) as made:  # a task of three rows
+        assert [check(batch).tolist() for batch in made] == [[0, 2]]
+        assert [bad.index for bad in made.stats.bad] == [1]
+        injected("descriptors are closed in the middle of a task", made.stats.n_restarts)
+
+
 def test_who_is_slow_to_start_is_at_no_sample() -> None:
     """With nothing in hand yet, nobody exceeds `sample_timeout`, nor is named in an error."""
     with Loader(SlowToStart(40), 8, workers=2, sample_timeout=0.1, epochs=1, ram_budget="600MB") as made:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ringload.data.sampler import Order, Sampler
 from ringload.ring.claims import WHOLE_TASK, Claim
 from ringload.ring.ring import Posted, Ring
 from ringload.workers.deaths import Death, oom_kills
@@ -16,6 +17,8 @@ from ringload.workers.suspects import HUNGRY, OUTSIDE, OWN, TOLD, Suspects, who_
 from tests.conftest import Injected
 from tests.deaths import N, loader
 from tests.helpers import Truth, check
+
+ORDER = Order(1000, 8)
 
 
 def posted() -> Posted:
@@ -72,7 +75,7 @@ def test_who_kills_in_a_row_is_a_killer(status: int, hungry: bool, strikes: int)
     known, batch = Suspects(None), posted()
     for _ in range(1, strikes + 1):
         assert known.start(2, [batch]).killers == ()
-        known.accuse(by(status, hungry), claim(), [batch])
+        known.accuse(by(status, hungry), claim(), [batch], ORDER)
         assert known.any
     ((sample, how),) = known.start(2, [batch]).killers
     assert sample == 77
@@ -81,17 +84,17 @@ def test_who_kills_in_a_row_is_a_killer(status: int, hungry: bool, strikes: int)
 
 def test_a_kill_from_outside_is_no_death_of_its_own() -> None:
     known, batch = Suspects(None), posted()
-    known.accuse(by(signal.SIGKILL, False), claim(), [batch])
-    known.accuse(by(signal.SIGSEGV, False), claim(), [batch])
+    known.accuse(by(signal.SIGKILL, False), claim(), [batch], ORDER)
+    known.accuse(by(signal.SIGSEGV, False), claim(), [batch], ORDER)
     assert known.start(2, [batch]).killers == ()
-    known.accuse(by(signal.SIGSEGV, False), claim(), [batch])
+    known.accuse(by(signal.SIGSEGV, False), claim(), [batch], ORDER)
     assert [sample for sample, _ in known.start(2, [batch]).killers] == [77]
 
 
 def test_who_was_loaded_meanwhile_is_acquitted() -> None:
     known, batch = Suspects(None), posted()
     for _ in range(20):
-        known.accuse(by(11), claim(), [batch])
+        known.accuse(by(11), claim(), [batch], ORDER)
         known.acquit(batch, 2)  # rows 4 and 5
         assert not known.any
     assert known.start(1, [batch]).killers == ()
@@ -100,22 +103,33 @@ def test_who_was_loaded_meanwhile_is_acquitted() -> None:
 def test_who_had_reported_before_the_end_is_not_accused() -> None:
     known, batch = Suspects(None), posted()
     batch.undone &= ~(1 << 2)
-    known.accuse(by(11), claim(), [batch])
-    known.accuse(by(11), claim()._replace(number=6), [batch])
-    known.accuse(by(11), claim(), [])
+    known.accuse(by(11), claim(), [batch], ORDER)
+    known.accuse(by(11), claim()._replace(number=6), [batch], ORDER)
+    known.accuse(by(11), claim(), [], ORDER)
     assert not known.any
+
+
+def test_who_was_not_loaded_did_not_kill_but_one_before_it_in_its_task() -> None:
+    known, batch = Suspects(None), Ring(1).fill(3, 5, 8, 4)  # rows 4 to 7 are a task
+    samples = Sampler(ORDER).indices(3, 5, 0, 8).tolist()
+    for n_known in range(1, 6):
+        for _ in range(OWN):
+            known.accuse(by(11), claim(samples[7], 7, 8), [batch], ORDER)
+        assert [sample for sample, _ in known.start(1, []).killers] == samples[8 - min(n_known, 4) :][::-1]
 
 
 def test_who_died_with_several_samples_in_hand_has_them_loaded_singly() -> None:
     known, batch = Suspects(None), posted()
-    known.accuse(by(11), claim(WHOLE_TASK, 4, 6), [batch])
+    known.accuse(by(11), claim(WHOLE_TASK, 4, 6), [batch], ORDER)
     assert known.start(2, [batch]).careful == ((3, 5),)
     assert known.start(2, []).careful == ()  # until its batch is finished
 
 
 def test_of_very_many_killers_the_last_are_told() -> None:
-    known = Suspects(None)
-    known._killers.update(dict.fromkeys(range(TOLD + 5), "killed"))
+    known, batch = Suspects(None), posted()
+    for index in range(TOLD + 5):
+        for _ in range(OWN):
+            known.accuse(by(11), claim(index), [batch], ORDER)
     assert [index for index, _ in known.start(1, []).killers] == list(range(5, TOLD + 5))
 
 

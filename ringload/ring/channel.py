@@ -248,6 +248,11 @@ class ProducerEnd:
         if 0 not in bytes(self._hints[first : first + task.n_tasks]):
             os.eventfd_write(self._fds.filled, 1)
 
+    def check(self) -> None:
+        """Raise OSError if code of the user's closed the descriptors: at once, not in a later row's name."""
+        if os.get_blocking(self._fds.results):
+            raise OSError(errno.EBADF, "the descriptor of the results was replaced")
+
     def bad(self, task: Task, sample: int, text: str) -> None:
         """Report a sample of a task as bad; `done` for the task follows."""
         self._say(BAD, task.slot, task.task, sample, text)

@@ -7,6 +7,7 @@ want of memory (a huge image would be to blame), `OUTSIDE` for all others. If ea
 that the last one hit with a probability of 1/2, then that many in a row happen once in 500 runs of 1,000 kills. And it is
 more than the `restarts` that are the default: these end the run first, with the sample named as what was in hand.
 A producer that died while it loaded several samples in one call accuses its batch, whose rows are then loaded singly.
+Where a death comes later than its cause, the last rows of a task are accused one after the other, up to the one that did it.
 
 Also here: deaths, claims and leases in words, for messages.
 """
@@ -16,16 +17,18 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ringload.data.listed import ListedOrder
+from ringload.data.sampler import Order
 from ringload.ring.claims import WHOLE_TASK, Claim
 from ringload.ring.ring import Posted
 from ringload.workers.deaths import Death
 from ringload.workers.worker import Start
 
 OWN, HUNGRY, OUTSIDE = 2, 5, 20
-TOLD = 8000  # killers that producers are told of, with 12 bytes each; the others must be found again
+TOLD = 8000  # killers that are kept, and told to producers with 12 bytes each; older ones must be found again
 RESTARTS_WITHIN_S = 60.0
 STATES = {  # of a process, as in proc(5): why it does nothing
     "T": "is stopped by a signal",
@@ -59,19 +62,27 @@ class Suspects:
         """Whether any row is suspected."""
         return bool(self._strikes)
 
-    def accuse(self, death: Death, claim: Claim, unfinished: Iterable[Posted]) -> None:
+    def accuse(self, death: Death, claim: Claim, unfinished: Iterable[Posted], order: Order | ListedOrder) -> None:
         """Enter a death with `claim` in hand, if it is among what the books say is not done: else its report came before
         its end, and it had nothing in hand."""
-        if not any(_has_undone(posted, claim) for posted in unfinished):
+        first = next((start for posted in unfinished for start in _undone_with(posted, claim)), None)
+        if first is None:
             return
         if claim.sample == WHOLE_TASK:
             self._careful.add((claim.epoch, claim.number))
             return
-        row = (claim.epoch, claim.number, claim.start)
-        strikes = self._strikes.setdefault(row, [])
+        row, sample = claim.start, claim.sample
+        while sample in self._killers:  # it was not loaded this time, so that it was the doing of one before it
+            row -= 1
+            if row < first:
+                return
+            (sample,) = order.indices(claim.epoch, claim.number, row, row + 1).tolist()
+        strikes = self._strikes.setdefault((claim.epoch, claim.number, row), [])
         strikes.append(death.from_outside)
         if strikes.count(False) >= OWN or len(strikes) >= (HUNGRY if death.hungry else OUTSIDE):
-            self._killers[claim.sample] = f"killed its producer {len(strikes)} times in a row ({death.cause})"
+            self._killers[sample] = f"killed its producer {len(strikes)} times in a row ({death.cause})"
+            if len(self._killers) > TOLD:
+                del self._killers[next(iter(self._killers))]
             strikes.clear()  # who is tried in its place has no part in them
 
     def acquit(self, posted: Posted, task: int) -> None:
@@ -83,15 +94,15 @@ class Suspects:
     def start(self, n_producers: int, unfinished: Iterable[Posted]) -> Start:
         """What the next producers are told."""
         self._careful &= {(posted.epoch, posted.number) for posted in unfinished}
-        return Start(n_producers, tuple(self._killers.items())[-TOLD:], tuple(self._careful))
+        return Start(n_producers, tuple(self._killers.items()), tuple(self._careful))
 
 
-def _has_undone(posted: Posted, claim: Claim) -> bool:
-    if (posted.epoch, posted.number) != (claim.epoch, claim.number):
-        return False
-    return any(
-        start <= claim.start < stop and bool(posted.undone >> task & 1) for task, (start, stop) in enumerate(posted.cut.bounds)
-    )
+def _undone_with(posted: Posted, claim: Claim) -> Iterator[int]:
+    """The first row of the task that a claim is about, if it is one of this batch's that was not done."""
+    if (posted.epoch, posted.number) == (claim.epoch, claim.number):
+        for task, (start, stop) in enumerate(posted.cut.bounds):
+            if start <= claim.start < stop and posted.undone >> task & 1:
+                yield start
 
 
 def what(claim: Claim) -> str:

@@ -139,7 +139,10 @@ class _Work:
             warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=1)
 
     def _fill(self, task: Task, slot: dict[str, Any]) -> None:
-        claim = partial(self._claims.write, self._producer, task.epoch, task.number)
+        def claim(sample: int, start: int, stop: int) -> None:
+            self._end.check()  # or this row would be blamed for what the last one did
+            self._claims.write(self._producer, task.epoch, task.number, sample, start, stop)
+
         for array in slot.values():
             map_in(array[task.start : task.stop])
         careful = (task.epoch, task.number) in self._careful

@@ -10,6 +10,27 @@ UNTOLD = Edit(
 
 TABLE = (
     Break(
+        "a producer goes on whose descriptors were closed",
+        ("descriptors are closed in the middle of a task",),
+        (
+            Edit(
+                "workers/worker.py",
+                "            self._end.check()  # or this row would be blamed for what the last one did\n",
+                "",
+            ),
+        ),
+        ("test_hostile.py::test_who_closed_the_descriptors_is_blamed_and_not_who_is_loaded_next",),
+        r"assert \[\[",
+    ),
+    Break(
+        "a sample that was not loaded is accused again and again",
+        ("a producer dies when it has loaded what makes it die",),
+        (Edit("workers/suspects.py", "while sample in self._killers:", "while False:"),),
+        ("test_crash.py::test_who_dies_later_than_its_cause_is_found",),
+        r"Stalled: nothing was finished for 20 s: .* deaths in all",
+        40,
+    ),
+    Break(
         "the server does not tell of a death",
         (
             r"a producer ends by (SIGKILL|SIGTERM|SIGSEGV|SIGABRT|sys.exit|KeyboardInterrupt|os\._exit.*) while it loads",
