@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
-from collections import OrderedDict, namedtuple
+import sys
+from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, namedtuple
 from collections.abc import Callable, Iterator
+from enum import Enum, IntEnum, IntFlag
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,7 @@ from torch.utils.data import (  # noqa: E402
 from torch.utils.data.distributed import DistributedSampler  # noqa: E402
 
 import ringload  # noqa: E402
+from ringload.adapters.torch_values import HEAD, decode  # noqa: E402
 from ringload.torch import DataLoader  # noqa: E402
 
 TorchLoader = torch.utils.data.DataLoader
@@ -113,9 +118,12 @@ SAMPLES: dict[str, Callable[[int], Any]] = {
     "two dtypes": lambda i: tensor(i).double() if i == 9 else tensor(i),
     "tensor or array": lambda i: tensor(i) if i % 5 else tensor(i).numpy(),
     "long string later": lambda i: "x" * (100_000 if i == 17 else i),
+    "many numbers": lambda i: ([i] * 20, (i / 3,) * 20, [2**63 - 1 - i] * 16, (-i,) * 15, [1] * 19 + [i / 2], [True] * 16),
     "part varies": lambda i: (tensor(i), [i, "a" if i < 8 else "b" * i, i if i < 11 else float(i)]),
 }
 REFUSED: dict[str, Callable[[int], Any]] = {
+    "numbers too large": lambda i: [2**63 + i] * 16,
+    "many of varying length": lambda i: {"ids": list(range(10 + i % 5 * (i // 5 == 2)))},
     "none": lambda i: (i, None),
     "ragged tensors": lambda i: torch.zeros(3 + i % 2),
     "ragged from the third batch on": lambda i: (i, np.zeros(3 if i < 11 else i)),
@@ -150,6 +158,190 @@ def test_collates_as_torch(kind: str) -> None:
     same(list(outcomes(DataLoader(data, 5))), theirs)
 
 
+class Color(IntEnum):
+    RED = 1
+    BLUE = 2
+
+
+class Word(str, Enum):
+    YES = "yes"
+
+
+class Access(IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+class Strict:
+    """Nothing of a class's own runs while its objects are made."""
+
+    def __init__(self, *args: Any) -> None:
+        raise AssertionError("made by its class")
+
+    __setattr__ = __setitem__ = __setstate__ = extend = update = __init__
+
+
+class Whole(Strict, int): ...
+
+
+class Part(Strict, float): ...
+
+
+class Text(Strict, str): ...
+
+
+class Pair(Strict, tuple): ...
+
+
+class Row(Strict, list): ...
+
+
+class Table(Strict, dict): ...
+
+
+class Ordered(Strict, OrderedDict): ...
+
+
+class Counts(defaultdict): ...
+
+
+class Items(list): ...
+
+
+class Named(namedtuple("Named", "a b")):  # with a __dict__, and arguments of its own
+    def __new__(cls, both: Any) -> Any:
+        return super().__new__(cls, both, both)
+
+
+class Encoding(UserDict):
+    """As that of Hugging Face is: with attributes, and those of its content."""
+
+    def __init__(self, data: Any, n_sequences: int) -> None:
+        super().__init__(data)
+        self._n_sequences = n_sequences
+
+    def __getattr__(self, name: str) -> Any:
+        return self.data[name]
+
+
+class AttrDict(dict):
+    """A well known trick: its content as attributes."""
+
+    def __init__(self, *args: Any, **keys: Any) -> None:
+        super().__init__(*args, **keys)
+        self.__dict__ = self
+
+
+def made(kind: Any, content: Any = (), **attributes: Any) -> Any:
+    """An object of a class that is Strict."""
+    base = kind.__mro__[2]
+    one = base.__new__(kind, content) if base in (int, float, str, tuple) else base.__new__(kind)
+    if base is list:
+        list.extend(one, content)
+    for key, part in dict(content).items() if issubclass(base, dict) else ():
+        base.__setitem__(one, key, part)
+    one.__dict__.update(attributes)
+    return one
+
+
+OF_CLASSES: dict[str, Callable[[int], Any]] = {
+    "int": lambda i: made(Whole, i),
+    "float": lambda i: made(Part, i / 2),
+    "str": lambda i: made(Text, f"{i}", about=i),
+    "list": lambda i: made(Row, [i, str(i), tensor(i)], about={3: i}),
+    "collated list": lambda i: Items([i, tensor(i)]),
+    "tuple": lambda i: made(Pair, (i, (i,))),
+    "named tuple": lambda i: Named(i),
+    "dict": lambda i: made(Table, {"a": tensor(i), 7: i}, about=made(Table, about=i)),
+    "ordered dict": lambda i: made(Ordered, {"b": i, "a": i}),
+    "counter": lambda i: Counter({"a": i, "b": 1}),
+    "defaultdict": lambda i: defaultdict(list, a=i),
+    "defaultdict without": lambda i: defaultdict(None, {i // 9: i}),
+    "subclass of defaultdict": lambda i: Counts(int, a=i),
+    "IntEnum": lambda i: (Color(1 + i % 2), i),
+    "str Enum": lambda i: {Word.YES: Word.YES},
+    "IntFlag": lambda i: Access.READ,
+    "UserDict": lambda i: Encoding({"ids": tensor(i), "n": i}, i),
+    "UserList": lambda i: UserList([i, i]),
+    "torch.Size": lambda i: (tensor(i).shape, torch.Size([i])),
+    "AttrDict": lambda i: AttrDict(a=i, b=[i]),
+}
+
+
+def contents(value: Any) -> Any:
+    """Types, content and attributes, by repr."""
+    about = contents(dict(vars(value))) if hasattr(value, "__dict__") and not isinstance(value, torch.Tensor | Enum) else None
+    if isinstance(value, dict):
+        parts: Any = [getattr(value, "default_factory", None), *((contents(k), contents(v)) for k, v in dict(value).items())]
+    elif isinstance(value, list | tuple):
+        parts = [contents(one) for one in value]
+    else:
+        parts = (value.dtype, value.tolist()) if isinstance(value, torch.Tensor) else repr(value)
+    return type(value), parts, about
+
+
+def test_objects_of_classes_are_sent_as_they_are() -> None:
+    data = Samples(lambda i: {name: make(i) for name, make in OF_CLASSES.items()}, 7)
+    ours = list(DataLoader(data, 3, collate_fn=list, **FORK))
+    assert contents(ours) == contents([[data[i] for i in rows] for rows in ([0, 1, 2], [3, 4, 5], [6])])
+
+
+@pytest.mark.parametrize("batch_size", [3, None])
+def test_objects_of_classes_are_collated_as_torch(batch_size: Any) -> None:
+    def collates(make: Any) -> bool:
+        return not any(isinstance(one, type) for one in outcomes(TorchLoader(Samples(make, 3), batch_size)))
+
+    kinds = {name: make for name, make in OF_CLASSES.items() if collates(make)}
+    assert len(kinds) > 12
+    data = Samples(lambda i: {name: make(i) for name, make in kinds.items()}, 7)
+    assert contents(list(DataLoader(data, batch_size, **FORK))) == contents(list(TorchLoader(data, batch_size)))
+
+
+class Slotted(list):
+    __slots__ = ("more",)
+
+
+class Deleting(dict):
+    def __del__(self) -> None: ...
+
+
+def test_objects_of_other_classes_are_refused_both_ways(monkeypatch: Any) -> None:
+    class Inner(dict): ...
+
+    class Shadowed(dict): ...
+
+    Shadowed.__qualname__ = "Deleting"  # another class of that name is there
+    masked, maximum = np.ma.masked_array([1], [0]), torch.max(torch.zeros(1), 0)
+    values = [Slotted([1]), Deleting(a=1), Inner(), Shadowed(), defaultdict(tensor), Access(3), masked, maximum]
+    batches = iter(DataLoader(Samples(values.__getitem__, len(values)), 1, collate_fn=list, **FORK))
+    for _ in values:
+        with pytest.raises(TypeError, match=r"batch\[0\] is a .*allow_pickle=True"):
+            next(batches)
+    assert next(batches, None) is None
+    lazy = ModuleType("lazy")
+    monkeypatch.setitem(sys.modules, "lazy", lazy)
+    lazy.__getattr__ = lambda name: pytest.fail("was asked for")  # type: ignore[method-assign]
+    room = np.zeros(1000, np.uint8)
+    texts: list[Any] = [
+        ["k", __name__, "Deleting", {"a": 1}, {}],
+        ["k", __name__, "Samples", None, {}],
+        ["k", __name__, "Slotted", ["l"], {}],
+        ["k", __name__, "Row", ["k", __name__, "Row", ["l"], {}], {}],
+        ["k", __name__, "Row", ["l"], ["l"]],
+        ["k", "subprocess", "Popen", "ls", {}],
+        ["k", "lazy", "Row", None, {}],
+        ["k", "no.such.module", "Row", None, {}],
+        ["a", "|O", [1], 0],
+        ["L", "O", 1, 0],
+    ]
+    for text in texts:
+        written = json.dumps(text).encode()
+        HEAD.pack_into(room, 0, len(written), 64)
+        room[HEAD.size : HEAD.size + len(written)] = np.frombuffer(written, np.uint8)
+        with pytest.raises(TypeError, match=r"is no (class here|data)|no content of"):
+            decode(room, False)
+
+
 @pytest.mark.parametrize("kind", ["tensor and int", "string", "named tuple", "nested dict", "numpy scalars"])
 def test_samples_without_batches_as_torch(kind: str) -> None:
     data = Samples(SAMPLES[kind])
@@ -170,6 +362,8 @@ def test_collate_fn() -> None:
         same(list(DataLoader(data, 4, collate_fn=collate, **options)), list(TorchLoader(data, 4, collate_fn=collate)))
     large = Samples(lambda i: torch.full((3, i * 1000), i))  # the second batch does not fit where the first did
     same(list(DataLoader(large, 2, collate_fn=list, **FORK)), list(TorchLoader(large, 2, collate_fn=list)))
+    numbers = Samples(SAMPLES["many numbers"], 3)
+    same(list(DataLoader(numbers, 2, collate_fn=list, **FORK)), list(TorchLoader(numbers, 2, collate_fn=list)))
     ours = next(iter(DataLoader(data, 4, collate_fn=collate, **FORK)))
     assert ours["last"].stride() == next(iter(TorchLoader(data, 4, collate_fn=collate)))["last"].stride()
 

@@ -11,7 +11,11 @@ What a user of torch's would notice:
 4. Workers stay from epoch to epoch. Unless persistent_workers=True says that they shall not hear of changes, the dataset is
    compared with what they have at each `iter()`, and they begin anew with it if it was changed.
 5. `state_dict` and `load_state_dict`, as torchdata's StatefulDataLoader has them, for any number of workers.
-6. No pickle between processes but for the dataset itself: a sample of the user's own classes needs allow_pickle=True.
+6. No pickle between processes but for the dataset itself. Beside plain values, Enums, defaultdicts of plain kinds, torch.Sizes,
+   and objects of subclasses of int, float, str, tuple, list, dict, OrderedDict, defaultdict, UserDict, UserList (such as
+   transformers' BatchEncoding) are sent, with their attributes; their `__reduce__` or `__getstate__` is not asked. The class is
+   one at a module's top level, imported in the trainer, without `__slots__` and `__del__`. Others (dataclasses, sets, ranges,
+   masked arrays, subclasses of tensors, classes inside functions) need allow_pickle=True.
 7. The first batch may be loaded twice: again, with seeds, once anything was drawn (see `torch_source`).
 8. in_order=False keeps the order, too. `accelerate.prepare` makes a loader of torch's own class of this one.
 """
@@ -59,7 +63,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         timeout: seconds without any progress; 0 for 300.
         strict: refuse samples with parts that have no fixed shape and dtype (strings, None, arrays of varying shapes), which
             else travel beside the ring, slower.
-        allow_pickle: send what is neither number, string, array or tensor, nor made of them, by pickle.
+        allow_pickle: send by pickle what is else refused, with a TypeError that names it (see 6 in the module's text).
         snapshot_every_n_steps: how often the state of a sampler that has one is taken.
         ram_budget, restarts, sample_timeout: as `ringload.Loader` has them.
 

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from ringload.adapters.torch_values import as_array, as_tensor, class_called, is_named_tuple, name_of, numpy_dtype, torch_dtype
+from ringload.adapters.torch_classes import class_called, is_named_tuple
+from ringload.adapters.torch_values import as_array, as_tensor, name_of, numpy_dtype, torch_dtype
 from ringload.data.fields import Field
 
 NUMBERS = (bool, int, float)
@@ -72,10 +73,11 @@ def plan(samples: list[Any]) -> Node:
 def _plan(values: list[Any], path: str, names: Iterator[str]) -> Node:
     first = values[0]
     kind = type(first)
-    if kind in (list, tuple, dict, OrderedDict) or is_named_tuple(first):
+    is_named = is_named_tuple(first) and class_called(kind.__module__, kind.__qualname__) is kind
+    if kind in (list, tuple, dict, OrderedDict) or is_named:
         if not all(type(value) is kind and _keys(value) == _keys(first) for value in values) or not len(first):
             return Beside(path, f"a {kind.__name__} that differs from sample to sample" if len(first) else "empty")
-        if is_named_tuple(first):
+        if is_named:
             parts = [(f"{path}.{name}", [value[i] for value in values]) for i, name in enumerate(first._fields)]
             told: Any = (kind.__module__, kind.__qualname__)
         else:

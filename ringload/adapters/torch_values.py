@@ -1,7 +1,7 @@
 """Values of any shape as bytes: how what does not fit into a field of the ring travels from a producer to the trainer.
 
-In: None, numbers, strings, bytes, arrays, tensors, and lists, tuples, named tuples, dicts of them. Out: the same, of the same
-types, in memory of their own. No pickle, unless it is allowed.
+In: None, numbers, strings, bytes, arrays, tensors, lists, tuples, dicts of them, and objects of the classes that
+`torch_classes` knows. Out: the same, of the same types, in memory of their own. No pickle, unless it is allowed.
 
     bytes 0..15    bytes of the text, bytes of the data: see `HEAD`
     then           the text: JSON, one expression a value (below)
@@ -9,8 +9,9 @@ types, in memory of their own. No pickle, unless it is allowed.
 
     None, True, 1, 1.5, "text"     themselves; a dict whose keys are all strings: a JSON object
     ["l", ...] ["t", ...]          list, tuple
-    ["n", module, name, ...]       named tuple
+    ["L", dtype, n, start]         list of ints or of floats; "U": tuple
     ["d", [key, value], ...]       dict with other keys; "o": OrderedDict
+    ["k", module, name, content, attributes]           of a class: see `torch_classes`
     ["c", re, im]                  complex
     ["b", n, start]                bytes
     ["a", dtype, shape, start]     array; "g": NumPy scalar
@@ -24,17 +25,22 @@ import functools
 import json
 import pickle
 import struct
-import sys
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import torch
 
+from ringload.adapters.torch_classes import made_again, taken_apart
+
 ALIGNMENT_BYTES = 64
 HEAD = struct.Struct("<QQ")  # bytes of the text, bytes of the data
+PLAIN = frozenset((type(None), bool, int, float, str))  # what JSON has
+MANY = 16  # numbers in a list that are sent as an array: token ids, say
 BYTES_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # for dtypes that NumPy has not
 
 
@@ -96,6 +102,14 @@ class Encoder:
         if kind is complex:
             return ["c", value.real, value.imag]
         if kind in (list, tuple):
+            kinds = set(map(type, value))
+            if len(value) >= MANY and (kinds == {int} or kinds == {float}):
+                with suppress(OverflowError):  # an int of more than 64 bits
+                    numbers = array("q" if int in kinds else "d", value)
+                    start = self._add(np.frombuffer(numbers, np.uint8))
+                    return ["L" if kind is list else "U", numbers.typecode, len(value), start]
+            if kinds <= PLAIN:
+                return ["l" if kind is list else "t", *value]
             return ["l" if kind is list else "t", *(self._expression(v, f"{path}[{i}]") for i, v in enumerate(value))]
         if kind is dict and all(type(key) is str for key in value):
             return {key: self._expression(v, f"{path}[{key!r}]") for key, v in value.items()}
@@ -103,9 +117,9 @@ class Encoder:
             of_keys = [self._expression(key, f"a key of {path}") for key in value]
             of_values = [self._expression(v, f"{path}[{key!r}]") for key, v in value.items()]
             return ["d" if kind is dict else "o", *zip(of_keys, of_values, strict=True)]
-        if is_named_tuple(value) and "<locals>" not in kind.__qualname__:
-            parts = (self._expression(v, f"{path}.{name}") for name, v in zip(kind._fields, value, strict=True))
-            return ["n", kind.__module__, kind.__qualname__, *parts]
+        if (apart := taken_apart(value)) is not None:
+            parts = self._expression(apart[0], path), self._expression(apart[1], f"vars({path})")
+            return ["k", kind.__module__, kind.__qualname__, *parts]
         return self._pickled(value, path)
 
     def _tensor(self, value: torch.Tensor, path: str) -> Any:
@@ -120,7 +134,7 @@ class Encoder:
     def _pickled(self, value: Any, path: str) -> Any:
         if not self._allow_pickle:
             kind = type(value)
-            why = " that is defined inside a function" if is_named_tuple(value) else ""
+            why = " that is defined inside a function" if "<locals>" in kind.__qualname__ else ""
             raise TypeError(
                 f"{path} is a {kind.__module__}.{kind.__qualname__}{why}, which cannot be sent without pickle: return "
                 "numbers, strings, arrays, tensors, or lists, tuples, dicts of them; or make the DataLoader with "
@@ -168,15 +182,18 @@ def _value(text: Any, data: np.ndarray, allow_pickle: bool) -> Any:
         return text
     kind, rest = text[0], text[1:]
     match kind:
-        case "l":
-            return [_value(value, data, allow_pickle) for value in rest]
-        case "t":
-            return tuple(_value(value, data, allow_pickle) for value in rest)
+        case "l" | "t":
+            if not PLAIN.issuperset(map(type, rest)):
+                rest = [_value(value, data, allow_pickle) for value in rest]
+            return rest if kind == "l" else tuple(rest)
+        case "L" | "U":
+            numbers = _array(rest, data).tolist()
+            return numbers if kind == "L" else tuple(numbers)
         case "d" | "o":
             pairs = ((_value(key, data, allow_pickle), _value(value, data, allow_pickle)) for key, value in rest)
             return dict(pairs) if kind == "d" else OrderedDict(pairs)
-        case "n":
-            return class_called(rest[0], rest[1])(*(_value(value, data, allow_pickle) for value in rest[2:]))
+        case "k":
+            return made_again(rest[0], rest[1], *(_value(value, data, allow_pickle) for value in rest[2:]))
         case "c":
             return complex(*rest)
         case "b":
@@ -184,11 +201,19 @@ def _value(text: Any, data: np.ndarray, allow_pickle: bool) -> Any:
         case "p" if allow_pickle:
             return pickle.loads(data[rest[1] : rest[1] + rest[0]].tobytes())
         case "a" | "g":
-            array = np.ndarray(rest[1], np.dtype(rest[0]), data, rest[2]).copy()
-            return array if kind == "a" else array[()]
+            copied = _array(rest, data).copy()
+            return copied if kind == "a" else copied[()]
         case "T":
             return _tensor(rest, data)
     raise AssertionError(f"an expression {kind!r}")
+
+
+def _array(text: list[Any], data: np.ndarray) -> np.ndarray:
+    """A view into the data."""
+    told, shape, start = np.dtype(text[0]), *text[1:]
+    if told.hasobject:  # whoever wrote it would choose what is taken for a pointer
+        raise TypeError(f"an array of {told} is no data")
+    return np.ndarray(shape, told, data, start)
 
 
 def _tensor(text: list[Any], data: np.ndarray) -> torch.Tensor:
@@ -251,28 +276,6 @@ def torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-# -- classes ----------------------------------------------------------------------------------------------------------
-
-
-def is_named_tuple(value: Any) -> bool:
-    """As torch's collation tells it."""
-    return isinstance(value, tuple) and hasattr(value, "_fields")
-
-
-def class_called(module: str, name: str) -> Any:
-    """A class of named tuples that a value of a producer's has, here.
-
-    Raises:
-        TypeError: this process has none of that name.
-    """
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
-        raise TypeError(f"there are no named tuples {module}.{name} in the trainer: import them there, at a module's top level")
-    return found
 
 
 def _aligned(n_bytes: int) -> int:
