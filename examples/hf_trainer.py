@@ -1,16 +1,18 @@
-"""Hugging Face's Trainer, with a small vision transformer: one method that gives it the ring's batches.
+"""Hugging Face's Trainer, with a small vision transformer: it is given the ring's batches, and may go on within an epoch.
 
 python examples/hf_trainer.py
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 import ringload.torch
 
@@ -24,14 +26,44 @@ class BytesForImageClassification(ViTForImageClassification):
         return super().forward(pixel_values.permute(0, 3, 1, 2) / 127.5 - 1, **options)
 
 
+class Feed(torch.utils.data.IterableDataset[Any]):
+    """The ring's batches, an epoch a pass. After `resume_from_checkpoint` the Trainer asks for those that were trained in that
+    epoch, too, and throws them away: it is given None for them, and nothing is loaded twice."""
+
+    def __init__(self, loader: ringload.Loader, device: torch.device) -> None:
+        names = {"pixel_values": "image", "labels": "label"}  # the model's names: the loader's
+        self.batches = ringload.torch.Batches(loader, device, names)
+        self.n_trained = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        n_trained, self.n_trained = self.n_trained, 0
+        yield from [None] * n_trained
+        yield from self.batches
+
+
+class GoOn(TrainerCallback):
+    """Sends the loader to where the Trainer is, by the steps that it has counted: at 0, or where its checkpoint was."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **rest: Any) -> None:
+        feed, n_each = train_dataloader.dataset, args.gradient_accumulation_steps
+        epoch, n_updates = divmod(state.global_step, math.ceil(len(feed) / n_each))
+        feed.n_trained = 0 if args.ignore_data_skip else n_updates * n_each
+        feed.batches.load_state_dict(feed.batches.state_dict() | {"epoch": epoch, "position": feed.n_trained})
+
+
 class RingTrainer(Trainer):
     """What `get_train_dataloader` returns is used as it is: nobody samples, shards, or collates it again."""
 
     loader: ringload.Loader
 
     def get_train_dataloader(self) -> Any:
-        names = {"pixel_values": "image", "labels": "label"}  # the model's names: the loader's
-        return ringload.torch.Batches(self.loader, self.args.device, names)
+        return torch.utils.data.DataLoader(Feed(self.loader, self.args.device), batch_size=None)
+
+    def num_examples(self, dataloader: Any) -> int:
+        return len(dataloader) * self.loader.batch_size
 
 
 def stripes(n: int) -> ringload.Arrays:
@@ -49,7 +81,7 @@ def main() -> None:
     quiet: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "logging_strategy": "epoch", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder:
         options = TrainingArguments(folder, num_train_epochs=4, learning_rate=3e-3, per_device_train_batch_size=32, **quiet)
-        trainer = RingTrainer(BytesForImageClassification(config), options)
+        trainer = RingTrainer(BytesForImageClassification(config), options, callbacks=[GoOn()])
         with ringload.Loader(stripes(640), 32, ram_budget="300MB", shard="auto") as trainer.loader:
             trainer.train()
 

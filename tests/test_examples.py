@@ -28,9 +28,54 @@ def noting(one):
     return batch
 
 ringload.loader._Pass.__next__ = noting
-runpy.run_path(sys.argv.pop(1), run_name="__main__")  # which is left with no arguments
+example = runpy.run_path(sys.argv.pop(1), run_name="__main__")  # which is left with no arguments
 print("given:", json.dumps([[order, epoch, batches] for (order, epoch), batches in given.items()]))
 """
+
+# Afterwards, with what an example has defined. How often each sample was trained is part of the model, and so of a checkpoint.
+MORE = {
+    "hf_trainer": """
+import contextlib, tempfile
+import numpy as np, torch
+from transformers import TrainerCallback, TrainingArguments
+import ringload
+from tests.helpers import order_of, truths
+
+class Counts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.ones(())), []
+        self.register_buffer("counts", torch.zeros(48))
+    def forward(self, pixel_values, labels):
+        np.testing.assert_array_equal(pixel_values.numpy(), truths(labels, [0]))
+        self.counts[labels] += 1
+        self.seen += labels.tolist()
+        return {"loss": self.weight**2}
+
+class Fails(TrainerCallback):
+    def on_step_end(self, args, state, control, **rest):
+        if state.global_step == 5: raise ArithmeticError("before this step is saved")
+
+source = ringload.Arrays(image=truths(range(48), [0]), label=np.arange(48))
+said = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no"}
+often = {"save_steps": 1, "gradient_accumulation_steps": 5, "num_train_epochs": 3}
+with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+    def train(*callbacks, **how):
+        options = TrainingArguments(folder, per_device_train_batch_size=4, **said, **often)
+        with ringload.Loader(source, 4, workers=1, ram_budget="200MB") as loader:
+            trainer = example["RingTrainer"](Counts(), options, callbacks=[example["GoOn"](), *callbacks])
+            trainer.loader = loader
+            try: trainer.train(**how)
+            except ArithmeticError: assert callbacks
+            return trainer, [order_of(loader, epoch) for epoch in range(3)]
+    trainer, (first, second, third) = train(Fails())
+    assert trainer.model.seen == first + second[:40]  # 12 batches an epoch are 3 steps: of 5, 5 and 2
+    trainer, _ = train(resume_from_checkpoint=True)
+    assert trainer.model.seen == second[20:] + third, trainer.model.seen
+    assert trainer.model.counts.tolist() == [3] * 48
+    assert (trainer.state.global_step, trainer.state.epoch) == (9, 3), trainer.state
+""",
+}
 
 QUIET = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -45,7 +90,7 @@ QUIET = {
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_examples_learn_and_are_given_each_sample_once_an_epoch(path: Path) -> None:
-    done = run(NOTES, path, timeout=110, env=os.environ | QUIET)
+    done = run(NOTES + MORE.get(path.stem, ""), path, timeout=110, env=os.environ | QUIET)
     assert done.returncode == 0, done.stderr
     assert not re.search(rf"{re.escape(HOME)}|Traceback|ResourceWarning", done.stderr), done.stderr
     said, _, given = done.stdout.rpartition("given: ")

@@ -13,7 +13,7 @@ from tests.helpers import run
 pytestmark = pytest.mark.timeout(300)  # of a machine that does much else: importing TensorFlow took 30 s there
 
 BEGIN = """
-import os, sys, time
+import json, os, sys, time
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 import numpy as np
@@ -111,6 +111,28 @@ with loader() as made:
     message("no fields ['pixels']", lambda: ringload.jax.Batches(made, None, "pixels"))
     made.close()
     message("the loader is closed", lambda: one_pass(ringload.jax.Batches(made)))
+
+# the state is where the trainer is, also when a batch is on its way already; from it the rest comes, each sample once
+for is_cpu in (True, False):
+    with loader(workers=1) as made:
+        batches = ringload.jax.Batches(made, rows)
+        batches._is_cpu = is_cpu
+        stream, states = iter(batches), [batches.state_dict()]
+        for number in range(1, 9):
+            until_full(made, 2)
+            b = next(stream)
+            assert made.position == (number if is_cpu or number == 8 else number + 1) % 8, (number, made.position)
+            states.append(json.loads(json.dumps(batches.state_dict())))
+        del b, stream
+        for number, state in enumerate(states):
+            epoch, position = divmod(number, 8)
+            assert (state["epoch"], state["position"]) == (epoch, position)
+            for b in batches: break
+            del b
+            batches.load_state_dict(state)
+            assert batches.state_dict() == state
+            assert one_pass(batches) == order_of(made, epoch)[8 * position:]
+            assert batches.state_dict() == state | {"epoch": epoch + 1, "position": 0}
 
 # a last batch that is shorter, and one with rows that hold none
 with loader(61, last="keep") as made:

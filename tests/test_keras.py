@@ -44,6 +44,16 @@ with loader() as made, warnings.catch_warnings():
     m.fit(data, epochs=2, steps_per_epoch=18, shuffle=False, verbose=0)
     are_epochs(made, m.take(), 0, 3)
 
+# without that, an epoch is cut where a pass ends
+with loader() as made, warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    m, begins = Recorder(), []
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begins.append(len(m.seen) // 5))
+    m.fit(dataset(made), epochs=7, steps_per_epoch=5, callbacks=[note], verbose=0)
+    are_epochs(made, m.seen[:120], 0, 2)
+    assert m.seen[120:] == order_of(made, 2)[:25] and begins == [0, 5, 10, 12, 17, 22, 24], begins
+    assert any("ran out of data" in str(one.message) for one in said)
+
 # a fit that is stopped, or fails, within an epoch; its traceback is kept, and with it what tf.data reads ahead
 with loader() as made:
     data, errors = dataset(made), []
@@ -135,15 +145,17 @@ weight = (np.arange(200) % 2).astype("float32")
 line = lambda: keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
 
 # predict and evaluate, several times, also in part; batches left over before do not put them out of step
-with ringload.Loader(ringload.Arrays(image=x, label=y), 20, workers=0, shuffle=False) as made:
+with ringload.Loader(ringload.Arrays(image=x, label=y), 24, workers=0, shuffle=False, last="keep") as made:
     net, data = line(), ringload.keras.dataset(made)
     net.compile("sgd", "mse")
     expected = x @ np.asarray(net.layers[-1].kernel) + np.asarray(net.layers[-1].bias)
     for steps in (None, 2, 1, None, 3):
-        net.evaluate(data, steps=steps, verbose=0)
+        n = 24 * steps if steps else 200
+        loss = net.evaluate(data, steps=steps, verbose=0)
+        np.testing.assert_allclose(loss, np.mean((expected - y)[:n] ** 2), rtol=1e-4)
         np.testing.assert_allclose(net.predict(data, verbose=0), expected, rtol=1e-4, atol=1e-4)
         part = net.predict(ringload.keras.dataset(made, y=None), steps=2, verbose=0)
-        np.testing.assert_allclose(part, expected[:40], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(part, expected[:48], rtol=1e-4, atol=1e-4)
 
 # what has no weight has no say: the field `weight`, class weights, and rows that hold no sample
 wrong = np.where(weight[:, None] == 0, 1000, y).astype("float32")
@@ -157,17 +169,36 @@ with ringload.Loader(ringload.Arrays(x=x, y=wrong, weight=weight), 20, workers=0
     else: raise AssertionError("weights twice")
 kinds = (np.arange(40) % 2).astype("int32")
 ones = np.ones((40, 1), "float32")
+one = lambda: keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
 with ringload.Loader(ringload.Arrays(x=ones, y=kinds), 8, workers=0) as made:
-    net = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+    net = one()
     net.compile(keras.optimizers.SGD(0.0), "mae", weighted_metrics=["mae"])
     history = net.fit(ringload.keras.dataset(made, "x", "y"), class_weight={0: 3.0, 1: 1.0}, verbose=0).history
     assert abs(history["mae"][0] - 0.75) < 1e-5, history  # (3 * 1 + 1 * 0) / 4
+
+# 24 rows of which 21 hold samples, each 2 off: what the others, which are 0 off, count in
+def load(index, rng, out):
+    if index > 20: raise OSError("bad")
+    out["x"][:], out["y"][:] = 1, -1
 seventh = np.linspace(1, 2, 21, dtype="float32")
-for fields, whole in (({}, 21), ({"weight": seventh}, seventh.sum())):
-    with ringload.Loader(ringload.Arrays(x=ones[:21], y=ones[:21] - 2, **fields), 8, last="pad", workers=0) as made:
-        data = ringload.keras.dataset(made, "x", "y")
+column = ((1,), "float32")
+for source, options, whole in (
+    (ringload.Arrays(x=ones[:21], y=ones[:21] - 2), {"last": "pad"}, 21),
+    (ringload.Arrays(x=ones[:21], y=ones[:21] - 2, weight=seventh), {"last": "pad"}, seventh.sum()),
+    (load, {"on_error": "skip", "fields": {"x": column, "y": column}, "n_samples": 24}, 21),
+):
+    with ringload.Loader(source, 8, workers=0, shuffle=False, max_bad=99, **options) as made:
+        data, net = ringload.keras.dataset(made, "x", "y"), one()
         assert abs(sum(float(np.sum(np.asarray(w))) for _, _, w in data) - whole) < 1e-4
-        assert abs(net.evaluate(data, verbose=0, return_dict=True)["mae"] - 2) < 1e-5
+        net.compile(keras.optimizers.SGD(0.0), "mae", metrics=["mse"], weighted_metrics=["mae"])
+        due = {"mae": 2, "mse": 4 * 21 / 24, "loss": 2 * whole / 24}  # Keras leaves them out of weighted_metrics= alone
+        for found in (net.evaluate(data, verbose=0, return_dict=True), net.fit(data, verbose=0).history):
+            assert found.keys() == due.keys() and all(abs(np.ravel(found[name])[0] - due[name]) < 1e-5 for name in due), found
+        predicted = net.predict(ringload.keras.dataset(made, "x", None), verbose=0)
+        assert np.ravel(predicted).tolist() == [1] * 21 + [0] * 3, predicted
+        try: net.fit(data, class_weight={0: 1.0}, verbose=0)
+        except ValueError as error: assert "cannot specify" in str(error), error
+        else: raise AssertionError("weights twice")
 
 # several inputs and several outputs, with a weight for all of them
 a, b = keras.layers.Input((3,), name="a"), keras.layers.Input((1,), name="b")

@@ -1,4 +1,5 @@
-"""Callbacks of Keras, for real: costs in the logs, and a run that is killed within an epoch and goes on."""
+"""Callbacks of Keras, for real: a run that is killed within an epoch and goes on; and on each backend what a checkpoint holds,
+and where the costs in the logs come to be read."""
 
 from __future__ import annotations
 
@@ -13,31 +14,6 @@ from tests.helpers import run
 pytestmark = pytest.mark.timeout(300)  # of a machine that does much else: importing TensorFlow took 30 s there
 
 ENVIRONMENT = {**os.environ, "KERAS_BACKEND": "tensorflow"}
-
-REPORT = """
-import sys
-from tests.keras_child import *
-log = sys.argv[1]
-with loader() as made, loader(20, shuffle=False) as held:
-    m = Recorder(slow_s=0.001)
-    callbacks = [ringload.keras.Report(made), keras.callbacks.CSVLogger(log)]
-    history = m.fit(dataset(made), validation_data=dataset(held), epochs=3, callbacks=callbacks, verbose=2).history
-    assert set(history) == {"loss", "val_loss", "stall_share", "samples_per_s"}, history
-    lines = open(log).read().splitlines()
-    assert lines[0].startswith("epoch,loss,samples_per_s,stall_share") and len(lines) == 4, lines
-    for epoch, line in enumerate(lines[1:]):
-        values = dict(zip(lines[0].split(","), line.split(",")))
-        for name in ("stall_share", "samples_per_s"):
-            assert float(values[name]) == history[name][epoch] >= 0
-        assert history["stall_share"][epoch] <= 1 and history["samples_per_s"][epoch] > 0
-"""
-
-
-def test_costs_reach_history_progress_bar_and_csv(tmp_path: Path) -> None:
-    done = run(REPORT, tmp_path / "log.csv", env={**os.environ, "KERAS_BACKEND": "torch"}, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stall_share:") == 3  # the progress bar's last line of each epoch
-
 
 # How often each sample was trained is a variable of the model's: so a checkpoint holds it, and a sample that is trained twice
 # after a checkpoint, or never, shows.
@@ -99,16 +75,15 @@ def message(wanted, call):
     try: call()
     except ringload.ConfigError as error: assert wanted in str(error), error
     else: raise AssertionError(wanted)
-def line():
+def line(optimizer="adam"):
     net = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
-    net.compile("adam", "mse")
+    net.compile(optimizer, "mse")
     return net
 rng = np.random.default_rng(0)
 source = ringload.Arrays(image=rng.normal(size=(40, 2)).astype("float32"), label=rng.normal(size=(40, 1)).astype("float32"))
 def run(folder, epochs, first=None, **options):
     with ringload.Loader(source, 4, workers=0, **options) as made:
         net, data = line(), ringload.keras.dataset(made)
-        keras.utils.set_random_seed(1)
         for variable in net.trainable_variables: variable.assign(keras.ops.ones(variable.shape))
         checkpoint = ringload.keras.Checkpoint(folder, data)
         begins = checkpoint.restore(net)
@@ -124,6 +99,28 @@ for one, other in zip(resumed, whole, strict=True): np.testing.assert_allclose(o
 # a fresh loader begins with the epoch that fit begins with
 assert run(folder / "c", 5, first=3)[:2] == (0, 5)
 
+# A fit that failed within an epoch: the weights, the optimizer and the loader are of one moment.
+class Fails(keras.callbacks.Callback):
+    n = 0
+    def on_train_batch_end(self, batch, logs=None):
+        self.n += 1
+        if self.n == 17: raise ArithmeticError("fails")
+def interrupted(folder, *callbacks):
+    with ringload.Loader(source, 4, workers=0) as made:
+        net, data = line(keras.optimizers.SGD(0.01, 0.9)), ringload.keras.dataset(made)
+        for variable in net.trainable_variables: variable.assign(keras.ops.ones(variable.shape))
+        checkpoint = ringload.keras.Checkpoint(folder, data, every=3)
+        begins = checkpoint.restore(net)
+        assert 10 * made.epoch + made.position == int(net.optimizer.iterations), (made.epoch, made.position)
+        try: net.fit(data, epochs=3, initial_epoch=begins, callbacks=[checkpoint, *callbacks], verbose=0)
+        except ArithmeticError: assert callbacks
+        return begins, [np.array(v) for v in net.trainable_variables + net.optimizer.momentums], int(net.optimizer.iterations)
+interrupted(folder / "d", Fails())
+assert json.loads((folder / "d" / "checkpoint.json").read_text())["loader"]["position"] == 6
+(begins, resumed, n), (_, whole, n_whole) = interrupted(folder / "d"), interrupted(folder / "e")
+for one, other in zip(resumed, whole, strict=True): np.testing.assert_allclose(one, other, rtol=1e-5)
+assert (begins, n - (BACKEND == "tensorflow"), n_whole) == (1, 30, 30), (begins, n, n_whole)  # see Checkpoint
+
 # what cannot be
 with ringload.Loader(source, 4, workers=0) as made, ringload.Loader(source, 5, workers=0) as other:
     data = ringload.keras.dataset(made)
@@ -138,10 +135,47 @@ with ringload.Loader(source, 4, workers=0) as made, ringload.Loader(source, 5, w
     manifest = folder / "a" / "checkpoint.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
     message("version 2", lambda: ringload.keras.Checkpoint(folder / "a", data).restore(line()))
-print("done")
 """
 
 
-def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
-    done = run(MORE, tmp_path, env={**os.environ, "KERAS_BACKEND": "torch"}, timeout=280)
+REPORT = """
+import contextlib, io, re
+names = ("stall_share", "samples_per_s")
+for verbose in (1, 2):
+    with loader() as made, loader(20, shuffle=False) as held, contextlib.redirect_stdout(io.StringIO()) as bar:
+        logs = str(folder / f"logs{verbose}")
+        callbacks = [ringload.keras.Report(made), keras.callbacks.CSVLogger(logs + ".csv")]
+        if BACKEND == "tensorflow": callbacks.append(keras.callbacks.TensorBoard(logs))
+        m = Recorder(slow_s=0.001)
+        history = m.fit(dataset(made), validation_data=dataset(held), epochs=3, callbacks=callbacks, verbose=verbose).history
+    assert set(history) == {"loss", "val_loss", *names}, history
+    assert all(0 <= share <= 1 for share in history["stall_share"]) and min(history["samples_per_s"]) > 0
+    for name in names:  # the progress bar's last words of each epoch
+        said = [float(value) for value in re.findall(rf"{name}: (\\S+)", bar.getvalue())]
+        np.testing.assert_allclose(said, history[name], rtol=0.01, atol=1e-4)
+    lines = [line.split(",") for line in open(logs + ".csv").read().splitlines()]
+    assert len(lines) == 4 and {*names, "val_loss"} < set(lines[0]), lines
+    for name in names:
+        assert [float(line[lines[0].index(name)]) for line in lines[1:]] == history[name]
+    if BACKEND == "tensorflow":
+        events = [event for path in Path(logs, "train").iterdir() for event in tf.compat.v1.train.summary_iterator(str(path))]
+        drawn = {(v.tag, event.step): float(tf.make_ndarray(v.tensor)) for event in events for v in event.summary.value}
+        for name in names:
+            found = [drawn[f"epoch_{name}", epoch] for epoch in range(3)]
+            np.testing.assert_allclose(found, history[name], rtol=1e-6)
+print("done")
+"""
+TENSORBOARD = """
+import tensorflow as tf
+try: import tensorboard
+except ImportError:  # of which tf.summary.scalar is a part; the file is written by TensorFlow
+    import tensorflow.summary as summary  # as Keras names it
+    summary.scalar = lambda name, value, step: summary.write(name, tf.cast(value, tf.float32), step)
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
+def test_what_a_checkpoint_holds_and_where_costs_are_told(backend: str, tmp_path: Path) -> None:
+    code = MORE + (TENSORBOARD if backend == "tensorflow" else "") + REPORT
+    done = run(code, tmp_path, env={**os.environ, "KERAS_BACKEND": backend}, timeout=280)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

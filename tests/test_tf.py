@@ -80,6 +80,14 @@ with loader() as made:
     assert one_pass(data) == order_of(made, 7)[25:]
     assert one_pass(data) == order_of(made, 8)
 
+# saved by the step's own count, as tf.data is ahead of it
+with loader() as made:
+    for n, b in enumerate(ringload.tf.as_dataset(made, prefetch=2), 1):
+        while made.position < n + 2: time.sleep(0.001)
+        if n == 3: break
+    made.load_state_dict(made.state_dict() | {"epoch": 0, "position": n})
+    assert one_pass(ringload.tf.as_dataset(made)) == order_of(made, 0)[15:]
+
 # errors come with their words
 class Bad(Truth):
     def load(self, index, rng, out):
@@ -137,6 +145,27 @@ for last in ("drop", "keep"):
                 assert len(halves[0]) == 2
                 seen += [index for half in zip(*halves) for index in verified(*half)]
             assert seen == order_of(made, epoch)
+
+# in a step on each replica, with eager producers and no more slots than there must be: batches divided, or one for each
+import ringload.ring.memory as memory
+def note(images, labels, draws):
+    draws = draws.numpy().copy()
+    time.sleep(0.001)  # a step's work, while producers run ahead
+    seen.extend(verified(images, labels, tf.constant(draws)))
+@tf.function
+def step(b): tf.py_function(note, [b["image"], b["label"], b["draw"]], [])
+for is_divided in (True, False):
+    memory.AUTO_SLOTS = 3 if is_divided else 4
+    with ringload.Loader(TruthRows(400), 8, workers=2, stall_timeout=30) as made:
+        assert made.plan().n_slots == memory.AUTO_SLOTS
+        data = ringload.tf.as_dataset(made)
+        if is_divided: data = strategy.experimental_distribute_dataset(data)
+        else: data = strategy.distribute_datasets_from_function(lambda context, data=data: data)
+        seen = []
+        for number, b in enumerate(data):
+            strategy.run(step, args=(b,))
+        assert number + 1 == (50 if is_divided else 25) and sorted(seen) == list(range(400)), (is_divided, number, len(seen))
+memory.AUTO_SLOTS = 64
 
 # Keras under a strategy builds a model in a sham epoch, which reads ahead: nothing of it is lost
 import ringload.keras

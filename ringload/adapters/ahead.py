@@ -156,3 +156,11 @@ class Ahead:
             self._loader.load_state_dict(self._loader.state_dict() | {"epoch": place[0], "position": place[1]})
             self._pass, self._iteration = iter(self._loader), self._loader.iteration
         self._torn = False
+
+
+def state_of(loader: Loader, ahead: Ahead | None) -> dict[str, Any]:
+    """The loader's state as the trainer is: what was received of `ahead`, the present iteration, not what it has copied."""
+    state = loader.state_dict()
+    if ahead is not None and ahead.is_current:
+        state["epoch"], state["position"] = ahead.at
+    return state

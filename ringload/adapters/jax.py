@@ -12,12 +12,12 @@ beside a step. (JAX holds the host's array during the copy, too, as it must for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ringload.adapters.ahead import Ahead, Copy, InTransit
+from ringload.adapters.ahead import Ahead, Copy, InTransit, state_of
 from ringload.adapters.parts import Names, parts_of, refuse_unless
 from ringload.errors import ConfigError
 from ringload.loader import Loader
@@ -44,8 +44,9 @@ class Batches:
     A bad sample, or a value that JAX cannot hold, raises in place of its batch; who goes on with the same iterator gets the
     batches after it.
 
-    Slots: 3 are enough; on an accelerator two batches are held at a time, and `loader.position` may be one ahead of what was
-    given.
+    Ask it, not the loader, for the state: on an accelerator the loader may be one batch ahead of what was given.
+
+    Slots: 3 are enough; on an accelerator two batches are held at a time.
 
     Arguments:
         device: a `jax.Device`, a `jax.sharding.Sharding`, or a pytree of them that is a prefix of a batch's; None for what is
@@ -90,6 +91,16 @@ class Batches:
             return map(self._put, map(self._arranged, self.loader))  # which go on after an error
         self._ahead = Ahead(self.loader, self._copy, self._in_transit)
         return map(_given, self._ahead)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the trainer is: what it was given, not what was sent ahead. JSON can hold it."""
+        return state_of(self.loader, self._ahead)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the batches were that gave `state`; raises as `Loader.load_state_dict` does."""
+        self.loader.load_state_dict(state)
+        if self._ahead is not None:
+            self._ahead.end()
 
     def _arranged(self, batch: Batch) -> Any:
         return self._parts.of({name: _narrowed(name, batch[name]) for name in self._parts.names})

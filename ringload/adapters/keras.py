@@ -108,7 +108,8 @@ def dataset(
     default one leaves out what does not fill a batch, and shuffles. Validation within a fit needs a loader and a dataset of
     its own.
 
-    A ring of 3 slots, the least there is, is enough on each backend; TensorFlow reads ahead as many as are free.
+    A ring of 3 slots, the least there is, is enough on each backend; TensorFlow reads ahead as many as are free. Not so under
+    a strategy of tf.distribute's: with 2 replicas, all of a ring of 4 was lent to tf.data, and no step got a batch; 64 will do.
 
     Rows that hold no sample (the loader's `valid`: last="pad", on_error="skip") have the sample weight 0. So they teach
     nothing, and `compile(weighted_metrics=...)` leaves them out. But Keras counts them in `metrics=`, divides the loss by the

@@ -79,7 +79,8 @@ class Checkpoint(keras.callbacks.Callback):
     The same script begins and resumes. Each sample is trained once an epoch, in the order that (seed, epoch) gives, whatever
     the number of workers: those that were trained after the last checkpoint are trained again, on weights that have not seen
     them. An epoch that is resumed in its middle is the rest of it, and its metrics are those of the rest. With
-    steps_per_epoch, Keras' epoch begins anew, and the loader's goes on.
+    steps_per_epoch, Keras' epoch begins anew, and the loader's goes on. On TensorFlow, Keras (3.15) counts one step too many in
+    `optimizer.iterations` whenever an epoch ends before it expects that, as the rest of one does; it trains on nothing then.
 
     Also without a checkpoint, a fresh loader begins with the epoch of fit's `initial_epoch`.
 

@@ -38,7 +38,9 @@ def as_dataset(
 
     `repeat()`, `take`, `map`, `batch` and `unbatch` work as usual; `cache` and `shuffle` would hold slots, or copy. Restore
     the loader's state before the dataset is made: it tells Keras how many batches a pass has, which the rest of an epoch
-    has not; a dataset that is made in the middle of an epoch tells it nothing.
+    has not; a dataset that is made in the middle of an epoch tells it nothing. What `loader.state_dict()` counts as received
+    is what tf.data has read, up to `prefetch` + 1 batches more than your step was given. To save where the step is, count:
+    after n batches of an epoch, `loader.state_dict() | {"epoch": epoch, "position": n}`; at its end, epoch + 1 and 0.
 
     With `tf.distribute`: `strategy.experimental_distribute_dataset(dataset)` divides each batch among the replicas of this
     process (the loader's batch is the global batch), copying the parts, and nothing is dropped or repeated. Where there are
@@ -47,7 +49,9 @@ def as_dataset(
     is off, because it would have each of them load everything and throw most of it away. tf.data's service, and a
     TPUStrategy with remote hosts, cannot use it: the producers are this process's.
 
-    Slots: `prefetch` + 2, or more if you hold tensors, keep all busy. With fewer it waits more and is as right; 3 are enough.
+    Slots: `prefetch` + 2, or more if you hold tensors, keep all busy. With fewer it waits more and is as right; 3 are enough,
+    but not where each of several replicas of this process is given a batch of its own (`distribute_datasets_from_function`): 2
+    replicas needed 4, and got Starved with 3.
 
     Arguments:
         x, y, sample_weight: the field or fields (as a dict) of inputs and targets, and the field of weights: elements are

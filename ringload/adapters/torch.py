@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("ringload.torch needs PyTorch: pip install 'ringload[torch]'") from error
 
-from ringload.adapters.ahead import Ahead, Copy
+from ringload.adapters.ahead import Ahead, Copy, state_of
 from ringload.adapters.cuda import Lane, lane_of
 
 Fields = str | Sequence[str] | Mapping[str, str]
@@ -87,10 +87,7 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the trainer is: what it has received, not what was copied ahead. JSON can hold it."""
-        state = self.loader.state_dict()
-        if self._ahead is not None and self._ahead.is_current:
-            state["epoch"], state["position"] = self._ahead.at
-        return state
+        return state_of(self.loader, self._ahead)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the batches were that gave `state`; raises as `Loader.load_state_dict` does."""
