@@ -315,6 +315,8 @@ class Engine:
         lent = {slot: posted for slot, posted in self._ring.lent.items() if _is_lent(posted)}
         for posted in lent.values():
             posted.undone = 0  # it was full: reports of it that nobody will read any more are not missed
+        for posted in self._ring.in_flight:
+            posted.part()
         self._ring = Ring(self._n_reserved, lent)
         self._unposted = []
         self._crew.start(self._suspects.start(self._layout.n_producers, ()), self._n_reserved)
@@ -441,7 +443,7 @@ class Engine:
         if time.monotonic() - self._progress_s > self._settings.stall_timeout:
             stuck = who_is_at_what(self._crew.in_hand(), self._crew.processes())
             if deaths := self.counters.deaths:
-                stuck += f"; {len(deaths)} deaths in all, the last: {who_died(deaths[-1])}"
+                stuck += f"; deaths in all: {len(deaths)}, the last: {who_died(deaths[-1])}"
             raise Stalled(f"nothing was finished for {self._settings.stall_timeout:g} s: {stuck}")
 
     def _wait_for_slot(self, begin_s: float) -> None:

@@ -81,6 +81,13 @@ def closes_descriptors(out: Any) -> None:
     os.closerange(3, MANY_FDS)
 
 
+def replaces_descriptors(out: Any) -> None:
+    silence()
+    os.closerange(3, MANY_FDS)
+    for _ in range(40):
+        os.open(os.devnull, os.O_RDWR)
+
+
 def forks(child: Callable[[], Any]) -> Callable[[Any], None]:
     def attack(out: Any) -> None:
         pid = os.fork()
@@ -165,6 +172,7 @@ ATTACKS: dict[str, tuple[Callable[[Any], None], str]] = {
     "recursion": (endless, "RecursionError"),
     "a BaseException": (dies, DIED),
     "closing descriptors": (closes_descriptors, DIED),
+    "closing descriptors and opening others": (replaces_descriptors, DIED),
     "forking, and waiting": (waits_for_its_child, ""),
     "forking, and the child stays": (forks(signal.pause), ""),
     "forking, and the child goes on": (forks(lambda: None), ""),

@@ -292,6 +292,20 @@ def test_who_dies_later_than_its_cause_is_found(injected: Injected) -> None:
         injected("a producer dies when it has loaded what makes it die", made.stats.n_restarts)
 
 
+class DiesWhenDescribed(Deadly):
+    def describe(self, index: int) -> str:
+        self.strike(index)
+        return str(index)
+
+
+def test_who_kills_when_it_is_described_too_harms_no_other(injected: Injected) -> None:
+    source = DiesWhenDescribed("os._exit(0)", {9})
+    with loader(source, workers=1, on_error="skip", shuffle=False, epochs=1, stall_timeout=20) as made:
+        assert [int(index) for batch in made for index in check(batch)] == [*range(9), *range(10, N)]
+        assert [(bad.index, bad.where) for bad in made.stats.bad] == [(9, "")]
+        injected("a sample that ends its producer when it is loaded, and when it is described", made.stats.n_restarts)
+
+
 class DiesAhead(Truth):
     """Asking for a sample ahead ends the producer, loading it does not."""
 
@@ -326,7 +340,7 @@ UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     worker.as_text: 4,  # texts that are too long
     ProducerEnd._write: 3,  # a pipe that is full: in test_stalls
     Filler._load_rows_into: 1,  # a load_rows() that assigns
-    Filler._load_row: 3,  # a sample that is known to kill, a load() that does not do what it should
+    Filler._load_row: 4,  # a sample that is known to kill, a load() that does not do what it should
     Filler._where: 2,  # a describe() that raises
     become_server: 1,  # what a fresh interpreter imports
     arm_lifeline: 1,  # the trainer was killed in between: in test_exit

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ringload.data import files
-from ringload.data.files import ReadAhead, RegularFile, read_whole
+from ringload.data.files import ReadAhead, open_regular, read_whole
 
 
 @pytest.fixture
@@ -19,8 +19,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_regular_file_is_opened_and_read(file: Path) -> None:
-    opened = RegularFile(os.fsencode(file))
-    fd, n_bytes = opened.fd, opened.n_bytes
+    fds: list[int] = []
+    n_bytes = open_regular(os.fsencode(file), fds)
+    (fd,) = fds
     assert n_bytes == 10_000
     assert not os.get_inheritable(fd)
     small, large = bytearray(10), bytearray(20_000)
@@ -28,11 +29,7 @@ def test_a_regular_file_is_opened_and_read(file: Path) -> None:
     assert bytes(read_whole(fd, n_bytes, small)) == file.read_bytes()  # does not fit: memory of its own
     os.truncate(file, 77)
     assert bytes(read_whole(fd, n_bytes, large)) == file.read_bytes()  # it shrank since
-    opened.close()
-    again = os.dup(0)
-    opened.close()  # a second time is nothing, whoever has that descriptor now
-    assert again == fd
-    os.close(again)
+    os.close(fd)
 
 
 def make(kind: str, path: Path) -> str:
@@ -71,11 +68,15 @@ def make(kind: str, path: Path) -> str:
     ],
 )
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str, error: type[Exception], said: str) -> None:
-    path = make(kind, tmp_path / "x")
+    path, fds = make(kind, tmp_path / "x"), list[int]()
     with pytest.raises(error, match=said):
-        RegularFile(path)
+        open_regular(path, fds)
+    for fd in fds:
+        os.close(fd)
     ahead = ReadAhead()
+    before = len(os.listdir("/proc/self/fd"))
     ahead.ask([(0, path)])  # says nothing yet
+    assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(error, match=said):
         ahead.take(0)
     ahead.close()
@@ -89,8 +90,9 @@ def test_files_are_open_before_they_are_taken(file: Path, monkeypatch: pytest.Mo
         ahead.ask([(key, str(file)), (key, str(file)), (key + 1, "/nowhere")])
         opened = ahead.take(key)
         assert opened is not None
-        assert (os.pread(opened.fd, 3, 0), opened.n_bytes) == (b"\0\1\2", 10_000)
-        opened.close()
+        fd, n_bytes = opened
+        assert (os.pread(fd, 3, 0), n_bytes) == (b"\0\1\2", 10_000)
+        os.close(fd)
         with pytest.raises(FileNotFoundError):
             ahead.take(key + 1)
     assert (ahead._threads is None) == (slow_s == 10.0)
@@ -108,7 +110,7 @@ def test_no_more_files_are_open_than_allowed(file: Path, monkeypatch: pytest.Mon
     assert taken[4:] == [None] * 96
     for opened in taken[:4]:
         assert opened is not None
-        opened.close()
+        os.close(opened[0])
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -122,7 +124,7 @@ def test_where_no_more_can_be_opened_the_rest_was_not_asked_for(
     ahead.ask([(-1, str(file))])
     for key in (-1, -2):  # the threads, if any, are there
         ahead.ask([(key, str(file))])
-        assert ahead.take(key) is not None
+        os.close((ahead.take(key) or (-1, 0))[0])
     _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.dup(0)
     os.close(free)
@@ -130,7 +132,9 @@ def test_where_no_more_can_be_opened_the_rest_was_not_asked_for(
     try:
         ahead.ask((key, str(file)) for key in range(20))
         for key in reversed(range(20)):  # what was opened ahead of them leaves nothing for the first of these
-            (ahead.take(key) or ahead.open_now(str(file))).close()
+            fds: list[int] = []
+            assert ahead.open(key, str(file), fds) == 10_000
+            os.close(fds[0])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         ahead.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import tempfile
@@ -179,12 +180,31 @@ def test_functions_that_do_what_they_should_not(
     injected("hostile user's function in a batch", len(attacks))
 
 
-def test_who_closed_the_descriptors_is_blamed_and_not_who_is_loaded_next(injected: Injected) -> None:
+@pytest.mark.parametrize("attack", ["closing descriptors", "closing descriptors and opening others"])
+def test_who_closed_the_descriptors_is_blamed_and_not_who_is_loaded_next(attack: str, injected: Injected) -> None:
     options: dict[str, Any] = {"shuffle": False, "epochs": 1, "restarts": None, "stall_timeout": 20, "ram_budget": "600MB"}
-    with Loader(Attacked(["closing descriptors"]), 3, workers=1, on_error="skip", **options) as made:  # a task of three rows
+    with Loader(Attacked([attack]), 3, workers=1, on_error="skip", **options) as made:  # a task of three rows
         assert [check(batch).tolist() for batch in made] == [[0, 2]]
         assert [bad.index for bad in made.stats.bad] == [1]
         injected("descriptors are closed in the middle of a task", made.stats.n_restarts)
+
+
+def test_what_takes_the_place_of_the_descriptors_is_not_written_to(tmp_path: Path, injected: Injected) -> None:
+    def load(index: int, rng: Any, out: Any) -> None:
+        if index == 1:  # the last row of its task
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os.closerange(3, 4096)
+            for n in range(40):
+                os.open(tmp_path / f"{os.getpid()}-{n}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        out["x"] = index
+
+    options: dict[str, Any] = {"fields": {"x": ((), "int64")}, "n_samples": 4, "shuffle": False, "epochs": 1, "restarts": None}
+    with Loader(load, 2, workers=1, on_error="skip", ram_budget="600MB", stall_timeout=20, **options) as made:
+        assert [batch["x"].tolist() for batch in made] == [[0, 0], [2, 3]]
+        assert [bad.index for bad in made.stats.bad] == [1]
+        injected("the producer's descriptors are replaced by files of the user's", made.stats.n_restarts)
+    assert len(list(tmp_path.iterdir())) >= 80
+    assert not any(file.stat().st_size for file in tmp_path.iterdir())
 
 
 def test_who_is_slow_to_start_is_at_no_sample() -> None:

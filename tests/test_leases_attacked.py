@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -349,6 +350,25 @@ def test_going_elsewhere_with_one_slot_left_waits_no_longer_than_for_what_is_in_
             del held
     assert TICK not in events, "a wait went on until it looked by itself"
     injected("seek while the only free slot is being filled", n)
+
+
+def test_a_seek_leaves_nothing_to_the_garbage_collector(injected: Injected) -> None:
+    """Who trains with gc.disable() or gc.freeze() has the ring's memory back, too."""
+    gc.collect()
+    gc.disable()
+    try:
+        made = loader()
+        for epoch in (3, 1, 2):
+            made.set_epoch(epoch)
+            batch = next(iter(made))
+            check(batch)
+            del batch
+        made.close()
+        del made
+        assert "memfd:ringload" not in Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()
+    injected("seek, without a garbage collector", 3)
 
 
 # -- the end of the interpreter ---------------------------------------------------------------------------------------

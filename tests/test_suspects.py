@@ -115,7 +115,16 @@ def test_who_was_not_loaded_did_not_kill_but_one_before_it_in_its_task() -> None
     for n_known in range(1, 6):
         for _ in range(OWN):
             known.accuse(by(11), claim(samples[7], 7, 8), [batch], ORDER)
-        assert [sample for sample, _ in known.start(1, []).killers] == samples[8 - min(n_known, 4) :][::-1]
+        told = known.start(1, [batch]).killers
+        assert [sample for sample, _ in told] == samples[8 - min(n_known, 4) :][::-1]
+
+
+def test_who_was_loaded_by_several_when_it_became_a_killer_harms_no_row_before_it() -> None:
+    known, batch = Suspects(None), Ring(1).fill(3, 5, 8, 4)
+    known.start(2, [batch])
+    for row in (1, 1, 6):  # two deaths that are entered at once: the second had not been told
+        known.accuse(by(11), claim(77, row, row + 1), [batch], ORDER)
+    assert known._strikes == {(3, 5, 1): [], (3, 5, 6): [False]}
 
 
 def test_who_died_with_several_samples_in_hand_has_them_loaded_singly() -> None:

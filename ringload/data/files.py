@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import starmap
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ringload.errors import ConfigError
@@ -38,6 +37,7 @@ KINDS = {
 }
 
 Path = str | bytes
+Opened = tuple[int, int]  # descriptor, size in bytes
 
 
 def read_table(df: Any) -> pd.DataFrame:
@@ -63,50 +63,23 @@ def read_table(df: Any) -> pd.DataFrame:
         raise ConfigError(f"cannot read the table {path}: {error}") from error
 
 
-class RegularFile:
-    """A file that is open for reading, of `n_bytes`. It is closed when nobody holds it any more, if not before.
+def open_regular(path: Path, fds: list[int]) -> int:
+    """Open a file for reading, and return its size in bytes. Never waits for anybody.
 
-    An interruption loses no descriptor: it is noted in the step in which the kernel gives it, and taken and closed in one.
+    The descriptor is noted in `fds` in the step in which the kernel gives it, so that no interruption loses it; who has `fds`
+    closes what is in there, also where the file is refused.
+
+    Raises:
+        OSError: it cannot be opened. ValueError: it is no regular file, or empty.
     """
-
-    __slots__ = ("_closed", "_fds", "n_bytes")
-
-    def __init__(self, path: Path) -> None:
-        """Open it. Never waits for anybody.
-
-        Raises:
-            OSError: it cannot be opened. ValueError: it is no regular file, or empty.
-        """
-        self._fds: list[int] = []
-        self._closed = map(os.close, self._fds)
-        self._fds.extend(starmap(os.open, ((path, FLAGS),)))
-        status = os.fstat(self.fd)
-        if not stat.S_ISREG(status.st_mode):
-            kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-            raise ValueError(f"not a regular file but {kind}: {os.fsdecode(path)}")
-        if status.st_size == 0:
-            raise ValueError(f"an empty file: {os.fsdecode(path)}")
-        self.n_bytes = status.st_size
-
-    @property
-    def fd(self) -> int:
-        """The descriptor."""
-        return self._fds[0]
-
-    def close(self) -> None:
-        """Close it. Again is nothing."""
-        for _ in self._closed:
-            pass
-
-    def __enter__(self) -> RegularFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_closed"):
-            self.close()
+    fds.extend(starmap(os.open, ((path, FLAGS),)))
+    status = os.fstat(fds[-1])
+    if not stat.S_ISREG(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise ValueError(f"not a regular file but {kind}: {os.fsdecode(path)}")
+    if status.st_size == 0:
+        raise ValueError(f"an empty file: {os.fsdecode(path)}")
+    return status.st_size
 
 
 def read_whole(fd: int, n_bytes: int, buffer: bytearray) -> memoryview:
@@ -122,10 +95,10 @@ def read_whole(fd: int, n_bytes: int, buffer: bytearray) -> memoryview:
 
 
 class ReadAhead:
-    """Files that were asked for, by a key of the caller's. Owns them until they are taken."""
+    """Files that were asked for, by a key of the caller's. Owns their descriptors until they are taken."""
 
     def __init__(self) -> None:
-        self._ready: dict[int, RegularFile | Exception | Future[RegularFile]] = {}
+        self._ready: dict[int, Opened | Exception | Future[Opened]] = {}
         self._max_open = min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._open_s = 0.0  # running mean of what opening takes
         self._threads: ThreadPoolExecutor | None = None
@@ -153,25 +126,26 @@ class ReadAhead:
         if n_opened:
             self._open_s += ((time.monotonic() - begin_s) / n_opened - self._open_s) * (1 - (7 / 8) ** n_opened)
 
-    def open_now(self, path: Path) -> RegularFile:
-        """A file that was not opened ahead.
-
-        Raises:
-            OSError, ValueError: as `RegularFile`.
-        """
+    def open(self, key: int, path: Path, fds: list[int]) -> int:
+        """The file that was asked for by `key`, or else is opened now: as `open_regular`."""
+        opened = self.take(key)
+        if opened is not None:
+            fds.append(opened[0])
+            return opened[1]
         try:
-            return RegularFile(path)
+            return open_regular(path, fds)
         except OSError as error:
             if not is_full(error) or not self._ready:
                 raise
         self.close()  # those that were opened ahead have taken the descriptor that this one needs
-        return RegularFile(path)
+        return open_regular(path, fds)
 
-    def take(self, key: int) -> RegularFile | None:
-        """A file that was asked for by `key`. None if it was not asked for, or there was no descriptor for it then.
+    def take(self, key: int) -> Opened | None:
+        """A file that was asked for by `key`; the descriptor is the caller's. None if it was not asked for, or there was no
+        descriptor for it then.
 
         Raises:
-            OSError, ValueError: as `RegularFile`.
+            OSError, ValueError: as `open_regular`.
         """
         ready = self._ready.pop(key, None)
         if isinstance(ready, Future):
@@ -193,7 +167,7 @@ class ReadAhead:
             except (OSError, ValueError):
                 continue  # it could not be opened: there is nothing to close
             if opened is not None:
-                opened.close()
+                os.close(opened[0])
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
@@ -204,7 +178,13 @@ def is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
-def _open_ahead(path: Path) -> RegularFile:
-    file = RegularFile(path)
-    os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_WILLNEED)
-    return file
+def _open_ahead(path: Path) -> Opened:
+    fds: list[int] = []
+    try:
+        n_bytes = open_regular(path, fds)
+        os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_WILLNEED)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds[0], n_bytes

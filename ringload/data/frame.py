@@ -134,8 +134,14 @@ class ImageFrame:
 
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
-        with self._ahead.take(index) or self._ahead.open_now(self._full_path(index)) as file:
-            self._decoder.load(file.fd, file.n_bytes, rng, out[IMAGE])
+        fds: list[int] = []
+        closed = map(os.close, fds)  # each is taken and closed in one step, which no interruption divides
+        try:
+            n_bytes = self._ahead.open(index, self._full_path(index), fds)
+            self._decoder.load(fds[0], n_bytes, rng, out[IMAGE])
+        finally:
+            for _ in closed:
+                pass
         for label in self._labels:
             label.write(index, out[label.name])
 

@@ -269,6 +269,7 @@ class ProducerEnd:
 
     def _write(self, record: bytes) -> None:
         """Write a record, whole. If there is no room, ask the trainer to read, which it does not for every record."""
+        self.check()
         while True:
             try:
                 os.write(self._fds.results, record)

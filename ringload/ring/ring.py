@@ -113,6 +113,11 @@ class Posted:
         """Whether no producer will write to its slot or its hints any more."""
         return not self.undone and 0 not in self.hints_now
 
+    def part(self) -> None:
+        """It will not be lent, or nobody waits for its end: the two name each other, and with them the memory."""
+        if self.end is not None:
+            self.end.posted, self.end = None, None
+
     def hints(self) -> bytes:
         """The hint bytes that agree with the books."""
         n_tasks = len(self.cut.bounds)
@@ -172,6 +177,7 @@ class Ring:
     def unfill(self) -> None:
         """Undo the last `fill`: its tasks could not be posted."""
         posted = self._in_flight.pop()
+        posted.part()
         del self._by_slot[posted.slot]
         self._free.append(posted.slot)
 
@@ -230,19 +236,20 @@ class Ring:
     def free_cancelled(self) -> None:
         """Cancelled slots that no producer writes to any more are free."""
         for slot in [slot for slot, posted in self._cancelled.items() if posted.is_over]:
-            del self._cancelled[slot], self._by_slot[slot]
+            self._cancelled.pop(slot).part()
+            del self._by_slot[slot]
             self._free.append(slot)
 
     def abandon(self) -> None:
-        """The end: nobody waits for any lease's end. Leases and batches name each other; now only what is lent is kept."""
+        """The end: nobody waits for any lease's end. Only what is lent is kept."""
         for posted in (*self._in_flight, *self._cancelled.values(), *self._lent.values()):
-            if posted.end is not None:
-                posted.end.posted, posted.end = None, None
+            posted.part()
             posted.hints_now = b""
 
     def forget(self) -> None:
         """Once all producers are dead: cancelled slots are free."""
-        for slot in self._cancelled:
+        for slot, posted in self._cancelled.items():
+            posted.part()
             del self._by_slot[slot]
             self._free.append(slot)
         self._cancelled.clear()

@@ -74,7 +74,8 @@ class Filler:
         self._names = tuple(source.fields)
         if self._load is None and self._load_rows is None:
             raise ConfigError(f"{type(source).__name__} has neither load(index, rng, out) nor load_rows(indices, rngs, out)")
-        self._calls_users = self._global_random or not type(source).__module__.startswith("ringload.")
+        self._is_ours = type(source).__module__.startswith("ringload.")
+        self._calls_users = self._global_random or not self._is_ours
         if self._calls_users:
             self._load, self._load_rows = self._load and wrap(self._load), self._load_rows and wrap(self._load_rows)
 
@@ -145,7 +146,8 @@ class Filler:
         One function, because in a producer, whose caches the decoders fill, each call costs a microsecond.
         """
         if index in self._killers:
-            return Bad(index, self._where(index), self._killers[index], "")
+            where = self._where(index) if self._is_ours else ""  # a user's describe() may be what kills
+            return Bad(index, where, self._killers[index], "")
         try:
             if self._load is None:
                 self._load_rows_into(epoch, np.array([index]), rows, slice(row, row + 1))

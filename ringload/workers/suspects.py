@@ -46,6 +46,7 @@ class Suspects:
         self._restarts = restarts
         self._strikes: dict[tuple[int, int, int], list[bool]] = {}  # (epoch, number, row): whether each came from outside
         self._killers: dict[int, str] = {}
+        self._told: dict[int, str] = {}  # the killers that the present producers know, and do not load
         self._careful: set[tuple[int, int]] = set()
         self._deaths_s: deque[float] = deque()
 
@@ -72,7 +73,7 @@ class Suspects:
             self._careful.add((claim.epoch, claim.number))
             return
         row, sample = claim.start, claim.sample
-        while sample in self._killers:  # it was not loaded this time, so that it was the doing of one before it
+        while sample in self._told:  # it was not loaded this time, so that it was the doing of one before it
             row -= 1
             if row < first:
                 return
@@ -94,7 +95,8 @@ class Suspects:
     def start(self, n_producers: int, unfinished: Iterable[Posted]) -> Start:
         """What the next producers are told."""
         self._careful &= {(posted.epoch, posted.number) for posted in unfinished}
-        return Start(n_producers, tuple(self._killers.items()), tuple(self._careful))
+        self._told = dict(self._killers)
+        return Start(n_producers, tuple(self._told.items()), tuple(self._careful))
 
 
 def _undone_with(posted: Posted, claim: Claim) -> Iterator[int]:

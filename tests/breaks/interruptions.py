@@ -15,8 +15,8 @@ TABLE = (
         (
             Edit(
                 "data/files.py",
-                "self._fds.extend(starmap(os.open, ((path, FLAGS),)))",
-                "self._fds.append(os.open(path, FLAGS))",
+                "fds.extend(starmap(os.open, ((path, FLAGS),)))",
+                "fds.append(os.open(path, FLAGS))",
             ),
         ),
         ("test_interrupts.py::test_files_that_the_trainer_reads_are_closed_whatever_the_moment",),

@@ -11,12 +11,20 @@ UNMAPPED = Edit("ring/lease.py", "        self._segment = segment\n        self.
 
 TABLE = (
     Break(
+        "a batch that a seek gave up and its lease's end name each other for ever",
+        ("seek, without a garbage collector",),
+        (Edit("ring/ring.py", "            self._cancelled.pop(slot).part()\n", "            del self._cancelled[slot]\n"),),
+        ("test_leases_attacked.py::test_a_seek_leaves_nothing_to_the_garbage_collector",),
+        r"assert",
+    ),
+    Break(
         "cancelled slots are not freed when their producers are dead",
         ("soak: seeks by set_epoch", "a death with a task in hand of a slot that a seek gave up"),
         (
             Edit(
                 "ring/ring.py",
-                "        for slot in self._cancelled:\n"
+                "        for slot, posted in self._cancelled.items():\n"
+                "            posted.part()\n"
                 "            del self._by_slot[slot]\n"
                 "            self._free.append(slot)\n"
                 "        self._cancelled.clear()\n",

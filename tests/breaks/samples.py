@@ -6,7 +6,7 @@ TABLE = (
     Break(
         "any file is opened and read",
         ("bad or hostile file in a batch",),
-        (Edit("data/files.py", "        if not stat.S_ISREG(status.st_mode):\n", "        if status.st_mode < 0:\n"),),
+        (Edit("data/files.py", "    if not stat.S_ISREG(status.st_mode):\n", "    if status.st_mode < 0:\n"),),
         ("test_hostile.py::test_files_of_every_kind[skip]",),
         r"assert|Timeout|Error",
     ),
