@@ -221,6 +221,7 @@ memory.AUTO_SLOTS = 3
 def until_all_are_full(number):
     while made.stats.n_full < 3: time.sleep(0.001)
 with ringload.Loader(TruthRows(300), 3, workers=2) as made:
-    message("Arrays are not equal", lambda: one_pass(ringload.tf.as_dataset(made), until_all_are_full))
+    def ordered(): np.testing.assert_array_equal(one_pass(ringload.tf.as_dataset(made), until_all_are_full), order_of(made, 0))
+    message("Arrays are not equal", ordered)  # within a step, or, where the next batch is there before it, in the order
 """
     child(code, times(500, 5000))
