@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch.utils.data import Dataset, WeightedRandomSampler  # noqa: E402
+from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 
 import ringload  # noqa: E402
 from ringload.torch import DataLoader  # noqa: E402
@@ -183,8 +184,7 @@ def test_asking_before_the_first_batch_changes_nothing() -> None:
 
 
 def test_the_names_are_torchdatas() -> None:
-    stateful = pytest.importorskip("torchdata.stateful_dataloader")
-    theirs = stateful.StatefulDataLoader(Drawing(), 4).state_dict()
+    theirs = StatefulDataLoader(Drawing(), 4).state_dict()
     assert theirs.keys() <= DataLoader(Drawing(), 4).state_dict().keys()
 
 
