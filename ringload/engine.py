@@ -10,8 +10,8 @@ again. Loading is idempotent, so this costs time and nothing else.
 
 Cost: after a wait the trainer's caches are cold, and each line of Python costs five times what it does in a loop. So what
 can be done for several batches at once is (`_turn_over`: read reports, give slots back, post, make arrays), and the way
-through `next_batch` is short. 2-core EPYC VM, November 2026: waking up 50 us, in a control that does nothing else, too; the
-rest of a batch 30 to 100 us, of which 20 are what `_turn_over` does for it, and 15 the end of the arrays of the last one.
+through `next_batch` is short: 16 to 23 us a batch that is ready, 75 to 163 one that is waited for (bench/roofline.py, 2-core
+EPYC VM, November 2026).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     free -> in flight (filling, then full) -> lent -> free
 
 A slot is in exactly one of: `_free`; `_in_flight`, in the order in which batches are due; `_cancelled`, the leftovers of a
-seek of which a producer still has a task in hand; `_lent`.
+seek of which a producer still has a task in hand, or a hint to set; `_lent`.
 
 Invariants:
 1. A slot is posted only when it is free: that bounds memory.
@@ -235,7 +235,10 @@ class Ring:
 
     def free_cancelled(self) -> None:
         """Cancelled slots that no producer writes to any more are free."""
-        for slot in [slot for slot, posted in self._cancelled.items() if posted.is_over]:
+        self._free_up([slot for slot, posted in self._cancelled.items() if posted.is_over])
+
+    def _free_up(self, cancelled: list[int]) -> None:
+        for slot in cancelled:
             self._cancelled.pop(slot).part()
             del self._by_slot[slot]
             self._free.append(slot)
@@ -248,11 +251,7 @@ class Ring:
 
     def forget(self) -> None:
         """Once all producers are dead: cancelled slots are free."""
-        for slot, posted in self._cancelled.items():
-            posted.part()
-            del self._by_slot[slot]
-            self._free.append(slot)
-        self._cancelled.clear()
+        self._free_up(list(self._cancelled))
 
     def unfinished(self) -> list[Posted]:
         """The batches in flight that have tasks to be done, oldest first."""

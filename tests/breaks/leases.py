@@ -23,11 +23,7 @@ TABLE = (
         (
             Edit(
                 "ring/ring.py",
-                "        for slot, posted in self._cancelled.items():\n"
-                "            posted.part()\n"
-                "            del self._by_slot[slot]\n"
-                "            self._free.append(slot)\n"
-                "        self._cancelled.clear()\n",
+                "        self._free_up(list(self._cancelled))\n",
                 "",
             ),
         ),
