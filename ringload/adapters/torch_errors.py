@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
+from ringload.adapters.torch_classes import class_called
 from ringload.errors import SampleError
 from ringload.ring.ring import Bad
 
@@ -29,10 +27,8 @@ def raised(bad: Bad) -> Exception:
         return ProducerKilled(text, index=bad.index, reason=bad.reason)
     producer, module, name = bad.where.split(" ", 2)
     text = f"Caught {name} in DataLoader worker process {producer}.\nOriginal {bad.traceback or bad.reason}"
-    kind: Any = sys.modules.get(module)
-    for part in name.split("."):
-        kind = getattr(kind, part, None)
-    if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, StopIteration | StopAsyncIteration):
+    kind = class_called(module, name)
+    if kind is None or not issubclass(kind, Exception) or issubclass(kind, StopIteration | StopAsyncIteration):
         return RuntimeError(text)  # a StopIteration would end the iteration, and nobody would know
     try:
         error = kind(_Said(text) if kind is KeyError else text)
