@@ -63,8 +63,9 @@ def be_taken_first(pid: int) -> None:
     """Have the OOM killer prefer a process of ringload's, whose death costs milliseconds, to the trainer, whose death is the
     end: by itself it takes the trainer, which has the most memory, since it maps the ring (measured). Half a score does not
     do: who has just started maps nothing yet, and the ring may be more than half of all there is (measured). A process beside
-    them that leaks goes after them: then their deaths end the run, with an error that says so. Raising a score needs no
-    privilege; who is started later inherits it."""
+    them that leaks goes after them: then their deaths end the run, with an error that says so. There is none higher: a trainer
+    that was itself given 700 is taken before a producer that has just started, where the ring is a third of the limit
+    (measured). Raising a score needs no privilege; who is started later inherits it."""
     with suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(MOST_OOM_SCORE))
 
