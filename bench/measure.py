@@ -6,8 +6,9 @@ code WRONG.
 
 Methods
     rate    samples/s in the steady state, CPU of the trainer's thread a batch
-    first   seconds to the first batch alone, from the making of the loader, its framework imported
-    steps   a trainer with a step of `step` times what loading a batch takes: time waited, and the wall time over the ideal
+    first   seconds to the first batch alone, from the making of the loader, its framework imported; and with that import
+    steps   a trainer with a step of `step` times what loading a batch takes, by workers that do nothing else: time waited, and
+            the wall time over the ideal, from the first batches on
     epoch   samples/s over one epoch of files that are not in the page cache, `delay_ms` away where that is given
     memory  the trainer takes batches, then rests until whatever is filled ahead is full; bench.run watches the memory
     scaling samples/s of samples that sleep, for each number of workers in `counts`, one after the other
@@ -33,6 +34,8 @@ from bench.peers import PEERS, Peer, Stream
 from bench.work import Epoch, Photos, Sleeps, Work, WrongPayload, make_work
 
 WRONG = 42  # exit code
+SETTLING = 2  # batches a worker, in which a trainer with a step is not measured yet
+N_SLEEPS = 100
 
 
 class Trainer:
@@ -112,7 +115,10 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     peer.load()
     import_s = time.perf_counter() - begin_s
     base_mb = psutil.Process().memory_full_info().pss / 1e6
-    return {"import_s": import_s, "base_mb": base_mb} | METHODS[spec["method"]](spec, peer, work)
+    result = {"import_s": import_s, "base_mb": base_mb} | METHODS[spec["method"]](spec, peer, work)
+    if "first_s" in result:
+        result["ready_s"] = import_s + result["first_s"]
+    return result
 
 
 def started(spec: dict[str, Any], peer: Peer, work: Work) -> tuple[Stream, Trainer, float]:
@@ -144,18 +150,27 @@ def first(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
 
 def steps(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
     assert isinstance(work, Sleeps)
-    load_s = work.batch_size * work.mean_cost_s / spec["workers"]
+    load_s = work.batch_size * (work.mean_cost_s + overslept_s(work.cost_s)) / spec["workers"]
     step_s = spec["step"] * load_s
-    n_steps = max(5, round(spec["seconds"] / max(load_s, step_s)))
+    n_steps = spec["workers"] * max(3, round(spec["seconds"] / max(load_s, step_s) / spec["workers"]))  # a worker, a batch
     stream, trainer, first_s = started(spec, peer, work)
-    trainer.reset()
-    for _ in range(n_steps):
-        trainer.take()
+    for number in range(SETTLING * spec["workers"] + n_steps):
+        if number == SETTLING * spec["workers"]:
+            trainer.reset()
         time.sleep(step_s)
+        trainer.take()
     result = trainer.counted() | {"first_s": first_s, "n_steps": n_steps}
     result["over_ideal"] = trainer.elapsed_s / (n_steps * max(load_s, step_s))
     stream.close()
     return result
+
+
+def overslept_s(seconds: float) -> float:
+    """How much longer a sleep takes here than it is asked to."""
+    begin_s = time.perf_counter()
+    for _ in range(N_SLEEPS):
+        time.sleep(seconds)
+    return (time.perf_counter() - begin_s) / N_SLEEPS - seconds
 
 
 def epoch(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:

@@ -53,6 +53,7 @@ def call(spec: dict[str, Any], watch: bool = False) -> dict[str, Any]:
         ClickException: a payload was wrong, or ringload itself failed.
     """
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # pip has compiled the peers; ringload is run from the checkout
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.measure", json.dumps(spec)],
         env=environment,

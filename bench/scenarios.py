@@ -126,6 +126,17 @@ SCENARIOS = (
         goals=(at_most(0.25, "torch"),),
     ),
     Scenario(
+        name="ready-4k",
+        number=5,
+        title="the same, the import of its framework included, beside numpy and pandas",
+        metric="ready_s",
+        unit="s",
+        more=False,
+        peers=("torch", "tfdata", "grain"),
+        of="first-4k",
+        goals=(at_most(0.25, "torch"),),
+    ),
+    Scenario(
         name="first-1m",
         number=5,
         title="first batch of 256, of 1 million files",

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from ringload import ConfigError
@@ -13,7 +16,7 @@ from ringload.data.index import Strings
 def test_strings_of_every_kind_of_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "CHUNK", 3)
     values = ["a", "b/ü.jpg", b"raw\xff", Path("c/d"), "x" * 1000, "\udcff bad", "z"]
-    strings = Strings.of(values, "path")
+    strings = Strings.of(pd.Series(values, dtype=object), "path")
     assert list(strings) == [b"a", "b/ü.jpg".encode(), b"raw\xff", b"c/d", b"x" * 1000, b"\xff bad", b"z"]
     assert len(strings) == 7
     assert list(strings.take(np.array([6, 0, 0]))) == [b"z", b"a", b"a"]
@@ -32,4 +35,29 @@ def test_strings_of_every_kind_of_path(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_no_path_is_named(values: list[object], said: str) -> None:
     with pytest.raises(ConfigError, match=f"column 'path', {said}"):
-        Strings.of(values, "column 'path', row")
+        Strings.of(pd.Series(values, dtype=object), "column 'path', row")
+
+
+ARROW = (pd.StringDtype("pyarrow"), pd.ArrowDtype(pa.string()), pd.ArrowDtype(pa.large_string()))
+
+
+@pytest.mark.parametrize("dtype", ARROW, ids=str)
+def test_arrow_strings_are_taken_as_they_lie_in_memory(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = ["a", "b/ü.jpg", "x" * 1000, "c", "日本", "z"]
+    column = pd.Series(values, dtype=dtype)
+    chunked = pd.concat([column[1:3], column[:0], column[3:5]])
+    expected = [list(Strings.of(pd.Series(one, dtype=object), "path")) for one in (values, values[1:5], values[2:5])]
+    monkeypatch.setattr(index, "_of_python", None)
+    assert [list(Strings.of(one, "path")) for one in (column, chunked, column[2:5])] == expected
+
+
+@pytest.mark.parametrize("dtype", ARROW, ids=str)
+@pytest.mark.parametrize("bad", ["", "b\0c"])
+def test_what_is_no_path_is_named_in_arrow_too(dtype: Any, bad: str) -> None:
+    with pytest.raises(ConfigError, match="path 2 is "):
+        Strings.of(pd.concat([pd.Series(["a", "c"], dtype=dtype), pd.Series([bad, "d"], dtype=dtype)]), "path")
+
+
+def test_arrow_columns_of_other_types_are_no_paths() -> None:
+    with pytest.raises(ConfigError, match="path 0 is 1"):
+        Strings.of(pd.Series([1, 2], dtype="int64[pyarrow]"), "path")

@@ -15,6 +15,7 @@ import numpy as np
 import ringload
 from bench.peers import Stream
 from bench.work import Photos, Rows, Sleeps, Work
+from ringload.ring.memory import OBJECT_FACTOR, PRODUCER_BYTES, make_plan
 
 
 class Copies:
@@ -61,17 +62,37 @@ def make_source(work: Work) -> Any:
 def open_stream(work: Work, workers: int, lean: bool = False, ahead: int = 0) -> Stream:
     """Start the loader, with room for `ahead` batches, or what `ram_budget` is by default."""
     source = make_source(work)
-    budget: int | str = "auto"
     if lean:
         ahead = 2 * workers + 1
-    if ahead:
-        with ringload.Loader(source, work.batch_size, workers=workers) as sample:
-            plan = sample.plan()
-        budget = plan.total_bytes - (plan.n_slots - ahead) * plan.slot_bytes
+    budget = budget_for(ahead, source, work.batch_size, workers) if ahead else "auto"
     loader = ringload.Loader(source, work.batch_size, workers=workers, ram_budget=budget)
     field = "image" if isinstance(work, Photos) else "x"
     stream = Stream(_forever(loader), lambda batch: (batch.index, batch[field]), loader.close)
     return replace(stream, settles_after=loader.plan().n_slots + 8) if ahead else stream
+
+
+def budget_for(n_slots: int, source: Any, batch_size: int, workers: int) -> int:
+    """The smallest budget, to a megabyte, with which there are so many slots."""
+    with ringload.Loader(source, batch_size, workers=workers) as loader:
+        plan, fields = loader.plan(), loader.fields
+    least_mb, most_mb = 0, plan.budget_bytes >> 20
+    while most_mb - least_mb > 1:
+        middle_mb = (least_mb + most_mb) // 2
+        try:
+            found = make_plan(
+                fields,
+                batch_size,
+                workers,
+                middle_mb << 20,
+                plan.usable,
+                index_bytes=plan.index_bytes,
+                source_bytes=(plan.producer_bytes - PRODUCER_BYTES) // OBJECT_FACTOR,
+                max_sample_bytes=getattr(source, "scratch_bytes", 0),
+            ).n_slots
+        except ringload.BudgetError:
+            found = 0
+        least_mb, most_mb = (least_mb, middle_mb) if found >= n_slots else (middle_mb, most_mb)
+    return most_mb << 20
 
 
 def _forever(loader: ringload.Loader) -> Iterator[ringload.Batch]:

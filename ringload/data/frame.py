@@ -92,7 +92,7 @@ class ImageFrame:
         geometry = Geometry(int(size[0]), int(size[1]), resize, crop_area, crop_ratio, interpolation)
         self._decoder = ImageDecoder(geometry, color, dtype, scale, exif, flip, transform, max_pixels)
         self._root = os.path.join(os.fsencode(os.path.abspath(root if root is not None else ".")), b"")  # ends in a slash
-        self._paths = Strings.of(present(table, path).tolist(), f"column {path!r}, row")
+        self._paths = Strings.of(present(table, path), f"column {path!r}, row")
         self._labels = encode(table, label, classes, label_mode)
         if weight is not None:
             self._labels.append(_weight(present(table, weight)))

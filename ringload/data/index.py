@@ -7,14 +7,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ringload.errors import ConfigError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+OFFSETS = {"string": np.int32, "large_string": np.int64}  # of Arrow's types
 CHUNK = 1 << 16  # strings encoded at a time: what is in flight is small beside the column
 
 
@@ -27,28 +32,22 @@ class Strings:
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, values: Sequence[Any], what: str) -> Strings:
+    def of(cls, values: pd.Series[Any], what: str) -> Strings:
         """From str, bytes or Path; `what` names a row, followed by its number, in messages.
 
         Raises:
             ConfigError: a value is no path; the message names its row.
         """
-        blob = bytearray()
-        lengths = np.empty(len(values), np.int32)
-        for start in range(0, len(values), CHUNK):
-            chunk = values[start : start + CHUNK]
-            try:
-                encoded = [os.fsencode(value) for value in chunk]
-            except (TypeError, UnicodeEncodeError):
-                encoded = []
-            joined = b"".join(encoded)
-            if len(encoded) < len(chunk) or b"" in encoded or b"\0" in joined:
-                raise ConfigError(_what_is_wrong(chunk, start, what))
-            blob += joined
-            lengths[start : start + len(encoded)] = [len(one) for one in encoded]
+        blobs, lengths = [], np.empty(len(values), np.int32)
+        row = 0
+        for blob, counted in _of_arrow(values) or _of_python(values, what):
+            blobs.append(blob)
+            lengths[row : row + len(counted)] = counted
+            row += len(counted)
+        blob = np.concatenate(blobs) if len(blobs) != 1 else blobs[0]
         starts = np.zeros(len(values), np.int64)
         np.cumsum(lengths[:-1], out=starts[1:])
-        return cls(np.frombuffer(blob, np.uint8), starts, lengths)
+        return cls(blob, starts, lengths)
 
     def take(self, rows: np.ndarray) -> Strings:
         """Those of some rows."""
@@ -65,6 +64,52 @@ class Strings:
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[row] for row in range(len(self)))
+
+
+def _of_arrow(values: pd.Series[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The column's own memory, (bytes, lengths) a chunk, where pandas keeps UTF-8; [] if it does not, or a value is no path."""
+    is_arrow = hasattr(values.dtype, "pyarrow_dtype") or str(getattr(values.dtype, "storage", "")).startswith("pyarrow")
+    if not is_arrow or sys.getfilesystemencoding() != "utf-8":
+        return []
+    found = []
+    for chunk in values.array.__arrow_array__().chunks:
+        if str(chunk.type) not in OFFSETS:
+            return []
+        if not len(chunk):
+            continue
+        _, offsets, text = chunk.buffers()
+        ends = np.frombuffer(offsets, OFFSETS[str(chunk.type)])[chunk.offset : chunk.offset + len(chunk) + 1]
+        lengths = np.diff(ends)
+        if not lengths.all():
+            return []
+        blob = np.frombuffer(text, np.uint8)[ends[0] : ends[-1]]
+        if not blob.min():  # a NUL
+            return []
+        found.append((blob, lengths))
+    return found
+
+
+def _of_python(values: pd.Series[Any], what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(bytes, lengths) of some rows, and of the next."""
+    for start in range(0, len(values), CHUNK):
+        chunk = values.iloc[start : start + CHUNK].tolist()
+        try:
+            joined = _joined(chunk)
+        except (TypeError, UnicodeEncodeError):
+            joined = b""
+        ends = np.flatnonzero(np.frombuffer(joined, np.uint8) == 0)
+        lengths = np.diff(ends, prepend=-1) - 1
+        if len(ends) != len(chunk) or not lengths.all():
+            raise ConfigError(_what_is_wrong(chunk, start, what))
+        yield np.frombuffer(joined.replace(b"\0", b""), np.uint8), lengths
+
+
+def _joined(values: list[Any]) -> bytes:
+    """Paths as the file system has them, a NUL after each."""
+    try:
+        return ("\0".join(values) + "\0").encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+    except TypeError:  # not all of them are str
+        return b"\0".join([*map(os.fsencode, values), b""])
 
 
 def _what_is_wrong(values: Sequence[Any], first_row: int, what: str) -> str:
