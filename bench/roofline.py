@@ -5,7 +5,8 @@
 1. decoding     images/s through the ring, over that of the same decoder in as many processes with no transport at all
 2. transport    bytes/s through the ring of batches that only need copying, over that of as many processes that copy into
                 private buffers as large as the ring, in the steady state
-3. trainer      CPU of the trainer's thread a batch, when it waits for every batch and when batches are ready; no ratio
+3. trainer      CPU of the trainer's thread a batch, when it waits for every batch, beside that of a thread that is only woken
+                as often, while others decode; and when batches are ready
 4. first batch  seconds from making the loader to its first batch of 256, less the decoding of 256 divided by the producers
 5. memory       peak of the PSS of all processes of ringload, ring and index included, over ram_budget
 
@@ -20,6 +21,7 @@ import gc
 import mmap
 import multiprocessing
 import os
+import select
 import statistics
 import threading
 import time
@@ -47,7 +49,7 @@ def photos(images: Path) -> ringload.ImageFrame:
     return ringload.ImageFrame(images / "photos.csv", label="multi", root=images, size=SIZE)
 
 
-def in_processes(n: int, work: Callable[[int], float]) -> float:
+def in_processes(n: int, work: Callable[[int], float], meanwhile: Callable[[], None] = lambda: None) -> float:
     """The sum of the rates that `work` returns in each of `n` forked processes, which run side by side."""
     context = multiprocessing.get_context("fork")
     barrier, rates = context.Barrier(n), context.SimpleQueue()
@@ -60,6 +62,7 @@ def in_processes(n: int, work: Callable[[int], float]) -> float:
     processes = [context.Process(target=run, args=(number,)) for number in range(n)]
     for process in processes:
         process.start()
+    meanwhile()
     total: float = sum(rates.get() for _ in processes)
     for process in processes:
         process.join()
@@ -150,6 +153,33 @@ def trainer_cpu_us(loader: ringload.Loader, n: int, ready: bool) -> float:
     return total_s / n * 1e6
 
 
+def wake_up_us(source: ringload.ImageFrame, batch_size: int, workers: int, n: int) -> float:
+    """Microseconds of CPU that a thread takes a batch to be woken and to sleep again, while `workers` processes decode."""
+    bell, taken_s = os.eventfd(0), []
+
+    def work(number: int) -> float:
+        row = Row({name: np.empty(field.shape, field.dtype) for name, field in source.fields.items()})
+        order = np.random.default_rng(number).permutation(len(source))
+        for position in range((n + 1) * batch_size // workers):
+            source.load(int(order[position % len(order)]), None, row)
+            if not number and (position + 1) % (batch_size // workers) == 0:
+                os.eventfd_write(bell, 1)
+        return 0.0
+
+    def wait() -> None:
+        with select.epoll() as epoll:
+            epoll.register(bell, select.EPOLLIN | select.EPOLLET)
+            epoll.poll()
+            begin_s = time.thread_time()
+            for _ in range(n):
+                epoll.poll()
+            taken_s.append(time.thread_time() - begin_s)
+
+    in_processes(workers, work, wait)
+    os.close(bell)
+    return taken_s[0] / n * 1e6
+
+
 def first_batch_s(source: ringload.ImageFrame, workers: int) -> float:
     gc.collect()
     begin_s = time.perf_counter()
@@ -234,10 +264,12 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
 
     for batch_size in (64, 256, 1024):
         with ringload.Loader(source, batch_size, workers=workers) as loader:
-            waiting = [trainer_cpu_us(loader, max(4, 2048 // batch_size), False) for _ in range(2)]
+            n = max(4, 2048 // batch_size)
+            waiting = [trainer_cpu_us(loader, n, False) for _ in range(2)]
             ready = [trainer_cpu_us(loader, 8, True) for _ in range(3)]
-        for how, values in (("waiting", waiting), ("ready", ready)):
-            row = [f"trainer's CPU, batch {batch_size}, {how}", f"{statistics.median(values):.0f} us", "", ""]
+        woken = statistics.median(wake_up_us(source, batch_size, workers, n) for _ in range(3))
+        for how, values, bare in (("waiting", waiting, f"{woken:.0f} us"), ("ready", ready, "")):
+            row = [f"trainer's CPU, batch {batch_size}, {how}", f"{statistics.median(values):.0f} us", bare, ""]
             table.add_row(*row, f"{min(values):.0f} to {max(values):.0f} us", "<= 100 us")
 
     extra = []
