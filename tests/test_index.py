@@ -58,6 +58,23 @@ def test_what_is_no_path_is_named_in_arrow_too(dtype: Any, bad: str) -> None:
         Strings.of(pd.concat([pd.Series(["a", "c"], dtype=dtype), pd.Series([bad, "d"], dtype=dtype)]), "path")
 
 
+def test_paths_are_kept_whatever_becomes_of_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "table.arrow"
+    table = pa.table({"path": ["a.png", "c.png"]})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pa.memory_map(str(path)) as source:
+        mapped = pa.ipc.open_file(source).read_all().to_pandas(types_mapper=pd.ArrowDtype)
+        strings = Strings.of(mapped["path"], "path")
+        path.write_bytes(path.read_bytes().replace(b"a.png", b"b.png"))
+    assert list(strings) == [b"a.png", b"c.png"]
+
+
+@pytest.mark.parametrize("dtype", [object, *ARROW], ids=str)
+def test_no_paths_at_all(dtype: Any) -> None:
+    assert list(Strings.of(pd.Series([], dtype=dtype), "path")) == []
+
+
 def test_arrow_columns_of_other_types_are_no_paths() -> None:
     with pytest.raises(ConfigError, match="path 0 is 1"):
         Strings.of(pd.Series([1, 2], dtype="int64[pyarrow]"), "path")

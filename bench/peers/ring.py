@@ -72,18 +72,24 @@ def open_stream(work: Work, workers: int, lean: bool = False, ahead: int = 0) ->
 
 
 def budget_for(n_slots: int, source: Any, batch_size: int, workers: int) -> int:
-    """The smallest budget, to a megabyte, with which there are so many slots."""
+    """A budget, found by bisection, with which there are so many slots, or hardly more.
+
+    Raises:
+        ValueError: that is more than by default.
+    """
     with ringload.Loader(source, batch_size, workers=workers) as loader:
         plan, fields = loader.plan(), loader.fields
-    least_mb, most_mb = 0, plan.budget_bytes >> 20
-    while most_mb - least_mb > 1:
-        middle_mb = (least_mb + most_mb) // 2
+    if plan.n_slots < n_slots:
+        raise ValueError(f"{n_slots} slots are asked for, and by default there are {plan.n_slots}")
+    least, most = 0, plan.budget_bytes
+    while most - least > 1:
+        middle = (least + most) // 2
         try:
             found = make_plan(
                 fields,
                 batch_size,
                 workers,
-                middle_mb << 20,
+                middle,
                 plan.usable,
                 index_bytes=plan.index_bytes,
                 source_bytes=(plan.producer_bytes - PRODUCER_BYTES) // OBJECT_FACTOR,
@@ -91,8 +97,8 @@ def budget_for(n_slots: int, source: Any, batch_size: int, workers: int) -> int:
             ).n_slots
         except ringload.BudgetError:
             found = 0
-        least_mb, most_mb = (least_mb, middle_mb) if found >= n_slots else (middle_mb, most_mb)
-    return most_mb << 20
+        least, most = (least, middle) if found >= n_slots else (middle, most)
+    return most
 
 
 def _forever(loader: ringload.Loader) -> Iterator[ringload.Batch]:

@@ -38,16 +38,15 @@ class Strings:
         Raises:
             ConfigError: a value is no path; the message names its row.
         """
-        blobs, lengths = [], np.empty(len(values), np.int32)
+        blobs, lengths = [np.empty(0, np.uint8)], np.empty(len(values), np.int32)
         row = 0
         for blob, counted in _of_arrow(values) or _of_python(values, what):
             blobs.append(blob)
             lengths[row : row + len(counted)] = counted
             row += len(counted)
-        blob = np.concatenate(blobs) if len(blobs) != 1 else blobs[0]
         starts = np.zeros(len(values), np.int64)
         np.cumsum(lengths[:-1], out=starts[1:])
-        return cls(blob, starts, lengths)
+        return cls(np.concatenate(blobs), starts, lengths)  # a copy: the table's memory may be that of a file, which changes
 
     def take(self, rows: np.ndarray) -> Strings:
         """Those of some rows."""
@@ -67,7 +66,7 @@ class Strings:
 
 
 def _of_arrow(values: pd.Series[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The column's own memory, (bytes, lengths) a chunk, where pandas keeps UTF-8; [] if it does not, or a value is no path."""
+    """The column's own memory, (bytes, lengths) a chunk, where pandas keeps UTF-8; [] if not, or if a value is no path."""
     is_arrow = hasattr(values.dtype, "pyarrow_dtype") or str(getattr(values.dtype, "storage", "")).startswith("pyarrow")
     if not is_arrow or sys.getfilesystemencoding() != "utf-8":
         return []

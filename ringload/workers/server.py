@@ -108,7 +108,8 @@ class Server:
 
     def _pause_ms(self) -> float:
         """At first, mostly pause: the producers need the CPUs for the first batch."""
-        return PAUSES * self._took_s * 1000 if time.monotonic() - self._begin_s < START_S else 0
+        left_s = self._begin_s + START_S - time.monotonic()
+        return max(0.0, min(PAUSES * self._took_s, left_s)) * 1000
 
     def _obey(self, packet: bytes) -> bool:
         """Do what a message says. False: it was the last."""
