@@ -10,8 +10,7 @@ again. Loading is idempotent, so this costs time and nothing else.
 
 Cost: after a wait the trainer's caches are cold, and each line of Python costs five times what it does in a loop. So what
 can be done for several batches at once is (`_turn_over`: read reports, give slots back, post, make arrays), and the way
-through `next_batch` is short: 16 to 23 us a batch that is ready, 75 to 163 one that is waited for (bench/roofline.py, 2-core
-EPYC VM, November 2026).
+through `next_batch` is short. bench/roofline.py measures both, and what being woken takes by itself.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from ringload.shared import Segment
 from ringload.workers import pool as pool_module
 from ringload.workers.deaths import Death
 from ringload.workers.pool import Event, Pool
+from ringload.workers.server import PAUSES, START_S, Server
 from ringload.workers.worker import Job, Start
 from tests.helpers import Truth
 
@@ -227,3 +228,13 @@ def test_producers_are_told_by_their_names(setup: Setup) -> None:
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
     assert np.array(pids).min() > 0
+
+
+def test_reserving_pauses_in_the_first_second_only() -> None:
+    server = object.__new__(Server)
+    server._begin_s, server._took_s = time.monotonic(), 0.01
+    assert server._pause_ms() == pytest.approx(PAUSES * 10)
+    server._took_s = 100.0  # of slots of many gigabytes: no pause is longer than what is left
+    assert 0 < server._pause_ms() <= START_S * 1000
+    server._begin_s -= START_S
+    assert server._pause_ms() == 0

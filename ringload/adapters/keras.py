@@ -112,7 +112,7 @@ def dataset(
     a strategy of tf.distribute's: with 2 replicas, all of a ring of 4 was lent to tf.data, and no step got a batch; 64 will do.
 
     On TensorFlow an interpreter that ends after a fit that raised may hang: TensorFlow's thread that reads ahead is within the
-    dataset, and is waited for though Python has stopped it (Keras' own PyDataset: 24 of 28 times, this one: 13; Keras 3.15,
+    dataset, and is waited for though Python has stopped it; so it is with Keras' own PyDataset (Keras 3.15, TensorFlow 2.21,
     Python 3.11). `os._exit` ends it, and the producers with it.
 
     Rows that hold no sample (the loader's `valid`: last="pad", on_error="skip") have the sample weight 0. So they teach

@@ -40,7 +40,7 @@ from ringload.shared import refused, reserve, zero
 from ringload.workers import worker
 
 RESERVE_BYTES = 16 << 20  # reserved at a time: 5 ms, after which messages and deaths are looked at
-START_S, PAUSES = 1.0, 4  # how long reserving goes slowly: with pauses so many times as long, by a fifth of a CPU, 0.3 GB/s
+START_S, PAUSES = 1.0, 4  # how long reserving goes slowly: with pauses so many times as long, by a fifth of a CPU
 PACKET_BYTES = 1 << 17  # what a start may say of killers: see `suspects.TOLD`
 
 
