@@ -416,9 +416,9 @@ class Engine:
                 break
             if posted is None or self._unposted:
                 self._turn_over()
-            if ring.starving:
-                self._wait_for_slot(begin_s)
-                continue
+                if ring.starving:
+                    self._wait_for_slot(begin_s)
+                    continue
             self._torn = False  # the books are whole, and most interruptions come here
             event = crew.wait(self._tick_s)
             self._torn = True

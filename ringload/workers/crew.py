@@ -100,9 +100,7 @@ class Producers:
         return n_posted
 
     def state(self, posted: Posted) -> int:
-        hints = posted.hints_now
-        if hints == posted.hints_full:
-            return FULL
+        hints = bytes(posted.hints_now)
         return FILLING if 0 in hints else WORDS if HINT_WORDS in hints else FULL
 
     def collect(self) -> tuple[list[Word], list[Done]]:
@@ -115,7 +113,7 @@ class Producers:
         return tasks
 
     def wait(self, timeout_s: float) -> int:
-        events = self._epoll.poll(timeout_s)
+        events = self._epoll.poll(timeout_s, 2)  # there are two descriptors; the default is room for 1,023
         if events == self._rang:
             return RANG
         return HEARD if events else TICK
