@@ -21,8 +21,10 @@ import gc
 import mmap
 import multiprocessing
 import os
+import platform
 import select
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +41,7 @@ from rich.table import Table
 
 import ringload
 from ringload.data.fields import Row
+from ringload.engine import MAX_LAG
 
 MB = 1_000_000
 SIZE = (224, 224)
@@ -134,23 +137,25 @@ def copy_roofline(source: Any, ring_bytes: int, workers: int, seconds: float) ->
     return in_processes(workers, work)
 
 
-def trainer_cpu_us(loader: ringload.Loader, n: int, ready: bool) -> float:
-    """Microseconds of CPU of the trainer's thread a batch. `ready`: it asks only when batches are there."""
-    stream = iter(loader)
+def trainer_cpu_us(loader: ringload.Loader, n: int, rounds: int, ready: bool) -> list[float]:
+    """Microseconds of CPU of the trainer's thread a batch, of `n` batches a round. `ready`: they were all there before."""
+    stream, found = iter(loader), []
     begin_s = time.monotonic()
     while time.monotonic() - begin_s < 4.0:  # until the whole ring is reserved: a start is not what is measured here
         if next(stream, None) is None:
             stream = iter(loader)
-    total_s = 0.0
-    for _ in range(n):
-        while ready and loader.stats.n_full < 2:
-            time.sleep(0.001)
-        begin_s = time.thread_time()
-        batch = next(stream, None)
-        total_s += time.thread_time() - begin_s
-        if batch is None:
-            stream = iter(loader)
-    return total_s / n * 1e6
+    for _ in range(rounds):
+        if ready:
+            fill(loader)
+        total_s = 0.0
+        for _ in range(n):
+            begin_s = time.thread_time()
+            batch = next(stream, None)
+            total_s += time.thread_time() - begin_s
+            if batch is None:
+                stream = iter(loader)
+        found.append(total_s / n * 1e6)
+    return found
 
 
 def wake_up_us(source: ringload.ImageFrame, batch_size: int, workers: int, n: int) -> float:
@@ -271,10 +276,11 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
 
     for batch_size in (64, 256, 1024):
         with ringload.Loader(source, batch_size, workers=workers) as loader:
-            n = max(4, 2048 // batch_size)
-            waiting = [trainer_cpu_us(loader, n, False) for _ in range(2)]
-            ready = [trainer_cpu_us(loader, 8, True) for _ in range(3)]
-        woken = statistics.median(wake_up_us(source, batch_size, workers, n) for _ in range(3))
+            at_once = min(MAX_LAG, loader.plan().n_slots // 4)  # slots that are given back together: n is a multiple of that
+            n = at_once * max(1, 2048 // (batch_size * at_once))
+            waiting = trainer_cpu_us(loader, n, rounds, False)
+            ready = trainer_cpu_us(loader, n, rounds, True)
+        woken = statistics.median(wake_up_us(source, batch_size, workers, n) for _ in range(rounds))
         for how, values, bare in (("waiting", waiting, f"{woken:.0f} us"), ("ready", ready, "")):
             row = [f"trainer's CPU, batch {batch_size}, {how}", f"{statistics.median(values):.0f} us", bare, ""]
             table.add_row(*row, f"{min(values):.0f} to {max(values):.0f} us", "<= 100 us")
@@ -299,7 +305,7 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
     table.add_row(*row, f"{pss.peak_bytes / budget_bytes:.3f}", "", "<= 1")
     Console(width=120).print(table)
     machine = f"{os.cpu_count()} CPUs, {psutil.virtual_memory().total / 1e9:.0f} GB, Linux {os.uname().release}"
-    print(f"{machine}, {time.strftime('%Y-%m-%d')}")
+    print(f"{machine}, Python {platform.python_version()} of {sys.base_prefix}, {time.strftime('%Y-%m-%d')}")
 
 
 if __name__ == "__main__":
