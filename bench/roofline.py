@@ -276,8 +276,7 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
 
     for batch_size in (64, 256, 1024):
         with ringload.Loader(source, batch_size, workers=workers) as loader:
-            at_once = min(MAX_LAG, loader.plan().n_slots // 4)  # slots that are given back together: n is a multiple of that
-            n = at_once * max(1, 2048 // (batch_size * at_once))
+            n = min(MAX_LAG, loader.plan().n_slots // 4) or 1  # as many as are given back at once: a round has one turn-over
             waiting = trainer_cpu_us(loader, n, rounds, False)
             ready = trainer_cpu_us(loader, n, rounds, True)
         woken = statistics.median(wake_up_us(source, batch_size, workers, n) for _ in range(rounds))
