@@ -14,7 +14,7 @@ It needs a CUDA device, and a torch that finds it; `--dry` runs it without, to s
                 alone. 1.0: the copy costs nothing; 2.0: all of it.
 
 A batch is 256 x 224 x 224 x 3 uint8, 38.5 MB. Every time ends with a synchronization of the device. One line of JSON goes to
-bench/results/transfer.jsonl.
+bench/results/gpu/transfer.jsonl.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import ringload.torch
+from ringload.adapters.cuda import lane_of
 
-RESULTS = Path(__file__).parent / "results" / "transfer.jsonl"
+RESULTS = Path(__file__).parent / "results" / "gpu" / "transfer.jsonl"
 SHAPE = (224, 224, 3)
 WARM_UP = 3  # rounds of each figure that do not count
 
@@ -111,8 +112,9 @@ def forever(batches: Any) -> Iterator[Any]:
 
 
 def fill(loader: ringload.Loader) -> None:
-    """Wait until as many slots are full as can be: two may be held by copies, one by who measures."""
-    while loader.stats.n_full < loader.plan().n_slots - 3:
+    """Wait until all slots are full, but for one that who measures may hold."""
+    lane_of(loader).in_transit.wait()  # copies hold theirs until they are asked whether they are done
+    while loader.stats.n_full < loader.plan().n_slots - 1:
         time.sleep(0.002)
 
 
@@ -304,7 +306,7 @@ def main(rounds: int, seconds: float, workers: int, batch_size: int, n_slots: in
         "batch_bytes": bench.batch_bytes,
         "figures": bench.figures,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("a") as file:
         file.write(json.dumps(line) + "\n")
 

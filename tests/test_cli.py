@@ -26,7 +26,7 @@ def test_the_plan_of_the_readme() -> None:
 
 @pytest.mark.parametrize("ram", ["auto", "0.5", "50%", "2e9", "8GiB"])
 def test_budgets_of_every_form(ram: str) -> None:
-    code, output = call("plan", "--batch", "8", "--ram", ram)
+    code, output = call("plan", "--batch", "8", "--ram", ram, "--workers", "2")
     assert code == 0, output
 
 

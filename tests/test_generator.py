@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from PIL import Image
 
 from ringload import ConfigError, generator_from_df
 
-OPTIONS = {"ram_budget": "300MB", "max_pixels": 1_000_000}
+OPTIONS: dict[str, Any] = {"workers": 2, "ram_budget": "300MB", "max_pixels": 1_000_000}
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def df(photos: Path) -> pd.DataFrame:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_epoch_of_what_is_written_by_hand(df: pd.DataFrame, workers: int) -> None:
     seen = 0
-    for x, y in generator_from_df(df, 5, (30, 40), shuffle=False, workers=workers, last="keep", **OPTIONS):
+    for x, y in generator_from_df(df, 5, (30, 40), shuffle=False, last="keep", **OPTIONS | {"workers": workers}):
         assert (x.dtype, x.shape[1:], y.shape) == (np.float32, (30, 40, 3), (len(x),))
         for image, kind in zip(x, y, strict=True):
             with Image.open(df["path"][seen]) as original:
