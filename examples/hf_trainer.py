@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = TrainingArguments(folder, num_train_epochs=4, learning_rate=3e-3, per_device_train_batch_size=32, **quiet)
         trainer = RingTrainer(BytesForImageClassification(config), options, callbacks=[GoOn()])
-        with ringload.Loader(stripes(640), 32, ram_budget="300MB", shard="auto") as trainer.loader:
+        with ringload.Loader(stripes(640), 32, shard="auto") as trainer.loader:
             trainer.train()
 
 

@@ -39,7 +39,7 @@ def train(source: ringload.Arrays, folder: str, resume: Path | None, **options: 
     saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=7, save_top_k=-1)
     quiet: dict[str, bool] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = lightning.Trainer(devices=1, callbacks=[saving], **quiet, **options)
-    with ringload.Loader(source, batch_size=32, ram_budget="300MB", seed=0) as loader:  # 20 batches an epoch
+    with ringload.Loader(source, batch_size=32, seed=0) as loader:  # 20 batches an epoch
         trainer.fit(Regression(), ringload.torch.Batches(loader, trainer.strategy.root_device), ckpt_path=resume)
 
 

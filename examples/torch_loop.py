@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_stripes(Path(folder))
         source = ringload.ImageFolder(folder, size=(SIZE, SIZE))
-        with ringload.Loader(source, batch_size=50, ram_budget="2GB", seed=0) as loader:
+        with ringload.Loader(source, batch_size=50, seed=0) as loader:
             for epoch in range(EPOCHS):
                 total = torch.zeros((), device=device)
                 for batch in ringload.torch.Batches(loader, device):
