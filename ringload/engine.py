@@ -37,7 +37,7 @@ from ringload.ring.lease import Batch, LeaseEnd, Lender
 from ringload.ring.limits import OomKills
 from ringload.ring.ring import Bad, Posted, Ring
 from ringload.ring.slots import Layout
-from ringload.workers.crew import FILLING, HEARD, RANG, WORDS, Crew
+from ringload.workers.crew import Crew
 from ringload.workers.deaths import Death
 from ringload.workers.pool import Event, Unending
 from ringload.workers.suspects import Suspects, what, who_died, who_holds_what, who_is_at_what
@@ -139,36 +139,34 @@ class Engine:
         """
         begin_s = time.monotonic()
         try:
-            return self._next_batch(epoch, begin_s)
+            with self._lock:
+                if self._closing or self._torn:
+                    self._mend()
+                if self.due[0] != epoch:
+                    return None
+                self._torn = True
+                try:
+                    if self._lender.released.qsize() >= self._lag:
+                        self._turn_over()
+                    posted = self._ring.due()
+                    if posted is None or posted.hints_now != posted.hints_full:
+                        self._wait_for_due(begin_s)
+                    posted = self._ring.lend()
+                    posted.since_s = now_s = time.monotonic()
+                    self.counters.count(posted.n_rows, begin_s, now_s)
+                    batch, posted.batch = posted.batch, None
+                    assert batch is not None, "a batch is lent once"
+                    self.due = posted.after  # last: what was interrupted before comes again
+                except BaseException as error:
+                    self._leave(error)
+                    raise
+                self._torn = False
+                if self._closing:
+                    self._take_down()
+                return batch, posted.bad
         finally:
-            self._carry_out_close()
-
-    def _next_batch(self, epoch: int, begin_s: float) -> tuple[Batch, list[tuple[int, Bad]]] | None:
-        with self._lock:
-            if self._closing or self._torn:
-                self._mend()
-            if self.due[0] != epoch:
-                return None
-            self._torn = True
-            try:
-                if self._lender.released.qsize() >= self._lag:
-                    self._turn_over()
-                posted = self._ring.due()
-                if posted is None or posted.hints_now != posted.hints_full:
-                    self._wait_for_due(begin_s)
-                posted = self._ring.lend()
-                posted.since_s = now_s = time.monotonic()
-                self.counters.count(posted.n_rows, begin_s, now_s)
-                batch, posted.batch = posted.batch, None
-                assert batch is not None, "a batch is lent once"
-                self.due = posted.after  # last: what was interrupted before comes again
-            except BaseException as error:
-                self._leave(error)
-                raise
-            self._torn = False
             if self._closing:
-                self._take_down()
-            return batch, posted.bad
+                self._carry_out_close()
 
     def seek(self, epoch: int, number: int) -> None:
         """The next batch is `number` of `epoch`. What was filled ahead is lost, unless it is just that."""
@@ -411,8 +409,7 @@ class Engine:
         look_s = begin_s + self._tick_s
         while True:
             posted = ring.due()
-            state = FILLING if posted is None else crew.state(posted)
-            if state != FILLING:
+            if posted is not None and 0 not in (hints := bytes(posted.hints_now)):
                 break
             if posted is None or self._unposted:
                 self._turn_over()
@@ -420,11 +417,11 @@ class Engine:
                     self._wait_for_slot(begin_s)
                     continue
             self._torn = False  # the books are whole, and most interruptions come here
-            event = crew.wait(self._tick_s)
+            woken = crew.wait(self._tick_s)
             self._torn = True
-            if event == RANG and posted is not None and posted.hints_now == posted.hints_full:
-                return  # the usual case
-            if event == HEARD:
+            if posted is not None and posted.hints_now == posted.hints_full:
+                return  # the usual case; what else there is to hear can be heard at the next wait, too
+            if woken:
                 self._heed(crew.heard())
             self._collect()  # who found the pipe of results full rang too, and waits for room
             if time.monotonic() > look_s:
@@ -432,7 +429,7 @@ class Engine:
                 look_s = time.monotonic() + self._tick_s
             if self._closing:
                 raise Closed("the loader was closed while a batch was waited for")
-        if state == WORDS:
+        if hints != posted.hints_full:
             self._collect()
 
     def _look_for_stuck(self) -> None:

@@ -65,6 +65,7 @@ class Lender:
         owner = SlotOwner(self._segment, self._first + posted.slot * n_bytes, n_bytes)
         end = LeaseEnd(owner, self.released.put)
         slot = np.asarray(owner)
+        del owner.__array_interface__  # now, and not when the lease ends and the caches are cold
         if listed is not None:
             self._layout.write_rows(slot, listed)
         arrays = self._layout.slot_arrays(slot, posted.n_rows)

@@ -1,11 +1,9 @@
 """Who fills the ring: producers, or for workers=0 the trainer itself. The engine calls either in the same way.
 
 post(batches) -> int      have batches filled; returns how many of them, the others not now
-state(posted)             FILLING; FULL; or WORDS: full, and what was bad in it is to be collected. `posted.hints_now ==
-                          posted.hints_full` says FULL too
 collect() -> words, done  what was reported, without waiting
 take_back() -> tasks      what is posted and in nobody's hands
-wait(timeout_s)           until RANG: a slot is full, or `wake` was called; HEARD: ask heard(); or TICK: the time is over
+wait(timeout_s) -> bool   until a slot is full, or there is something to be heard, or `wake` is called; False: the time is over
 heard() -> Event          deaths, and memory that was reserved, without waiting
 wake()                    end a wait, from another thread or a signal handler
 clear() -> Event          end whoever may still write; what they had reported can still be collected
@@ -34,14 +32,11 @@ from ringload.data.sampler import Order
 from ringload.ring.channel import BAD, Channel, Done, Task, Word
 from ringload.ring.claims import Claim, Claims
 from ringload.ring.ring import Posted
-from ringload.ring.slots import CLAIM_BYTES, HINT_DONE, HINT_WORDS, MAX_TASKS, Layout
+from ringload.ring.slots import CLAIM_BYTES, HINT_DONE, MAX_TASKS, Layout
 from ringload.workers.filling import Filler, OnError
 from ringload.workers.listing import ListedFiller
 from ringload.workers.pool import Event, Pool
 from ringload.workers.worker import Job, Start, as_text
-
-FILLING, FULL, WORDS = 0, 1, 2  # see state()
-RANG, HEARD, TICK = 0, 1, 2  # see wait()
 
 
 class Crew(Protocol):
@@ -50,10 +45,9 @@ class Crew(Protocol):
     max_ahead: int
 
     def post(self, batches: Sequence[Posted]) -> int: ...
-    def state(self, posted: Posted) -> int: ...
     def collect(self) -> tuple[list[Word], list[Done]]: ...
     def take_back(self) -> list[Task]: ...
-    def wait(self, timeout_s: float) -> int: ...
+    def wait(self, timeout_s: float) -> bool: ...
     def heard(self) -> Event: ...
     def wake(self) -> None: ...
     def clear(self) -> Event: ...
@@ -78,7 +72,6 @@ class Producers:
         self._clear_claims()  # zeros would say that they have sample 0 in hand since the machine was started
         self._epoll = select.epoll()
         self._epoll.register(channel.filled, select.EPOLLIN | select.EPOLLET)  # each ring wakes once, and none is read
-        self._rang = [(channel.filled, select.EPOLLIN)]
         self._registered = -1
 
     def post(self, batches: Sequence[Posted]) -> int:
@@ -99,10 +92,6 @@ class Producers:
             n_posted += n_taken
         return n_posted
 
-    def state(self, posted: Posted) -> int:
-        hints = bytes(posted.hints_now)
-        return FILLING if 0 in hints else WORDS if HINT_WORDS in hints else FULL
-
     def collect(self) -> tuple[list[Word], list[Done]]:
         return self._channel.results()
 
@@ -112,11 +101,8 @@ class Producers:
             self._hints[task.slot * MAX_TASKS + task.task] = HINT_DONE
         return tasks
 
-    def wait(self, timeout_s: float) -> int:
-        events = self._epoll.poll(timeout_s, 2)  # there are two descriptors; the default is room for 1,023
-        if events == self._rang:
-            return RANG
-        return HEARD if events else TICK
+    def wait(self, timeout_s: float) -> bool:
+        return bool(self._epoll.poll(timeout_s, 2))  # there are two descriptors; the default is room for 1,023
 
     def heard(self) -> Event:
         return self._pool.events()
@@ -221,9 +207,6 @@ class InProcess:
         self._words += [Word(BAD, 0, posted.slot, 0, one.index, as_text(one)) for one in bad]
         self._done += [(posted.slot, task, 0, 0.0, 0.0) for task in range(len(posted.cut.bounds))]
 
-    def state(self, posted: Posted) -> int:
-        return WORDS
-
     def collect(self) -> tuple[list[Word], list[Done]]:
         words, done = self._words, self._done
         self._words, self._done = [], []
@@ -232,8 +215,8 @@ class InProcess:
     def take_back(self) -> list[Task]:
         return []
 
-    def wait(self, timeout_s: float) -> int:
-        return RANG
+    def wait(self, timeout_s: float) -> bool:
+        return True
 
     def heard(self) -> Event:
         return Event([])

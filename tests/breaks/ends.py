@@ -80,8 +80,8 @@ TABLE = (
         (
             Edit(
                 "engine.py",
-                "            if self._closing or self._torn:\n                self._mend()",
-                "            if self._torn:\n                self._mend()",
+                "                if self._closing or self._torn:\n                    self._mend()",
+                "                if self._torn:\n                    self._mend()",
             ),
         ),
         ("test_closes.py::test_the_garbage_collector_closes_while_another_is_in_next",),

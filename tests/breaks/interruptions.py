@@ -39,8 +39,8 @@ TABLE = (
         (
             Edit(
                 "engine.py",
-                "            self._torn = True\n            try:\n                if self._lender",
-                "            try:\n                if self._lender",
+                "                self._torn = True\n                try:\n                    if self._lender",
+                "                try:\n                    if self._lender",
             ),
         ),
         (
