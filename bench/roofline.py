@@ -294,7 +294,7 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
     with ringload.Loader(source, 256, workers=workers, ram_budget=budget_bytes) as loader:
         pss = Pss(loader)
         with pss.watched():
-            for _, batch in zip(range(len(source) * 2 // 256), forever(loader), strict=False):
+            for _, batch in zip(range(2 * loader.plan().n_slots), forever(loader), strict=False):
                 for array in batch.values():
                     array.max()
             while loader.stats.n_full < loader.plan().n_slots // 2:

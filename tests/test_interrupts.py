@@ -370,7 +370,7 @@ def test_other_calls_are_interrupted_at_every_moment(
             made._held = iter([next(trial.iterator) for _ in range(2)])
 
         prepare()
-        at = list(moments(lambda: call(made), times(20, 10_000)))
+        at = list(moments(lambda: call(made), times(40, 10_000)))
         for k in at:
             prepare()
             interrupted_at(k, lambda: call(made))
