@@ -70,6 +70,20 @@ def test_paths_are_kept_whatever_becomes_of_the_table(tmp_path: Path) -> None:
     assert list(strings) == [b"a.png", b"c.png"]
 
 
+@pytest.mark.parametrize(("other", "said"), [(b"b", None), (b"", "row 0 or a later one"), (b"\0", "holds a NUL")])
+def test_arrow_columns_that_are_no_utf_8(other: bytes, said: str | None) -> None:
+    """Arrow makes such a column of what it is given, and pandas cannot read it. As paths they are as good as others."""
+    values = [b"raw\xff", other]
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    made = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))])
+    column = pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([made])))
+    if said is None:
+        assert list(Strings.of(column, "row")) == values
+        return
+    with pytest.raises(ConfigError, match=said):
+        Strings.of(column, "row")
+
+
 @pytest.mark.parametrize("dtype", [object, *ARROW], ids=str)
 def test_no_paths_at_all(dtype: Any) -> None:
     assert list(Strings.of(pd.Series([], dtype=dtype), "path")) == []

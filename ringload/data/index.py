@@ -91,7 +91,13 @@ def _of_arrow(values: pd.Series[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
 def _of_python(values: pd.Series[Any], what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(bytes, lengths) of some rows, and of the next."""
     for start in range(0, len(values), CHUNK):
-        chunk = values.iloc[start : start + CHUNK].tolist()
+        try:
+            chunk = values.iloc[start : start + CHUNK].tolist()
+        except UnicodeDecodeError as error:  # as Arrow's own rules forbid, and its from_buffers allows
+            raise ConfigError(
+                f"{what} {start} or a later one is no UTF-8 ({error}), and another is empty, missing or holds a NUL: drop that, "
+                "or give the paths as bytes"
+            ) from error
         try:
             joined = _joined(chunk)
         except (TypeError, UnicodeEncodeError):
