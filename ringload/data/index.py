@@ -95,8 +95,8 @@ def _of_python(values: pd.Series[Any], what: str) -> Iterator[tuple[np.ndarray, 
             chunk = values.iloc[start : start + CHUNK].tolist()
         except UnicodeDecodeError as error:  # as Arrow's own rules forbid, and its from_buffers allows
             raise ConfigError(
-                f"{what} {start} or a later one is no UTF-8 ({error}), and another is empty, missing or holds a NUL: drop that, "
-                "or give the paths as bytes"
+                f"{what} {start} or a later one is no UTF-8 ({error}), and another is empty, missing or holds a NUL: drop "
+                "that, or give the paths as bytes"
             ) from error
         try:
             joined = _joined(chunk)
