@@ -7,7 +7,8 @@
                 private buffers as large as the ring, in the steady state
 3. trainer      CPU of the trainer's thread a batch, when it waits for every batch, beside that of a thread that is only woken
                 as often, while others decode; and when batches are ready
-4. first batch  seconds from making the loader to its first batch of 256, less the decoding of 256 divided by the producers
+4. first batch  seconds from making the loader of 600,000 files to its first batch of 256, less the decoding of 256 divided by
+                the producers
 5. memory       peak of the PSS of all processes of ringload, ring and index included, over ram_budget
 
 The two sides of a ratio are measured one right after the other, because this kind of machine changes its speed by 2 within

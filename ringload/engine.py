@@ -421,9 +421,9 @@ class Engine:
             self._torn = True
             if posted is not None and posted.hints_now == posted.hints_full:
                 return  # the usual case; what else there is to hear can be heard at the next wait, too
+            self._collect()  # who found the pipe of results full rang too, and waits for room
             if woken:
                 self._heed(crew.heard())
-            self._collect()  # who found the pipe of results full rang too, and waits for room
             if time.monotonic() > look_s:
                 self._look_for_stuck()
                 look_s = time.monotonic() + self._tick_s
