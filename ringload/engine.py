@@ -165,8 +165,7 @@ class Engine:
                     self._take_down()
                 return batch, posted.bad
         finally:
-            if self._closing:
-                self._carry_out_close()
+            self._carry_out_close()
 
     def seek(self, epoch: int, number: int) -> None:
         """The next batch is `number` of `epoch`. What was filled ahead is lost, unless it is just that."""

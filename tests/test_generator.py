@@ -35,7 +35,7 @@ def test_one_epoch_of_what_is_written_by_hand(df: pd.DataFrame, workers: int) ->
 
 
 def test_every_batch_may_be_kept(df: pd.DataFrame) -> None:
-    batches = list(generator_from_df(df, 4, (30, 40), **OPTIONS))
+    batches = list(generator_from_df(df, 4, (30, 40)))  # as many producers as there are CPUs, and memory for them
     assert len(batches) == 6
     assert len({x.tobytes() for x, _ in batches}) == 6
 

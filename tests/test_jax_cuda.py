@@ -27,7 +27,7 @@ import ringload, ringload.jax
 import ringload.ring.memory as memory
 from ringload.adapters import jax as adapter
 from ringload.data.sampler import Randomness, Sampler
-from tests.helpers import Truth, TruthRows, order_of, truths
+from tests.helpers import TruthRows, order_of, truths
 warnings.simplefilter("error")
 
 def loader(n=64, batch_size=8, slots=8, **options):

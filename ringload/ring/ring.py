@@ -67,10 +67,11 @@ def cut(n_rows: int, rows_per_task: int) -> Cut:
 class Posted:
     """A batch in a slot, from its posting to the end of its lease.
 
-    `undone` has a bit for each task that was not reported yet. `hints_now` shows the hint bytes of its tasks as they are;
-    when it equals `hints_full`, all are done and nothing was bad. `batch` is what will be lent; `end` is its lease's end, a
-    weak reference, which has to be kept to call back; `since_s` (time.monotonic) is when it was lent. `after` is the (epoch,
-    number) that follows.
+    `undone` has a bit for each task that was not reported yet. `hints_now` shows the hint bytes of its tasks as they are: equal
+    to `hints_full`, all are done and nothing was bad; else without a 0, all are done, and what was bad is to be collected.
+    (Empty where there are no hints, as the trainer fills its batches itself.) `batch` is what will be lent; `end` is its
+    lease's end, a weak reference, which has to be kept to call back; `since_s` (time.monotonic) is when it was lent. `after`
+    is the (epoch, number) that follows.
     """
 
     __slots__ = (
