@@ -70,6 +70,14 @@ TABLE = (
         12,
     ),
     Break(
+        "who waits for a batch does not ask what the server tells",
+        (),
+        (Edit("engine.py", "            if woken:\n                self._heed(crew.heard())\n", ""),),
+        ("test_crash.py::test_who_dies_once_changes_nothing[Deadly-SIGKILL]",),
+        r"Timeout|Stalled",
+        12,
+    ),
+    Break(
         "exit code 0 is no death",
         (
             r"a producer ends by os\._exit\(0\) while it loads",
