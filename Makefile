@@ -1,5 +1,6 @@
 # make demo   train a small Keras model on 3,000 photographs through the ring
-# make test   lint, types and tests
+# make check  lint, types and the quick tests; 90 seconds, after the first time
+# make test   lint, types and all tests
 # make stress the faults of make test in large numbers, and a long random mix of them; an hour
 # make breaks what protects against each fault, undone one at a time in a copy: whether a test notices; an hour
 # make bench-roofline  how close the ring comes to what this machine can do
@@ -11,19 +12,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH := .venv-bench/bin
 RESULTS := bench/results
+TF = $(shell $(PYTHON) -c 'import sys; print("tf," if sys.version_info < (3, 14) else "")')# which has no build for 3.14
 REPORT = $(BENCH)/python -m bench.report --results $(RESULTS) --page $(RESULTS)/bench.html --png $(RESULTS)
 
-.PHONY: demo test stress breaks bench bench-quick bench-setup bench-roofline
+.PHONY: demo lint check test stress breaks bench bench-quick bench-setup bench-roofline
 .DELETE_ON_ERROR:
 
 demo: .venv/installed data/photos/photos.csv
 	$(BIN)/ringload demo --frame data/photos/photos.csv
 
-test: .venv/installed
+lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+check: lint
+	$(BIN)/pytest -m 'not slow' --numprocesses 2 --dist loadfile --max-worker-restart 0
+
+test: lint
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0  # with restarts, xdist may wait for ever
 
 stress: .venv/installed
 	$(BIN)/pytest --stress -m fault --timeout 900 --numprocesses 2 --dist loadfile --no-loadscope-reorder --report=RELIABILITY.md
@@ -53,7 +60,7 @@ data/photos/photos.csv: .venv/installed bench/photos.py
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tf,torch,jax,parquet,bench,examples,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(TF)torch,jax,parquet,bench,examples,test]'
 	touch $@
 
 .venv-bench/installed: setup.cfg pyproject.toml bench/constraints.txt bench/install.py

@@ -1,8 +1,7 @@
-"""File -> `(size, size, 3) uint8`, in the three ways that peers decode: Pillow, ringload's own, torchvision."""
+"""File -> `(size, size, 3) uint8`, in the three ways that peers decode: Pillow, ringload's own, torchvision. All antialias."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 
@@ -21,11 +20,8 @@ def pillow(path: str, size: int) -> np.ndarray:
 def own(path: str, size: int) -> np.ndarray:
     """As ringload does it, into an array of its own."""
     image = np.empty((size, size, 3), np.uint8)
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        _decoder(size).load(fd, os.fstat(fd).st_size, None, image)
-    finally:
-        os.close(fd)
+    with open(path, "rb", buffering=0) as file:
+        _decoder(size).load(file.readall(), None, image)
     return image
 
 
@@ -34,8 +30,8 @@ def _decoder(size: int):  # type: ignore[no-untyped-def]
     """One a process: it keeps its scratch."""
     import cv2
 
-    from ringload.data.geometry import Geometry
-    from ringload.data.images import ImageDecoder
+    from ringload.images.decoder import ImageDecoder
+    from ringload.images.geometry import Geometry
 
     cv2.setNumThreads(1)
     return ImageDecoder(Geometry(size, size))

@@ -8,12 +8,12 @@
 3. trainer      CPU of the trainer's thread a batch, when it waits for every batch, beside that of a thread that is only woken
                 as often, while others decode; and when batches are ready
 4. first batch  seconds from making the loader of 600,000 files to its first batch of 256, less the decoding of 256 divided by
-                the producers
+                the workers
 5. memory       peak of the PSS of all processes of ringload, ring and index included, over ram_budget
 
 The two sides of a ratio are measured one right after the other, because this kind of machine changes its speed by 2 within
 minutes. A loader is measured in its steady state: its whole ring was reserved and used, and what was filled ahead is gone
-before the time counts. While the other side is measured its ring is full, and its producers are blocked.
+before the time counts. While the other side is measured its ring is full, and its workers are blocked.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from rich.console import Console
 from rich.table import Table
 
 import ringload
-from ringload.data.fields import Row
-from ringload.engine import MAX_LAG
+from ringload.engine.schedule import MAX_HOUSEKEEPING_EVERY
+from ringload.fields import Row
 
 MB = 1_000_000
 SIZE = (224, 224)
@@ -104,7 +104,7 @@ def samples_per_s(loader: ringload.Loader, seconds: float) -> float:
 
 
 def fill(loader: ringload.Loader) -> None:
-    """Wait until all slots are full, and so all reserved, and the producers blocked."""
+    """Wait until all slots are full, and so all reserved, and the workers blocked."""
     while loader.stats.n_full < loader.plan().n_slots - 1:  # the iterator may still hold one
         time.sleep(0.02)
 
@@ -116,6 +116,7 @@ def forever(loader: ringload.Loader) -> Iterator[ringload.Batch]:
 
 def copy_source() -> ringload.Arrays:
     array = np.random.default_rng(0).integers(0, 256, COPY_SHAPE, np.uint8)
+    array.flags.writeable = False  # else each epoch, here of 2 batches, begins with a look whether it was changed
     return ringload.Arrays(image=array)
 
 
@@ -250,7 +251,7 @@ def spread(values: list[float]) -> str:
 @click.option("--workers", default=2, show_default=True)
 def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
     """Print how close the ring comes to what the machine can do."""
-    table = Table(title=f"{workers} producers, {rounds} rounds of {seconds} s, medians", title_justify="left")
+    table = Table(title=f"{workers} workers, {rounds} rounds of {seconds} s, medians", title_justify="left")
     for name in ("figure", "ring", "yardstick", "ratio", "spread", "goal"):
         table.add_column(name)
     source = photos(images)
@@ -276,7 +277,9 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
 
     for batch_size in (64, 256, 1024):
         with ringload.Loader(source, batch_size, workers=workers) as loader:
-            n = min(MAX_LAG, loader.plan().n_slots // 4) or 1  # as many as are given back at once: a round has one turn-over
+            n = (
+                min(MAX_HOUSEKEEPING_EVERY, loader.plan().n_slots // 4) or 1
+            )  # as many as are given back at once: a round has one turn-over
             waiting = trainer_cpu_us(loader, n, rounds, False)
             ready = trainer_cpu_us(loader, n, rounds, True)
         woken = statistics.median(wake_up_us(source, batch_size, workers, n) for _ in range(rounds))

@@ -68,7 +68,7 @@ def with_keras(name: str, work: Photos, workers: int, epochs: int) -> Callable[[
         steps = work.n_samples // work.batch_size
         options: dict[str, Any] = {}
         if name == "ringload":
-            from ringload.adapters.keras import dataset
+            from ringload.keras.py_dataset import dataset
 
             data: Any = dataset(ring(work, workers, epochs))
         elif name == "keras":

@@ -7,7 +7,7 @@ It needs a CUDA device, and a torch that finds it; `--dry` runs it without, to s
 1. bandwidth    bytes/s of one batch, copied again and again: out of the page-locked ring; out of the ring as ordinary memory;
                 out of a tensor that torch's own pin_memory() has made. Nothing is produced meanwhile.
 2. full ring    batches/s through `Batches` out of a ring that is full when the time begins, page-locked and not.
-3. end to end   samples/s through `Batches`, with producers at work, over those of torch's DataLoader(pin_memory=True) with
+3. end to end   samples/s through `Batches`, with workers at work, over those of torch's DataLoader(pin_memory=True) with
                 as many workers, both in their steady state, from the same array.
 4. overlap      a training step that computes for as long as a copy takes: seconds a step with `Batches`, which copies ahead
                 on its own stream, and with the same copies on the stream of the computation, over those of the computation
@@ -35,7 +35,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import ringload.torch
-from ringload.adapters.cuda import lane_of
+from ringload.torch.cuda import cuda_transfer_of
 
 RESULTS = Path(__file__).parent / "results" / "gpu" / "transfer.jsonl"
 SHAPE = (224, 224, 3)
@@ -69,20 +69,20 @@ class Bench:
         self.figures: dict[str, Any] = {}
 
     def loader(self) -> ringload.Loader:
-        producers_bytes = 64_000_000 + self.workers * 40_000_000
-        budget = int(1.01 * self.n_slots * self.batch_bytes) + producers_bytes + 50_000_000
+        workers_bytes = 64_000_000 + self.workers * 40_000_000
+        budget = int(1.01 * self.n_slots * self.batch_bytes) + workers_bytes + 50_000_000
         return ringload.Loader(ringload.Arrays(image=self.array), self.batch_size, workers=self.workers, ram_budget=budget)
 
-    def settle(self) -> None:
+    def poll(self) -> None:
         """Wait until the device has done all that it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def seconds_of(self, work: Callable[[], Any]) -> float:
-        self.settle()
+        self.poll()
         begin_s = time.perf_counter()
         work()
-        self.settle()
+        self.poll()
         return time.perf_counter() - begin_s
 
     def compare(self, figure: str, unit: str, rates: Rates) -> None:
@@ -113,7 +113,7 @@ def forever(batches: Any) -> Iterator[Any]:
 
 def fill(loader: ringload.Loader) -> None:
     """Wait until all slots are full, but for one that who measures may hold."""
-    lane_of(loader).in_transit.wait()  # copies hold theirs until they are asked whether they are done
+    cuda_transfer_of(loader).in_transit.wait()  # copies hold theirs until they are asked whether they are done
     while loader.stats.n_full < loader.plan().n_slots - 1:
         time.sleep(0.002)
 
@@ -173,7 +173,7 @@ def full_ring(bench: Bench, streams: dict[str, tuple[ringload.Loader, Iterator[A
 
 
 def end_to_end(bench: Bench, loader: ringload.Loader, stream: Iterator[Any]) -> None:
-    """Samples/s with producers at work, against torch's DataLoader."""
+    """Samples/s with workers at work, against torch's DataLoader."""
     other = DataLoader(
         Rows(bench.array),
         bench.batch_size,
@@ -190,12 +190,12 @@ def end_to_end(bench: Bench, loader: ringload.Loader, stream: Iterator[Any]) -> 
         def measure() -> float:
             for _ in islice(batches, n_ahead):  # what was filled while the other was measured
                 pass
-            bench.settle()
+            bench.poll()
             begin_s, n = time.perf_counter(), 0
             while time.perf_counter() - begin_s < bench.seconds:
                 next(batches)
                 n += bench.batch_size
-            bench.settle()
+            bench.poll()
             return n / (time.perf_counter() - begin_s)
 
         return measure

@@ -1,78 +1,115 @@
 """ringload: feeds a training loop from a dataset far larger than memory.
 
-Producer processes decode samples straight into a ring of NumPy slots in shared memory; the trainer is lent views of them.
+Worker processes decode samples straight into a ring of NumPy slots in shared memory; the trainer is lent views of them.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from ringload.errors import (
+    AllSlotsLentError,
     BudgetError,
-    Closed,
     ConfigError,
-    ProducerDied,
+    ContentTooLargeError,
+    LoaderClosedError,
     RingloadError,
     SampleError,
-    Stalled,
-    Starved,
-    TooManyBad,
+    StallError,
+    TooManyBadSamplesError,
+    UnknownFieldError,
+    WorkerDiedError,
 )
 
 if TYPE_CHECKING:
-    from ringload.adapters.generator import generator_from_df
-    from ringload.data.arrays import Arrays
-    from ringload.data.fields import Field, Producer
-    from ringload.data.frame import ImageFolder, ImageFrame
-    from ringload.insight.stats import Stats
+    from ringload.bridge.generator import generator_from_df
+    from ringload.fields import Field, Worker
     from ringload.loader import Loader
+    from ringload.protocols import Observer, Order, Rows, Source, Storage, Workers
     from ringload.ring.lease import Batch
-    from ringload.ring.memory import Plan
+    from ringload.ring.plan import Plan
+    from ringload.sources.arrays import Arrays
+    from ringload.sources.image_folder import ImageFolder
+    from ringload.sources.image_table import ImageFrame
+    from ringload.stats import Stats
+    from ringload.storage.registry import register_storage
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllSlotsLentError",
     "Arrays",
     "Batch",
     "BudgetError",
-    "Closed",
     "ConfigError",
+    "ContentTooLargeError",
     "Field",
     "ImageFolder",
     "ImageFrame",
     "Loader",
+    "LoaderClosedError",
+    "Observer",
+    "Order",
     "Plan",
-    "Producer",
-    "ProducerDied",
     "RingloadError",
+    "Rows",
     "SampleError",
-    "Stalled",
-    "Starved",
+    "Source",
+    "StallError",
     "Stats",
-    "TooManyBad",
+    "Storage",
+    "TooManyBadSamplesError",
+    "UnknownFieldError",
+    "Worker",
+    "WorkerDiedError",
+    "Workers",
     "generator_from_df",
+    "register_storage",
 ]
 
-# Where each name lives: imported when it is first asked for, so that a producer that needs no images imports no decoder.
+# Where each name lives: imported when it is first asked for, so that a worker that needs no images imports no decoder.
 _HOMES = {
-    "Arrays": "ringload.data.arrays",
+    "Arrays": "ringload.sources.arrays",
     "Batch": "ringload.ring.lease",
-    "Field": "ringload.data.fields",
-    "ImageFolder": "ringload.data.frame",
-    "ImageFrame": "ringload.data.frame",
+    "Field": "ringload.fields",
+    "ImageFolder": "ringload.sources.image_folder",
+    "ImageFrame": "ringload.sources.image_table",
     "Loader": "ringload.loader",
-    "Plan": "ringload.ring.memory",
-    "Producer": "ringload.data.fields",
-    "Stats": "ringload.insight.stats",
-    "generator_from_df": "ringload.adapters.generator",
+    "Observer": "ringload.protocols",
+    "Order": "ringload.protocols",
+    "Plan": "ringload.ring.plan",
+    "Worker": "ringload.fields",
+    "Workers": "ringload.protocols",
+    "Rows": "ringload.protocols",
+    "Source": "ringload.protocols",
+    "Stats": "ringload.stats",
+    "Storage": "ringload.protocols",
+    "generator_from_df": "ringload.bridge.generator",
+    "register_storage": "ringload.storage.registry",
 }
 _MODULES = {"jax", "keras", "tf", "torch"}
+_FORMER_NAMES = {
+    "Closed": "LoaderClosedError",
+    "Producer": "Worker",
+    "ProducerDied": "WorkerDiedError",
+    "Stalled": "StallError",
+    "Starved": "AllSlotsLentError",
+    "TooManyBad": "TooManyBadSamplesError",
+    "UnknownField": "UnknownFieldError",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"ringload.{name}")
+    if name in _FORMER_NAMES:
+        new = _FORMER_NAMES[name]
+        warnings.warn(
+            f"ringload.{name} is called ringload.{new} now; the old name will go in 0.2", DeprecationWarning, stacklevel=2
+        )
+        return globals().get(new) or __getattr__(new)
     if name not in _HOMES:
         raise AttributeError(f"module 'ringload' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -81,4 +118,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_MODULES]
+    """Without the adapters that are not imported yet: `help(ringload)` would import each framework, or fail for want of one."""
+    return [*__all__, *(name for name in sorted(_MODULES) if name in globals())]

@@ -14,6 +14,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,21 @@ def have_a_dev_shm_of_our_own() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in {name for marker in item.iter_markers("needs") for name in marker.args}:
+            if find_spec(name) is None:
+                item.add_marker(pytest.mark.skip(f"{name} is not installed"))
     if config.getoption("--stress"):
         items.sort(key=lambda item: item.path.name not in LONGEST)  # first, and so side by side
     else:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("stress")])
         items[:] = [item for item in items if not item.get_closest_marker("stress")]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is there before the first test is not looked at by the collections after each: 1 ms in place of 100."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
@@ -130,13 +141,13 @@ def mapped() -> list[str]:
     mine = {process.pid for process in psutil.Process().children(recursive=True)} | {os.getpid()}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            if int(folder.name) not in mine and SESSION.encode() not in (folder / "environ").read_bytes():
+                continue  # first, as it is quick
             name = (folder / "comm").read_text().strip()
             if "memfd:ringload" not in (folder / "maps").read_text() and not name.startswith("ringload:"):
                 continue
-            is_zombie = (folder / "stat").read_text().rpartition(")")[2].split()[
-                0
-            ] == "Z"  # an orphan that init has yet to reap
-            if not is_zombie and (int(folder.name) in mine or SESSION.encode() in (folder / "environ").read_bytes()):
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z":  # that is an orphan which init has yet to reap
                 found.append(f"{folder.name} ({name})")
         except (OSError, IndexError):
             continue  # it ended

@@ -1,6 +1,6 @@
 """What the tests of deaths and hangs share: ways to die, sources that die, and kills before any line.
 
-It imports little: every producer that takes a dead one's place imports it anew, if its source lives here.
+It imports little: every worker that takes a dead one's place imports it anew, if its source lives here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ringload import Batch, Loader, Stalled
+from ringload import Batch, Loader, StallError
 from tests.helpers import Truth, TruthRows, check, content
 
 N = 60
@@ -74,7 +74,7 @@ def first_time(marker: Path) -> bool:
 
 
 class Deadly(Truth):
-    """Loading some samples ends the producer: always, or only the first time (what was done is a file in `folder`)."""
+    """Loading some samples ends the worker: always, or only the first time (what was done is a file in `folder`)."""
 
     def __init__(self, way: str, deadly: Iterable[int], folder: Path | None = None) -> None:
         super().__init__(N)
@@ -112,13 +112,13 @@ class Slow(Truth):
 
 
 class SomeBad(Truth):
-    """Some samples cannot be loaded; what comes next is asked for ahead. In `folder`, if any, some end the producer, once."""
+    """Some samples cannot be loaded; what comes next is asked for ahead. In `folder`, if any, some end the worker, once."""
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(N + 2)
         self.folder = folder
 
-    def start(self, producer: Any) -> None:
+    def start(self, worker_id: Any) -> None:
         pass
 
     def prefetch(self, indices: np.ndarray) -> None:
@@ -142,7 +142,7 @@ class SomeBadRows(SomeBad):
 
 
 class Gated(Truth):
-    """One sample waits for a file, and ends its producer then, once."""
+    """One sample waits for a file, and ends its worker then, once."""
 
     def __init__(self, gate: Path, n: int = N, index: int = 32) -> None:
         super().__init__(n)
@@ -175,7 +175,7 @@ def first(iterator: Iterator[Batch]) -> list[dict[str, bytes]]:
     while True:
         try:
             return content([next(iterator)])
-        except Stalled:
+        except StallError:
             continue
 
 
@@ -185,7 +185,7 @@ def rest(iterator: Iterator[Batch]) -> list[dict[str, bytes]]:
     while True:
         try:
             found += content([next(iterator)])
-        except Stalled:
+        except StallError:
             continue
         except StopIteration:
             return found
@@ -197,14 +197,14 @@ def stall(iterator: Iterator[Batch], said: str) -> tuple[list[dict[str, bytes]],
     while True:
         try:
             found += content([next(iterator)])
-        except Stalled as error:
+        except StallError as error:
             if re.search(said, str(error)):
                 return found, str(error)
 
 
 def members(made: Loader) -> list[int]:
-    """The pids of the server, if there is one now, and of its producers."""
-    server = made._engine._crew._pool.server_pid
+    """The pids of the server, if there is one now, and of its workers."""
+    server = made._engine._state.workers._supervisor.server_pid
     try:
         return [server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
     except OSError:
@@ -236,7 +236,7 @@ def lines_of(code: CodeType) -> set[int]:
 class Tripwire:
     """Calls `act(line)` just before a line of `function` is executed for the `nth` time in a process, once for each line.
 
-    What the trainer forks while the wire is set, its server and that one's producers, have it too. `tripped` are the lines
+    What the trainer forks while the wire is set, its server and that one's workers, have it too. `tripped` are the lines
     that were met; if `act` returns False, the line is met again.
     """
 

@@ -1,12 +1,13 @@
 """Mutated image files, and a process that decodes them: `python -m tests.fuzzing SEED START STOP PROGRESS`.
 
-Input number n is a function of (seed, n) alone, so one that does harm is known by its number. It is decoded as producers do:
-from a file, into the middle one of three rows with canary bytes around. A harm that can be seen ends the process with a word;
+Input number n is a function of (seed, n) alone, so one that does harm is known by its number. It is decoded as workers do,
+into the middle one of three rows with canary bytes around. A harm that can be seen ends the process with a word;
 before each input its number is written into the file PROGRESS, so that whoever started the process knows what ended it.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import resource
@@ -15,12 +16,17 @@ import sys
 import warnings
 from collections import Counter
 from functools import cache
+from typing import Any
 
 import numpy as np
+import tifffile
 
-from ringload.data.geometry import Geometry
-from ringload.data.images import ImageDecoder
-from tests.hostile import PROGRESSIVE, image
+from ringload.images.decoder import ImageDecoder
+from ringload.images.geometry import Geometry
+from tests.helpers import photo
+from tests.hostile import PROGRESSIVE, chunk, image, png
+from tests.test_formats import bmp
+from tests.test_wide import png_of_16_bits
 
 HEIGHT, WIDTH = 20, 24
 CANARY = 0xC5
@@ -30,13 +36,28 @@ MEMORY_BYTES = 64 << 20  # by which decoding may raise the peak: 16 bytes a pixe
 ADDRESS_BYTES = 8 << 30  # address space: WebP's decoder asks for the canvas of the header, and never touches it
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFE, 0xFF)
 WEIGHTS = {"JPEG": 10, "PROGRESSIVE": 6, "PNG": 8, "WEBP": 2, "GIF": 2, "TIFF": 2, "BMP": 2}
+WEIGHTS |= {"WIDE TIFF": 5, "WIDE PNG": 3, "FIELDS": 2, "PNM": 2}
 
 
 @cache
 def bases() -> dict[str, list[bytes]]:
     """Files to start from, by format."""
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6
+    wide = np.random.default_rng(0).integers(0, 65536, (HEIGHT, WIDTH, 3)).astype(np.uint16)
     return {
+        "WIDE TIFF": [
+            tiff_of(wide, photometric="rgb"),
+            tiff_of(wide, photometric="rgb", compression="zlib", predictor=True, byteorder=">"),
+            tiff_of(np.moveaxis(wide, 2, 0), photometric="rgb", planarconfig="separate"),
+            tiff_of(wide[:, :, 0], photometric="miniswhite", bigtiff=True),
+            tiff_of(wide.astype(np.float32) / 65535, photometric="rgb", tile=(16, 16)),
+        ],
+        "WIDE PNG": [png_of_16_bits(wide, 2, chunk(b"tRNS", b"\0\1\0\2\0\3")), png(chunk(b"zTXt", b"k\0\0nonsense"))],
+        "FIELDS": [
+            bmp(photo(1, HEIGHT, WIDTH), 16, (0xF00, 0xF0, 0xF), 56)[0],
+            bmp(photo(1, HEIGHT, WIDTH), 32, (0xFF, 0xFF00, 0xFF0000))[0],
+        ],
+        "PNM": [b"P5 %d %d 4095\n" % (WIDTH, HEIGHT) + wide[:, :, 0].tobytes(), b"P3 2 2 999\n" + b"12 " * 12, image("PPM")],
         "JPEG": [image("JPEG"), image("JPEG", "L"), image("JPEG", "CMYK"), image("JPEG", subsampling=0, exif=exif)],
         "PROGRESSIVE": [PROGRESSIVE, image("JPEG", "L", progressive=True)],
         "PNG": [image("PNG"), image("PNG", "P"), image("PNG", "RGBA"), image("PNG", "I;16"), image("PNG", "1")],
@@ -45,6 +66,13 @@ def bases() -> dict[str, list[bytes]]:
         "TIFF": [image("TIFF"), image("TIFF", compression="tiff_lzw"), image("TIFF", compression="jpeg")],
         "BMP": [image("BMP"), image("BMP", "P"), image("BMP", "L")],
     }
+
+
+def tiff_of(pixels: np.ndarray, **options: Any) -> bytes:
+    """A TIFF file."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **options)
+    return file.getvalue()
 
 
 def make_input(seed: int, number: int) -> bytes:
@@ -103,6 +131,11 @@ def large_segment(data: bytearray, rng: np.random.Generator) -> None:
         data[at : at + 4] = bytes([0xFF, int(rng.integers(0xC0, 0x100)), *rng.bytes(2)])
 
 
+LOOKS: tuple[dict[str, Any], ...] = (
+    {},
+    {"value_range": (0, 4095), "truncated": "pad"},
+    {"background": 7, "truncated": "refuse", "interpolation": "fast"},
+)
 MUTATIONS = (flip, flip, spoil_header, spoil_header, cut, remove, insert, splice, large_segment)
 
 
@@ -110,14 +143,19 @@ MUTATIONS = (flip, flip, spoil_header, spoil_header, cut, remove, insert, splice
 def decoders() -> list[ImageDecoder]:
     """One of each kind there is: of geometry, colours, dtype, and what comes after."""
     return [
-        ImageDecoder(Geometry(HEIGHT, WIDTH, resize), color, dtype, exif=exif, flip=flip, max_pixels=MAX_PIXELS)
-        for resize, color, dtype, (exif, flip) in itertools.product(
-            ("stretch", "crop", "random_crop"), ("rgb", "gray", "rgba"), ("uint8", "float32"), ((False, False), (True, True))
+        ImageDecoder(Geometry(HEIGHT, WIDTH, resize), color, dtype, exif=exif, flip=flip, max_pixels=MAX_PIXELS, **looks)
+        for resize, color, dtype, (exif, flip), looks in itertools.product(
+            ("stretch", "crop", "random_crop"),
+            ("rgb", "gray", "rgba"),
+            ("uint8", "float32"),
+            ((False, False), (True, True)),
+            LOOKS,
         )
+        if color != "rgba" or "background" not in looks
     ]
 
 
-def decode(decoder: ImageDecoder, fd: int, n_bytes: int, seed: list[int], fill: int) -> bytes:
+def decode(decoder: ImageDecoder, data: bytes, seed: list[int], fill: int) -> bytes:
     """Decode into the middle one of three rows, within canaries. Returns what the row holds."""
     shape, dtype = decoder.field.shape, decoder.field.dtype
     row_bytes = decoder.field.row_bytes
@@ -126,7 +164,7 @@ def decode(decoder: ImageDecoder, fd: int, n_bytes: int, seed: list[int], fill: 
     row = memory[64 + row_bytes : 64 + 2 * row_bytes]
     row[:] = fill
     try:
-        decoder.load(fd, n_bytes, np.random.default_rng(seed), rows[1])
+        decoder.load(data, np.random.default_rng(seed), rows[1])
     finally:
         row_now = row.tobytes()
         row[:] = CANARY
@@ -135,20 +173,18 @@ def decode(decoder: ImageDecoder, fd: int, n_bytes: int, seed: list[int], fill: 
     return row_now
 
 
-def attack(seed: int, number: int, fd: int) -> str:
+def attack(seed: int, number: int) -> str:
     """Decode one input. Returns the kind of its error, or "" if it was an image."""
     data = make_input(seed, number)
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, data, 0)
     decoder = decoders()[number % len(decoders())]
     try:
-        first = decode(decoder, fd, len(data), [seed, number], 0)
+        first = decode(decoder, data, [seed, number], 0)
     except Exception as error:
         str(error)
         return type(error).__name__
     other = decoder.twin()  # whose scratch, and row, hold something else
     other._scratch.pixels(1 << 16, keep=True)[:] = 0xEE
-    if decode(other, fd, len(data), [seed, number], 0xFF) != first:
+    if decode(other, data, [seed, number], 0xFF) != first:
         raise SystemExit("not the same twice: it shows what was in memory before")
     return ""
 
@@ -166,13 +202,12 @@ def main(seed: int, start: int, stop: int, progress_path: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     progress = os.open(progress_path, os.O_WRONLY)
-    fd = os.memfd_create("fuzz")
     found: Counter[str] = Counter()
     begin_bytes = 0
     for number in range(start, stop):
         os.pwrite(progress, number.to_bytes(8, "little"), 0)
         signal.setitimer(signal.ITIMER_PROF, INPUT_S)  # then SIGPROF ends it, wherever it hangs
-        found[attack(seed, number, fd)] += 1
+        found[attack(seed, number)] += 1
         begin_bytes = begin_bytes or peak_bytes()
     grown_bytes = peak_bytes() - begin_bytes
     if grown_bytes > MEMORY_BYTES:

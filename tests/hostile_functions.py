@@ -148,7 +148,7 @@ def write_into(value: Any) -> Callable[[Any], None]:
     return attack
 
 
-DIED = "killed its producer"
+DIED = "killed its worker"
 # name -> (what it does when its row is written, what the error says of it; "": nothing, and the sample is right)
 ATTACKS: dict[str, tuple[Callable[[Any], None], str]] = {
     "a shape too small": (set_to(np.zeros(SHAPE[1:], np.uint8)), r"field 'image' takes \(8, 6, 3\) uint8, got \(6, 3\) uint8"),
@@ -219,12 +219,12 @@ class AttackedRows(Attacked, TruthRows):
 
 
 class SlowToStart(Truth):
-    def start(self, producer: Any) -> None:
+    def start(self, worker: Any) -> None:
         time.sleep(0.5)  # as importing a framework does
 
 
 class ForksAndWaits(Truth):
-    """Its producer makes a fork of itself when it starts or first asks ahead, and waits for its end. Who loads is noted."""
+    """Its worker makes a fork of itself when it starts or first asks ahead, and waits for its end. Who loads is noted."""
 
     def __init__(self, where: str, folder: Path) -> None:
         super().__init__(40)
@@ -236,7 +236,7 @@ class ForksAndWaits(Truth):
             if (pid := os.fork()) != 0:
                 os.waitpid(pid, 0)
 
-    def start(self, producer: Any) -> None:
+    def start(self, worker: Any) -> None:
         self._fork("start")
 
     def prefetch(self, indices: np.ndarray) -> None:
@@ -259,5 +259,5 @@ class CannotAskAhead(Truth):
 class Refused(Truth):
     """Its start fails."""
 
-    def start(self, producer: Any) -> None:
+    def start(self, worker: Any) -> None:
         raise ConnectionRefusedError(111, "the data set's server says no")

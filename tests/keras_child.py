@@ -49,7 +49,7 @@ class Recorder(keras.Model):
         self.n_steps += 1
         self.at_step(self, self.n_steps)
         if self.slow_s and self.n_steps % 2:
-            time.sleep(self.slow_s)  # a step's work, while producers run ahead
+            time.sleep(self.slow_s)  # a step's work, while workers run ahead
         np.testing.assert_array_equal(np.asarray(x), truths(labels, draws))
         np.testing.assert_array_equal(np.asarray(y["label"]), labels)
         self.seen += labels.tolist()

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from ringload.ring.limits import LIMIT_FILES, USED_FILES
+from ringload.system.cgroups import LIMIT_FILES, USED_FILES
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = 4  # along each side of an image
@@ -113,7 +113,7 @@ def reserved_bytes() -> int:
 
 
 def processes_bytes() -> int:
-    """What the server and the producers have beside the segments, page tables included."""
+    """What the server and the workers have beside the segments, page tables included."""
     total_bytes = 0
     for process in psutil.Process().children(recursive=True):
         with suppress(OSError, ValueError):  # it ended

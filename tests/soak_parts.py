@@ -74,7 +74,7 @@ def sample() -> dict[str, Any]:
 
 
 class Beside:
-    """A second loader at the same time, which has the same faults, and its twin without producers."""
+    """A second loader at the same time, which has the same faults, and its twin without workers."""
 
     def __init__(self, rng: random.Random) -> None:
         options: dict[str, Any] = {"seed": rng.randrange(1000), "stall_timeout": 60.0, "ram_budget": "600MB", "restarts": None}

@@ -1,4 +1,4 @@
-"""What the soak loads: sources of every kind, some of which attack their producers. The trainer itself they spare."""
+"""What the soak loads: sources of every kind, some of which attack their workers. The trainer itself they spare."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class SomeBad(Truth):
 
 
 class Striking(Truth):
-    """Some samples strike the producer that loads them, once each."""
+    """Some samples strike the worker that loads them, once each."""
 
-    def __init__(self, folder: Path, strikes: dict[int, Callable[[], Any]]) -> None:
+    def __init__(self, folder: Path, crashes: dict[int, Callable[[], Any]]) -> None:
         super().__init__(N)
-        self.folder, self.strikes, self.trainer = folder, strikes, os.getpid()
+        self.folder, self.crashes, self.trainer = folder, crashes, os.getpid()
 
     def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
         super().load(index, rng, out)
-        if index in self.strikes and os.getpid() != self.trainer and first_time(self.folder / str(index)):
-            self.strikes[index]()
+        if index in self.crashes and os.getpid() != self.trainer and first_time(self.folder / str(index)):
+            self.crashes[index]()
 
 
 class AlwaysStriking(Truth):

@@ -1,6 +1,6 @@
 """The soak's script: `python -m tests.soaking SEED SECONDS`. Loaders of all kinds, one after another, under all faults at once.
 
-Each round makes the truth with a loader without producers, then receives the same from one with producers, while it kills,
+Each round makes the truth with a loader without workers, then receives the same from one with workers, while it kills,
 stops, interrupts, forks, keeps, closes, resumes and seeks, at times beside a second loader, and in the test mode. Every batch
 is compared, byte for byte, with what (seed, epoch, number) gives. After each round nothing may be left. It prints what it
 does, one line a step, and at the end what it has counted. What it loads is in `tests.soak_sources`.
@@ -28,8 +28,8 @@ from typing import Any
 
 import psutil
 
-from ringload import Batch, Closed, Loader, SampleError
-from ringload.ring.guard import VARIABLE
+from ringload import Batch, Loader, LoaderClosedError, SampleError
+from ringload.ring.sanitizer import VARIABLE
 from tests.helpers import Truth, check
 from tests.moments import inside
 from tests.soak_parts import METHODS, Beside, bytes_of, compare, own_bytes, sample, say
@@ -63,7 +63,7 @@ class Soak:
         self.photos, self.folder = photos, folder
         self.kinds: list[str] = []  # that are still to come before all come again
         self.beside: Beside | None = None
-        self.largest_bytes: list[int] = []  # what the largest of the server and the producers had, at times
+        self.largest_bytes: list[int] = []  # what the largest of the server and the workers had, at times
         self.counts: Counter[str] = Counter()
         self.interruptible = False
         self.errors: list[str] = []
@@ -101,18 +101,18 @@ class Soak:
         timer.start()
 
     def kill(self, made: Round) -> None:
-        """Whoever it is; where samples strike once, the server: a producer's end by another hand would be the second strike."""
+        """Whoever it is; where samples strike once, the server: a worker's end by another hand would be the second strike."""
         victims = psutil.Process().children(recursive=made.kind not in STRIKE_ONCE)  # the server first
         if victims:
             victim = victims[0] if self.rng.random() < 0.2 else self.rng.choice(victims)
-            self.counts["kill -9 of a producer or the server"] += 1
+            self.counts["kill -9 of a worker or the server"] += 1
             self.later(lambda: _signal(victim, signal.SIGKILL))
 
     def stop(self, made: Round) -> None:
         victims = psutil.Process().children(recursive=True)[1:]
         if victims:
             victim = self.rng.choice(victims)
-            self.counts["a producer is stopped and continued"] += 1
+            self.counts["a worker is stopped and continued"] += 1
             _signal(victim, signal.SIGSTOP)
             self.later(lambda: _signal(victim, signal.SIGCONT))
 
@@ -128,11 +128,11 @@ class Soak:
         os.waitpid(pid, 0)
 
     def weigh(self, made: Round) -> None:
-        """Whether the memory of the server and the producers is flat."""
+        """Whether the memory of the server and the workers is flat."""
         largest = self.largest_bytes
         largest.append(max(map(own_bytes, psutil.Process().children(recursive=True)), default=0))
-        self.counts["looks at the producers' memory"] += 1
-        assert largest[-1] < max(largest[:WARM_LOOKS]) + GROWTH_BYTES, f"the largest producer's memory: {largest}"
+        self.counts["looks at the workers' memory"] += 1
+        assert largest[-1] < max(largest[:WARM_LOOKS]) + GROWTH_BYTES, f"the largest worker's memory: {largest}"
 
     # -- a round ------------------------------------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class Soak:
                 made.expected[key] = bytes_of(batch)
 
     def open(self, made: Round) -> Loader:
-        """A loader with producers, interrupted or not, that goes on where `made` is."""
+        """A loader with workers, interrupted or not, that goes on where `made` is."""
         workers, method = self.rng.choice([0, 1, 2, 2, 3, 4]), self.rng.choice(METHODS)
         say(f"open with {workers} workers by {method} at {made.due}")
         if self.rng.random() < 0.3:
@@ -303,11 +303,11 @@ class Soak:
         loader.close()
         try:
             next(iterator)
-        except (Closed, StopIteration):
+        except (LoaderClosedError, StopIteration):
             return
         raise AssertionError("a closed loader gives batches")
 
-    def settle(self) -> None:
+    def poll(self) -> None:
         """Wait for the timers and the thread that ends leases."""
         for timer in self.timers:
             timer.join()
@@ -340,7 +340,7 @@ def run(soak: Soak, seconds: float) -> None:
         made = soak.prepare()
         soak.run(made)
         del made
-        soak.settle()
+        soak.poll()
         n_rounds += 1
         now = sample()
         flat = flat or now

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ringload import Arrays, ConfigError, Field, Loader
-from ringload.data.functions import FunctionSource
+from ringload.sources.function import FunctionSource
 
 
 @pytest.mark.parametrize("kind", ["plain", "strided", "fortran", "big-endian", "memmap", "structured", "list"])
@@ -27,12 +27,12 @@ def test_rows_are_copied_whatever_the_layout(tmp_path: Path, kind: str) -> None:
     elif kind == "list":
         x = x.tolist()
     source = Arrays(x=x, y=np.arange(50))
-    array = np.asarray(x)
-    assert source.fields["x"] == Field(array.shape[1:], array.dtype)
-    out = {"x": np.zeros((5, *array.shape[1:]), array.dtype), "y": np.zeros(5, np.int64)}
+    given = np.asarray(x)
+    assert source.fields["x"] == Field(given.shape[1:], given.dtype)
+    out = {"x": np.zeros((5, *given.shape[1:]), given.dtype), "y": np.zeros(5, np.int64)}
     indices = np.array([3, 49, 0, 3, 17])
     source.load_rows(indices, (), out)
-    np.testing.assert_array_equal(out["x"], array[indices])
+    np.testing.assert_array_equal(out["x"], given[indices])
     np.testing.assert_array_equal(out["y"], indices)
 
 
@@ -44,6 +44,7 @@ def test_rows_are_copied_whatever_the_layout(tmp_path: Path, kind: str) -> None:
         ({"x": np.float32(1)}, "single number"),
         ({"x": np.array(["a", None], object)}, "fixed size"),
         ({"index": np.zeros(3)}, "cannot name a field"),
+        ({"x": np.zeros((3, 0))}, r"array 'x' is \(3, 0\): its rows are empty"),
     ],
 )
 def test_arrays_that_cannot_be(arrays: dict[str, Any], said: str) -> None:

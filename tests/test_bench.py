@@ -205,3 +205,16 @@ def test_the_page_has_everything_in_it(tmp_path: Path) -> None:
     assert "<script" not in page
     assert "<link" not in page
     assert " src=" not in page
+
+
+def test_ways_of_the_serializer_benchmark_bring_samples_back() -> None:
+    pytest.importorskip("torch")
+    from bench import serializer
+
+    for value in serializer.SAMPLES.values():
+        assert set(serializer.measure(serializer.WAYS, value, 1, 1)) == {"ringload", "pickle 5", "msgspec"}
+        for name in ("ringload", "pickle 5"):
+            write, read = serializer.WAYS[name]
+            room = np.zeros(serializer.ROOM_BYTES, np.uint8)
+            write(value, room)
+            assert repr(read(room)) == repr(value)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ringload.insight.cli import main
+from tests.helpers import run
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -24,7 +27,7 @@ def test_the_plan_of_the_readme() -> None:
         assert said in output
 
 
-@pytest.mark.parametrize("ram", ["auto", "0.5", "50%", "2e11", "80GiB"])
+@pytest.mark.parametrize("ram", ["auto", "0.5", "50%", "1.0", "2e11", "80GiB", "80 G", "80_000_000_000"])
 def test_budgets_of_every_form(ram: str) -> None:
     code, output = call("plan", "--batch", "8", "--ram", ram)
     assert code == 0, output
@@ -34,11 +37,22 @@ def test_budgets_of_every_form(ram: str) -> None:
     ("arguments", "said"),
     [
         ("plan --ram 1MB", "the least that would do is"),
-        ("plan --ram lots", "ram_budget is bytes"),
+        ("plan --ram 300MB --batch 2000", "Raise --ram, or lower --batch or workers"),
+        ("plan --ram lots", "--ram is bytes"),
         ("plan --ram 100TB --here", "memory available"),
+        ("plan --ram 64", "--ram='64' is 64 bytes: did you mean \"64GB\"?"),
         ("plan --batch none", "not an integer"),
+        ("plan --batch 0", "0 is less than 1"),
+        ("plan --batch -1", "-1 is less than 1"),
+        ("plan --samples 0", "0 is less than 1"),
+        ("plan --max-pixels 0", "0 is less than 1"),
+        ("plan --workers -1", "-1 is less than 0"),
+        ("plan --size", "requires 2 arguments"),
+        ("plan --size --batch 8", "'--batch' is not an integer"),
+        ("demo --images . --label kind", "--label: for a table, --frame FILE"),
+        ("demo --frame s3://bucket/table.csv", "URLs are not read"),
         ("plan --workers some", "not an integer"),
-        ("plan --size 0 5", "positive"),
+        ("plan --size 0 5", "0 is less than 1"),
         ("demo", "give --images DIR"),
         ("demo --images nowhere", "nowhere is not a folder"),
         ("demo --frame nowhere.csv", "cannot read the table"),
@@ -51,9 +65,44 @@ def test_what_cannot_be_is_an_error_and_no_traceback(arguments: str, said: str) 
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("size", ["--size 96", "--size=96", "--size 96 96", "--batch 8 --size 96"])
+def test_one_number_is_a_square(size: str) -> None:
+    others = ("--ram", "4GB", "--workers", "1", "--batch", "8")
+    (code, output), (_, wanted) = call("plan", *size.split(), *others), call("plan", "--size", "96", "96", *others)
+    available = r"[\d.]+ \wB memory available"  # which changes from one call to the next
+    assert re.sub(available, "", output) == re.sub(available, "", wanted)
+    assert code == 0
+
+
+def test_the_module_is_the_command() -> None:
+    done = run("import runpy, sys; sys.argv[1:] = ['plan', '--batch', '0']; runpy.run_module('ringload', run_name='__main__')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "python -m ringload plan" in done.stderr
+    assert "0 is less than 1" in done.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("missing", "said"), [("keras", "Keras is not installed"), ("tensorflow", "a backend of it")])
+def test_a_demo_without_keras_ends_with_one_line(missing: str, said: str, photos: Path) -> None:
+    code = "import sys; sys.modules[sys.argv.pop(1)] = None; from ringload.insight.cli import main; main()"
+    done = run(code, missing, "demo", "--images", photos, timeout=280, env={**os.environ, "KERAS_BACKEND": "tensorflow"})
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the demo trains a model of Keras: ")
+    assert said in done.stderr
+    assert "pip install tensorflow" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.slow
-def test_the_demo_trains_on_a_folder(photos: Path) -> None:
-    arguments = ["demo", "--images", str(photos), "--size", "32", "32", "--batch", "8", "--workers", "2"]
+@pytest.mark.needs("tensorflow")
+@pytest.mark.parametrize("what", ["folder", "table"])
+def test_the_demo_trains(what: str, photos: Path, tmp_path: Path) -> None:
+    given = ["--images", str(photos)]
+    if what == "table":
+        table = (photos / "photos.csv").read_text().replace("object_id,bi,multi,path", "id,bi,kind,file")
+        (tmp_path / "table.csv").write_text(table)
+        given = ["--frame", str(tmp_path / "table.csv"), "--path", "file", "--label", "kind", "--root", str(photos)]
+    arguments = ["demo", *given, "--size", "32", "--batch", "8", "--workers", "2"]
     done = subprocess.run(
         [sys.executable, "-c", "from ringload.insight.cli import main; main()", *arguments],
         capture_output=True,

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ringload import Batch, Closed, Loader
+from ringload import Batch, Loader, LoaderClosedError
 from tests.conftest import Injected, Times
 from tests.helpers import Truth, check
 from tests.moments import Moment, gone, moments
@@ -31,7 +31,7 @@ TICK_S = 20.0  # no wait looks by itself before that, and sees that it is to end
 
 
 class Gated(Truth):
-    """Samples from 8 on take for ever, unless the producer is ended."""
+    """Samples from 8 on take for ever, unless the worker is ended."""
 
     def load(self, index: int, rng: Any, out: Any) -> None:
         if index >= 8:
@@ -42,7 +42,7 @@ class Gated(Truth):
 def make(source: Any = None, **options: Any) -> Loader:
     options = {"workers": 2, "ram_budget": "150MB", "start_method": "fork", "restarts": None, **options}
     made = Loader(source or Truth(400), 4, **options)
-    made._engine._tick_s = TICK_S
+    made._engine._waiting._tick_s = TICK_S
     return made
 
 
@@ -106,9 +106,9 @@ def test_four_threads_close_while_a_fifth_iterates(method: Any, iterating: Any, 
             thread.join(PROMPT_S)
             assert not thread.is_alive(), "close() or next() hangs"
         assert errors == []
-        assert [type(error) for error in ends] == [Closed]
+        assert [type(error) for error in ends] == [LoaderClosedError]
         check(kept[0])
-        with pytest.raises(Closed):
+        with pytest.raises(LoaderClosedError):
             next(iter(made))
     injected("close() by four threads at once while a fifth is in next()", n)
 
@@ -133,7 +133,7 @@ def test_a_signal_handler_closes_at_random_moments(source: Any, times: Times, in
                             check(batch)
                             if batch.number == 1:  # of `Gated`, there is no other
                                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.01))
-                except Closed:
+                except LoaderClosedError:
                     n_within += 1
                 assert time.monotonic() - begin_s < PROMPT_S  # it was woken, and did not wait to look
                 made.close()
@@ -196,11 +196,11 @@ def test_a_close_comes_when_all_is_done_and_the_lock_is_still_held(call: Any, in
         closer.join(PROMPT_S)
         assert not closer.is_alive(), "close() hangs"
 
-    made._engine._lock = Lock(made._engine._lock, close)  # type: ignore[assignment]
+    made._engine._state.life.lock = Lock(made._engine._state.life.lock, close)  # type: ignore[assignment]
     call(iterator)
     assert closer.ident is not None
     assert not gone()
-    with pytest.raises(Closed):
+    with pytest.raises(LoaderClosedError):
         next(iter(made))
     injected("close() just before the lock is released", 1)
 
@@ -225,7 +225,7 @@ def test_a_finalizer_closes(method: Any) -> None:
     del holder
     gc.collect()
     assert gone() is None
-    with pytest.raises(Closed):
+    with pytest.raises(LoaderClosedError):
         next(iterator)
 
 
@@ -240,7 +240,7 @@ def test_the_garbage_collector_closes_while_another_is_in_next(iterating: Any, t
         del made, holder
         gc.collect()
         thread.join(PROMPT_S)
-        assert [type(error) for error in ends] == [Closed]
+        assert [type(error) for error in ends] == [LoaderClosedError]
         ends.clear()  # their tracebacks hold it
         gc.collect()
         assert gone() is None
@@ -248,7 +248,7 @@ def test_the_garbage_collector_closes_while_another_is_in_next(iterating: Any, t
 
 
 def test_a_close_during_close_by_a_with_block() -> None:
-    with suppress(Closed), make() as made:
+    with suppress(LoaderClosedError), make() as made:
         iterator = iter(made)
         for _ in range(3):
             check(next(iterator))

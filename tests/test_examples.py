@@ -88,7 +88,12 @@ QUIET = {
 }
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+NEEDS = {"keras_fit": ["tensorflow"], "hf_trainer": ["transformers", "accelerate"], "lightning_train": ["lightning"]}
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=pytest.mark.needs(*NEEDS.get(path.stem, []))) for path in EXAMPLES]
+)
 def test_examples_learn_and_are_given_each_sample_once_an_epoch(path: Path) -> None:
     done = run(NOTES + MORE.get(path.stem, ""), path, timeout=110, env=os.environ | QUIET)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ringload import Closed, Loader
+from ringload import Loader, LoaderClosedError
 from tests.conftest import Injected, Times, mapped
 from tests.helpers import Truth, check, run, run_quietly
 
@@ -182,14 +182,14 @@ def test_ctrl_c_ends_with_its_traceback_alone(code: str, method: str) -> None:
     said = finish(process)
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert said.count("Traceback") == 1
-    assert "producer" not in said
+    assert "fork_server" not in said
     assert process.returncode == -signal.SIGINT
 
 
 @METHODS
 @pytest.mark.timeout(600)
 def test_the_trainer_is_killed_at_random_moments(method: str, times: Times, injected: Injected) -> None:
-    """While it makes a loader, while the producers start, while it iterates, while it closes."""
+    """While it makes a loader, while the workers start, while it iterates, while it closes."""
     code = "print('running', flush=True)\nwhile True:\n    with make(40) as l:\n        for b in l: check(b)"
     n = times(4, 100)
 
@@ -208,7 +208,7 @@ NO_QUEUE = "import resource; resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 
 
 
 @pytest.mark.parametrize("limited", ["", NO_QUEUE], ids=["", "no signal can be queued"])
-def test_the_trainer_is_killed_while_producers_are_stopped(limited: str, injected: Injected) -> None:
+def test_the_trainer_is_killed_while_workers_are_stopped(limited: str, injected: Injected) -> None:
     """The lifeline is a signal."""
     process = start(limited + FOREVER, "forkserver")
     for entry in mapped():
@@ -251,7 +251,7 @@ def test_a_fork_of_the_trainer_cannot_use_the_loader(loader: Loader) -> None:
             try:
                 use()
                 return 1
-            except Closed as error:
+            except LoaderClosedError as error:
                 if "fork" not in str(error):
                     return 2
         loader.close()
@@ -281,7 +281,7 @@ def test_the_exit_of_a_fork_ends_nothing(loader: Loader) -> None:
     assert len([check(batch) for batch in iterator]) == 24
 
 
-def test_a_fork_that_outlives_the_trainer_keeps_no_producer_alive() -> None:
+def test_a_fork_that_outlives_the_trainer_keeps_no_worker_alive() -> None:
     code = """
         l = make(); next(iter(l))
         pid = os.fork()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ringload import ConfigError, Field
-from ringload.data.fields import Row, as_fields, write_exactly
+from ringload.fields import Row, as_fields, write_exactly
 
 
 def test_a_field_has_a_shape_and_a_dtype() -> None:

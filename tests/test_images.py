@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ringload import ConfigError, Producer
-from ringload.data.codecs import Jpeg, Scratch, is_progressive
-from ringload.data.geometry import Geometry
-from ringload.data.images import ImageDecoder, worst_scratch_bytes
-from tests.helpers import photo
+from ringload import ConfigError, Worker
+from ringload.images.decoder import ImageDecoder
+from ringload.images.formats import Scratch
+from ringload.images.geometry import Geometry
+from ringload.images.jpeg import Jpeg, is_held_whole
+from tests.helpers import photo, run_quietly
 
 SIZE = (60, 80)
 WHOLE = Geometry(60, 80)
@@ -32,8 +33,7 @@ def decode(path: Path, rng: Any = None, geometry: Geometry = WHOLE, **options: A
 
 def decode_by(decoder: ImageDecoder, path: Path, rng: Any = None) -> np.ndarray:
     rows = np.full((3, *decoder.field.shape), 77, decoder.field.dtype)
-    with open(path, "rb") as file:
-        decoder.load(file.fileno(), path.stat().st_size, rng, rows[1])
+    decoder.load(path.read_bytes(), rng, rows[1])
     assert (rows[[0, 2]] == 77).all(), "neighbouring rows were written to"
     return rows[1]
 
@@ -102,9 +102,9 @@ def test_16_bit_colour_keeps_its_range(tmp_path: Path) -> None:
 
 
 def test_pixels_without_a_range_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="floating-point pixels"):
-        decode(save(tmp_path / "f.tif", np.ones(SIZE, np.float32)))
-    with pytest.raises(ValueError, match="not of 16 bits"):
+    with pytest.raises(ValueError, match="floating-point pixels from 2 to 2"):
+        decode(save(tmp_path / "f.tif", np.full(SIZE, 2, np.float32)))
+    with pytest.raises(ValueError, match="signed integers"):
         decode(save(tmp_path / "i.tif", np.full(SIZE, 100_000, np.int32)))
 
 
@@ -123,7 +123,7 @@ def test_exif_orientation(tmp_path: Path, name: str, orientation: int) -> None:
     image.save(tmp_path / name, exif=exif)
     with Image.open(tmp_path / name) as original:
         upright = ImageOps.exif_transpose(original).convert("RGB").resize((80, 60))
-        stored = original.convert("RGB").resize((80, 60))
+    stored = image.resize((80, 60))  # Pillow has turned what it has loaded from TIFF
     assert difference(decode(tmp_path / name, exif=True), np.asarray(upright)) < 3
     assert difference(decode(tmp_path / name), np.asarray(stored)) < 3
 
@@ -264,9 +264,7 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, kind: str) -> None:
             decode(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"x", b"hello world" * 100, b"\xff\xd8\xff", b"\xff\xd8\xff\xe0" + b"\0" * 100, b"%!PS-Adobe-3.0 EPSF"]
-)
+@pytest.mark.parametrize("content", [b"x", b"hello world" * 100, b"\xff\xd8", b"P7\n", b"RIFF1234WAVE", b"%!PS-Adobe-3.0 EPSF"])
 def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(Exception, match="cannot identify image file"):
@@ -274,7 +272,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_other_formats_of_pillows_are_not_even_tried(tmp_path: Path) -> None:
-    for name in ("a.ppm", "a.tga", "a.pcx", "a.ico", "a.pdf"):
+    for name in ("a.tga", "a.pcx", "a.ico", "a.pdf"):
         path = save(tmp_path / name, photo(1, *SIZE))
         with pytest.raises(Exception, match="cannot identify image file"):
             decode(path)
@@ -308,8 +306,8 @@ def test_max_pixels(tmp_path: Path, name: str) -> None:
 def test_a_file_too_large_for_any_image_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(jpeg())
-    os.truncate(path, worst_scratch_bytes(10_000) + 1)  # sparse
-    with pytest.raises(ValueError, match=r"a file of 160,001 bytes cannot be an image of at most 10,000 pixels"):
+    os.truncate(path, 240_001)  # sparse
+    with pytest.raises(ValueError, match=r"a file of 240,001 bytes cannot be an image of at most 10,000 pixels"):
         decode(path, max_pixels=10_000)
 
 
@@ -320,7 +318,7 @@ def test_pillow_rescues_what_is_recoverable(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(data[:at] + b"\0\0\0" + data[at:])
     with pytest.raises(ValueError, match="extraneous bytes"):
-        Jpeg(memoryview(path.read_bytes()), "rgb", Scratch()).decode(60, 80)
+        Jpeg(memoryview(path.read_bytes()), "rgb", Scratch()).decode(8)
     assert difference(decode(path), np.asarray(Image.fromarray(photo(1, 90, 120)).resize((80, 60)))) < 4
 
 
@@ -355,38 +353,80 @@ class Turns:
 def test_large_images_take_turns_if_they_need_much_memory(tmp_path: Path, name: str, options: Any, turns: int) -> None:
     path = save(tmp_path / name, photo(1, 1000, 1200), **options)
     decoder, counted = ImageDecoder(WHOLE), Turns()
-    decoder.start(Producer(0, 0, 2_000_000, counted.exclusive))
+    decoder.start(Worker(0, 0, 2_000_000, counted.exclusive))
     decode_by(decoder, path)
     assert counted.n == turns
-    decoder.start(Producer(0, 0, 50_000_000, counted.exclusive))
+    decoder.start(Worker(0, 0, 50_000_000, counted.exclusive))
     decode_by(decoder, path)
     assert counted.n == turns
 
 
-def test_progressive_files_are_known() -> None:
-    assert is_progressive(memoryview(jpeg(progressive=True)))
-    assert not is_progressive(memoryview(jpeg()))
-    assert is_progressive(memoryview(b"\xff\xd8\xff"))  # not understood: the dearer is assumed
+def test_files_that_are_held_whole_are_known() -> None:
+    assert is_held_whole(memoryview(jpeg(progressive=True)))
+    assert not is_held_whole(memoryview(jpeg()))
+    assert is_held_whole(memoryview(b"\xff\xd8\xff"))  # not understood: the dearer is assumed
 
 
 def test_buffers_are_used_again(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", photo(1, 375, 500))
     decoder = ImageDecoder(WHOLE)
     row = np.empty(decoder.field.shape, np.uint8)
-    with open(path, "rb") as file:
-        decoder.load(file.fileno(), path.stat().st_size, None, row)
-        tracemalloc.start()
-        for _ in range(20):
-            decoder.load(file.fileno(), path.stat().st_size, None, row)
-        _, peak_bytes = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak_bytes < 20_000  # an image of its pixels would be 200,000
+    content = path.read_bytes()
+    decoder.load(content, None, row)
+    tracemalloc.start()
+    for _ in range(20):
+        decoder.load(content, None, row)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 100_000  # 79,524 as it is decoded, which cykooz-resizer takes as bytes; 562,500 as the file has it
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"color": "cmyk"}, {"dtype": "float64"}, {"max_pixels": 100}, {"transform": 3}],
+    [
+        {"color": "cmyk"},
+        {"dtype": "float64"},
+        {"max_pixels": 100},
+        {"transform": 3},
+        {"interpolation": "nix"},
+        {"background": 256},
+        {"background": (1, 2)},
+        {"background": 0.5},
+        {"background": 0, "color": "rgba"},
+        {"value_range": 3},
+        {"value_range": (5, 5)},
+        {"value_range": (0, float("inf"))},
+        {"value_range": ("a", "b")},
+        {"truncated": True},
+    ],
 )
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ImageDecoder(WHOLE, **options)
+
+
+def test_workers_that_were_forked_after_opencv_ran_its_threads(photos: Path) -> None:
+    code = """
+        import os, sys, time
+        import cv2, numpy as np
+        from ringload import ImageFrame, Loader
+        from tests.helpers import content
+
+        def is_asleep(thread):
+            with open(f"/proc/self/task/{thread}/stat") as file:
+                return file.read().rsplit(") ")[1][0] == "S"
+
+        cv2.setNumThreads(3)
+        cv2.resize(np.zeros((3000, 3000, 3), np.uint8), (900, 900), interpolation=cv2.INTER_AREA)
+        others = {int(thread) for thread in os.listdir("/proc/self/task")} - {os.getpid()}
+        assert len(others) >= 2
+        while not all(map(is_asleep, others)):
+            time.sleep(0.01)
+        source = ImageFrame(f"{sys.argv[1]}/photos.csv", root=sys.argv[1], size=(16, 16))
+        options = {"shuffle": False, "ram_budget": "600MB"}
+        with Loader(source, 4, workers=0, **options) as calm, Loader(source, 4, start_method="fork", **options) as made:
+            assert content(made) == content(calm)
+        assert cv2.getNumThreads() == 3
+        print("ok")
+    """
+    assert run_quietly(code, photos) == "ok\n"

@@ -24,9 +24,9 @@ if jax.default_backend() != "gpu":
     sys.exit()
 import jax.numpy as jnp
 import ringload, ringload.jax
-import ringload.ring.memory as memory
-from ringload.adapters import jax as adapter
-from ringload.data.sampler import Randomness, Sampler
+import ringload.ring.plan as memory
+from ringload import jax as adapter
+from ringload.order.randomness import Randomness
 from tests.helpers import TruthRows, order_of, truths
 warnings.simplefilter("error")
 
@@ -37,7 +37,7 @@ def loader(n=64, batch_size=8, slots=8, **options):
     return made
 def is_right(made, epoch, number, b):
     '''Whether a batch is what it should be, by arithmetic.'''
-    indices = Sampler(made.order).indices(epoch, number)
+    indices = made.order.indices(epoch, number)
     draws = [int(Randomness(made.order.seed).of(epoch, int(index)).integers(1 << 30)) for index in indices]
     label, draw, image = (np.asarray(b[name]) for name in ("label", "draw", "image"))
     return label.tolist() == indices.tolist() and draw.tolist() == draws and np.array_equal(image, truths(indices, draws))

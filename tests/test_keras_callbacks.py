@@ -61,6 +61,7 @@ def resume(folder: Path, killed_at: int, every: object, at_once: int = 1) -> str
     return done.stdout
 
 
+@pytest.mark.needs("tensorflow")
 def test_a_run_that_is_killed_within_an_epoch_goes_on_with_what_was_not_trained(tmp_path: Path) -> None:
     assert resume(tmp_path, 17, 2) == "begins at epoch 0 batch 0 with 0 trained\n"
     assert resume(tmp_path, 0, 5, 2) == "begins at epoch 1 batch 4 with 80 trained\ntrained to the end 2 files\n"
@@ -174,7 +175,9 @@ except ImportError:  # of which tf.summary.scalar is a part; the file is written
 """
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("tensorflow", "torch", "jax")]
+)
 def test_what_a_checkpoint_holds_and_where_costs_are_told(backend: str, tmp_path: Path) -> None:
     code = MORE + (TENSORBOARD if backend == "tensorflow" else "") + REPORT
     done = run(code, tmp_path, env={**os.environ, "KERAS_BACKEND": backend}, timeout=280)

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, of anybody: a producer, several at once, the server, whoever takes their place, the trainer."""
+"""SIGKILL at random moments, of anybody: a worker, several at once, the server, whoever takes their place, the trainer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from ringload import Batch, Loader
-from ringload.engine import Engine
-from ringload.workers.crew import Producers
-from ringload.workers.pool import Pool
+from ringload.engine.recovery import Recovery
+from ringload.workers.processes import ProcessWorkers
+from ringload.workers.supervisor import WorkerSupervisor
 from tests.conftest import Injected, Times, descriptors, mapped
 from tests.deaths import METHODS, Gated, N, Slow, Tripwire, kill_all, loader, members
 from tests.helpers import Truth, TruthRows, check, content
@@ -39,7 +39,7 @@ def forever(made: Loader) -> Iterator[Batch]:
 @pytest.fixture(autouse=True)
 def small_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few slots that the trainer soon needs those who were killed."""
-    monkeypatch.setattr("ringload.ring.memory.AUTO_SLOTS", 6)
+    monkeypatch.setattr("ringload.ring.plan.AUTO_SLOTS", 6)
 
 
 class Killer:
@@ -64,7 +64,7 @@ class Killer:
         while self._told.wait() and not self._end:
             self._told.clear()
             time.sleep(self._rng.uniform(0, 0.02))  # the random moment
-            pool = self._made._engine._crew._pool
+            pool = self._made._engine._state.workers._supervisor
             victims = sorted({*members(self._made), *pool.pids})  # a trainer that does not wait misses no server
             self.n_kills += kill_all(self._rng.sample(victims, min(self._at_once, len(victims))))
 
@@ -103,7 +103,7 @@ def run_under_fire(source: Any, method: Any, n_kills: int, at_once: int = 1, wor
 @pytest.mark.parametrize("kind", [Slow, TruthRows])
 def test_kills_at_random_moments(kind: Any, method: Any, times: Times, injected: Injected) -> None:
     n = times(8, 20) if kind is TruthRows else times(25 if method != "spawn" else 8, 40)
-    injected(f"kill -9 of a producer or the server at a random moment ({method})", *run_under_fire(kind(600), method, n))
+    injected(f"kill -9 of a worker or the server at a random moment ({method})", *run_under_fire(kind(600), method, n))
 
 
 @pytest.mark.stress
@@ -111,7 +111,7 @@ def test_kills_at_random_moments(kind: Any, method: Any, times: Times, injected:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_thousand_kills_in_one_run(method: Any, injected: Injected) -> None:
     done = run_under_fire(Slow(600), method, 1000)
-    injected(f"kill -9 of a producer or the server at a random moment ({method})", *done)
+    injected(f"kill -9 of a worker or the server at a random moment ({method})", *done)
 
 
 @pytest.mark.timeout(600)
@@ -127,8 +127,8 @@ def test_all_die_while_nobody_asks(injected: Injected) -> None:
     with loader(Truth(N), ram_budget="auto") as made:  # so few slots that those who died are missed
         iterator = iter(made)
         first = content([next(iterator)])
-        for n_spared in (1, 0):  # the producers; then the server too
-            injected("kill -9 of all producers at once", kill_all(members(made)[n_spared:]))
+        for n_spared in (1, 0):  # the workers; then the server too
+            injected("kill -9 of all workers at once", kill_all(members(made)[n_spared:]))
             first += content([next(iterator)])
         assert first + content(iterator) == expected
 
@@ -139,7 +139,7 @@ def test_the_lent_are_not_written_to_after_a_death(times: Times, injected: Injec
         for _ in range(times(3, 30)):
             kept += [next(iterator) for _ in range(4)]
             before = content(kept)
-            injected("kill -9 of all producers at once", kill_all(members(made)))
+            injected("kill -9 of all workers at once", kill_all(members(made)))
             check(next(iterator))
             assert content(kept) == before
         for batch in kept:
@@ -151,7 +151,7 @@ def test_a_seek_and_then_a_death_loses_no_slot(tmp_path: Path, injected: Injecte
     options: dict[str, Any] = {"workers": 1, "shuffle": False, "stall_timeout": 20, "ram_budget": "auto"}
     source = Gated(tmp_path / "gate", index=0)
     with loader(Truth(N), workers=0, shuffle=False) as calm, loader(source, **options) as made:
-        while not made._engine._crew.in_hand():
+        while not made._engine._state.workers.current_work():
             time.sleep(0.002)
         made.set_epoch(1)
         calm.set_epoch(1)
@@ -165,10 +165,17 @@ def test_a_seek_and_then_a_death_loses_no_slot(tmp_path: Path, injected: Injecte
 
 # -- while the trainer is at it ---------------------------------------------------------------------------------------
 
-WITH_PRODUCERS = [Engine._recover, Producers.clear, Pool.events, Pool.clear, Pool._note]
-WITHOUT = [Engine._heed, Producers.forget, Producers.start, Pool.start, Pool._start_server, Pool._end_server]
+WITH_WORKERS = [Recovery.recover, ProcessWorkers.clear, WorkerSupervisor.events, WorkerSupervisor.clear, WorkerSupervisor._note]
+WITHOUT = [
+    Recovery.handle,
+    ProcessWorkers.forget,
+    ProcessWorkers.start,
+    WorkerSupervisor.start,
+    WorkerSupervisor._start_server,
+    WorkerSupervisor._end_server,
+]
 RESETTING = [
-    *((who, function) for function in WITH_PRODUCERS for who in ("a producer", "all")),
+    *((who, function) for function in WITH_WORKERS for who in ("a worker", "all")),
     *(("the server", function) for function in WITHOUT),
 ]
 
@@ -199,7 +206,7 @@ def test_a_kill_during_a_reset(who: str, function: Any, tmp_path: Path, injected
         with wire:
             while wire.untripped and n_idle < 2:
                 n_before = n_kills
-                for deaths in (slice(1, 2), slice(0, 3)):  # a producer's, then the server's and its producers'
+                for deaths in (slice(1, 2), slice(0, 3)):  # a worker's, then the server's and its workers'
                     n_restarts, n_first, armed = made.stats.n_restarts, 0, True
                     while made.stats.n_restarts == n_restarts:
                         n_first = n_first or kill_all(members(made)[deaths])
@@ -211,7 +218,7 @@ def test_a_kill_during_a_reset(who: str, function: Any, tmp_path: Path, injected
         for _ in range(20):
             batch, right = next(pairs)
             assert content([batch]) == content([right])
-    injected("kill -9 of the server or new producers during a reset, before each line of it", n_kills)
+    injected("kill -9 of the server or new workers during a reset, before each line of it", n_kills)
 
 
 # -- the trainer ------------------------------------------------------------------------------------------------------
@@ -245,7 +252,7 @@ def start_trainer(method: str) -> subprocess.Popen[str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_trainer_is_killed_at_a_random_moment(method: str, times: Times, injected: Injected) -> None:
-    """While it starts its server, while that starts producers, while it trains: nothing is left, nothing is said."""
+    """While it starts its server, while that starts workers, while it trains: nothing is left, nothing is said."""
     rng = random.Random(method)
     for n in range(times(2, 67)):
         process = start_trainer(method)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ringload import ConfigError, Field
-from ringload.data.labels import encode
+from ringload.sources.labels import encode
 
 TABLE = pd.DataFrame(
     {
@@ -58,13 +58,17 @@ def written(label: Any) -> list[Any]:
         ("vector", "auto", Field((2,), "f4"), [[0.5, 1], [2, 3], [4, 5], [6, 7]], ()),
         ("hot", "auto", Field((3,), "f4"), [[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]], ()),
         ("hot arrays", "auto", Field((2,), "f4"), [[0, 1], [1, 0], [0, 0], [1, 1]], ()),
-        ("ids", "auto", Field((4,), "f4"), [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]], (0, 1, 2, 7)),
+        (
+            *("ids", "auto", Field((8,), "f4")),
+            [[1, 1, 0, 0, 0, 0, 0, 0], [1, *[0] * 7], [0, 0, 1, 0, 0, 0, 0, 1], [*[0] * 7, 1]],
+            range(8),
+        ),
         (["flag", "bit"], "auto", Field((2,), "f4"), [[1, 1], [0, 0], [1, 0], [1, 1]], ("flag", "bit")),
         (["bit", "flag"], "float", Field((2,), "f4"), [[1, 1], [0, 0], [0, 1], [1, 1]], ()),
         (["real", "bit"], "auto", Field((2,), "f4"), [[0.5, 1], [-1, 0], [2, 0], [3.25, 1]], ()),
     ],
 )
-def test_columns_to_fields(column: Any, mode: Any, field: Field, rows: list[Any], names: tuple[Any, ...]) -> None:
+def test_columns_to_fields(column: Any, mode: Any, field: Field, rows: list[Any], names: Any) -> None:
     (label,) = encode(TABLE, column, None, mode)
     assert (label.name, label.field, label.class_names) == ("label", field, names)
     assert written(label) == rows
@@ -105,7 +109,7 @@ def test_given_classes_keep_their_order_and_may_be_more() -> None:
         ([], None, "auto", "empty list"),
         ("ids twice", None, "auto", r"names a class twice in row 9: \[2, 2\]"),
         ("dicts", None, "auto", "holds dict"),
-        ("word", None, "nix", "label_mode is one of"),
+        ("word", None, "nix", "label_mode is .auto., .int., .* or .float., not .nix."),
     ],
 )
 def test_labels_that_cannot_be_are_named(label: Any, classes: Any, mode: Any, said: str) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringload import Batch, Field, Loader, Starved
-from ringload.ring.guard import VARIABLE
+from ringload import AllSlotsLentError, Batch, Field, Loader
+from ringload.ring.sanitizer import VARIABLE
 from tests.conftest import Injected, Times
 from tests.helpers import Truth, check, content, run_quietly, truth
 
@@ -270,22 +270,25 @@ def check_all(held: list[Batch]) -> None:
 
 
 def end_when_waiting(made: Loader, way: Callable[[list[Batch]], Any], held: list[Batch]) -> None:
-    while not made._engine._lock.locked():  # `next` has begun; whether it waits already makes no difference
+    while not made._engine._state.life.lock.locked():  # `next` has begun; whether it waits already makes no difference
         pass
     way(held)
 
 
-def test_cycles_that_nobody_collects_starve_until_somebody_does(injected: Injected) -> None:
+def test_a_ring_that_is_lent_out_starves_until_a_batch_is_given_back(injected: Injected) -> None:
+    """Cycles are none of what is held, though nobody collects them."""
     gc.disable()
     try:
         with loader(Wide(300), ram_budget="170MB") as made:
             iterator = iter(made)
             for _ in range(made.plan().n_slots):
                 in_a_cycle(next(iterator)["image"])
-            made._engine._settings = replace(made._engine._settings, stall_timeout=0.2)
-            with pytest.raises(Starved):
+            made._engine._state.settings = replace(made._engine._state.settings, stall_timeout=0.2)
+            held = [next(iterator) for _ in range(made.plan().n_slots)]
+            with pytest.raises(AllSlotsLentError, match="every slot of the ring is lent"):
                 next(iterator)
-            gc.collect()
+            check_all(held)
+            held.pop().release()
             assert len(check(next(iterator))) == BATCH
     finally:
         gc.enable()
@@ -299,10 +302,10 @@ def test_the_second_end_of_a_lease_ends_no_other(injected: Injected) -> None:
         batch = next(iterator)
         end, view = batch._end, batch["image"]
         assert end is not None
-        slot = end.posted.slot
+        slot = end.slot
         batch.release()
         held: list[Batch] = []
-        while slot not in made._engine._ring.lent:
+        while slot not in made._engine._state.ring.lent:
             held.append(next(iterator))
         del held[:-1], batch
         before = content(held)
@@ -332,13 +335,13 @@ def test_going_elsewhere_with_one_slot_left_waits_no_longer_than_for_what_is_in_
     n = times(3, 30)
     woken: list[bool] = []
     with loader(Slow(300), ram_budget="170MB") as made:
-        wait, made._engine._tick_s = made._engine._crew.wait, 30.0
+        wait, made._engine._waiting._tick_s = made._engine._state.workers.wait, 30.0
 
         def watched(timeout_s: float) -> bool:
             woken.append(wait(timeout_s))
             return woken[-1]
 
-        monkeypatch.setattr(made._engine._crew, "wait", watched)
+        monkeypatch.setattr(made._engine._state.workers, "wait", watched)
         for _ in range(n):
             iterator = iter(made)
             for _ in range(2 * made.plan().n_slots):  # until all tasks are of one row

@@ -21,26 +21,28 @@ import pytest
 
 import ringload
 from ringload import (
+    AllSlotsLentError,
     Arrays,
     BudgetError,
-    Closed,
     ConfigError,
     Field,
     ImageFrame,
     Loader,
+    LoaderClosedError,
+    RingloadError,
     SampleError,
-    Stalled,
-    Starved,
-    TooManyBad,
+    StallError,
+    TooManyBadSamplesError,
 )
-from ringload.loader import _Pass, n_workers
-from ringload.ring.limits import usable_cpus
+from ringload.loader import _Pass
+from ringload.options import n_workers
+from ringload.system.cgroups import usable_cpus
 from tests.helpers import Truth, TruthRows, check, content, truth
 
 CREWS = [
     pytest.param(0, "forkserver", id="in process"),
-    pytest.param(1, "forkserver", id="1 producer"),
-    pytest.param(5, "forkserver", id="5 producers"),
+    pytest.param(1, "forkserver", id="1 worker"),
+    pytest.param(5, "forkserver", id="5 workers"),
     pytest.param(2, "spawn", id="2 spawned"),
     pytest.param(2, "fork", id="2 forked"),
 ]
@@ -171,7 +173,7 @@ def test_large_arrays_of_a_source_are_shared_and_counted() -> None:
         out["x"] = table[index * 1000 : index * 1000 + 3]
 
     with loader(load, 10, fields={"x": ((3,), "i8")}, n_samples=4000) as made:
-        assert 0 <= made.plan().index_bytes - table.nbytes < 4096
+        assert 0 <= made.plan().index_bytes - table.nbytes < 1 << 16
         for batch in made:
             np.testing.assert_array_equal(batch["x"], batch.index[:, None] * 1000 + np.arange(3))
             break
@@ -204,7 +206,7 @@ def test_a_second_iterator_ends_the_first(workers: int) -> None:
         next(one)
         other = iter(made)
         assert next(other).epoch == 1
-        with pytest.raises(RuntimeError, match="another iter"):
+        with pytest.raises(RingloadError, match="this pass over the loader is over"):
             next(one)
         assert [batch.number for batch in other] == list(range(1, 12))
 
@@ -387,7 +389,7 @@ def test_too_many_bad_samples(workers: int) -> None:
         iterator = iter(made)
         next(iterator)
         with pytest.raises(
-            TooManyBad, match=r"13 samples were bad, more than max_bad=12; the last: sample 12 \(/data/12.jpg\)"
+            TooManyBadSamplesError, match=r"13 samples were bad, more than max_bad=12; the last: sample 12 \(/data/12.jpg\)"
         ):
             next(iterator)
 
@@ -478,7 +480,7 @@ def test_batches_outlive_the_loader() -> None:
         check(batch)
         batch["image"][:] = 7  # it is the trainer's
         batch.release()
-        with pytest.raises(Closed, match="released"):
+        with pytest.raises(LoaderClosedError, match="released"):
             _ = batch["image"]
 
 
@@ -504,7 +506,7 @@ def test_who_keeps_everything_is_told_and_can_go_on(recwarn: pytest.WarningsReco
         iterator = iter(made)
         kept: list[ringload.Batch] = []
         said = r"every slot .* is lent .* batch 0 of epoch 0 for \d+ s"
-        with pytest.raises(Starved, match=said) as caught:
+        with pytest.raises(AllSlotsLentError, match=said) as caught:
             kept.extend(iterator)
         assert len(kept) == made.plan().n_slots >= 3
         assert "copy" in str(caught.value)
@@ -567,7 +569,7 @@ def test_a_stall_names_who_is_stuck_on_what(tmp_path: Path) -> None:
         iterator = iter(made)
         check(next(iterator))
         with pytest.raises(
-            Stalled, match=r"nothing was finished for 1.5 s: producer \d \(pid \d+\) has had sample 13 of batch 1"
+            StallError, match=r"nothing was finished for 1.5 s: worker \d \(pid \d+\) has had sample 13 of batch 1"
         ):
             next(iterator)
         (tmp_path / "gate").touch()
@@ -596,10 +598,10 @@ def test_the_close_of_another_thread_ends_a_wait(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=take)
     thread.start()
-    while not made._engine._lock.locked():
+    while not made._engine._state.life.lock.locked():
         time.sleep(0.001)
     made.close()
-    assert isinstance(caught.get(timeout=20), Closed)
+    assert isinstance(caught.get(timeout=20), LoaderClosedError)
     thread.join()
 
 
@@ -608,7 +610,7 @@ def test_the_close_of_a_signal_handler_ends_a_wait(tmp_path: Path) -> None:
     previous = signal.signal(signal.SIGALRM, lambda *_: made.close())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
-        with pytest.raises(Closed):
+        with pytest.raises(LoaderClosedError):
             next(iter(made))
     finally:
         signal.signal(signal.SIGALRM, previous)
@@ -706,9 +708,9 @@ def test_after_close_nothing_can_be_asked() -> None:
     next(iterator)
     made.close()
     made.close()
-    with pytest.raises(Closed):
+    with pytest.raises(LoaderClosedError):
         next(iterator)
-    with pytest.raises(Closed):
+    with pytest.raises(LoaderClosedError):
         iter(made)
 
 
@@ -727,7 +729,7 @@ def test_stats_count_what_was_received() -> None:
 
 def test_workers_auto_leaves_one_cpu_for_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert n_workers("auto") == max(1, usable_cpus() - 1)
-    monkeypatch.setattr("ringload.loader.usable_cpus", lambda: 12)
+    monkeypatch.setattr("ringload.options.usable_cpus", lambda: 12)
     assert n_workers("auto") == 11
 
 
@@ -741,7 +743,7 @@ def test_workers_auto_leaves_one_cpu_for_the_trainer(monkeypatch: pytest.MonkeyP
         ({"workers": True}, "workers is 'auto' or an integer"),
         ({"ram_budget": "lots"}, "ram_budget is bytes"),
         ({"ram_budget": "1PB"}, "ram_budget is bytes"),
-        ({"ram_budget": 1.5}, "ram_budget is bytes"),
+        ({"ram_budget": 1.5}, "did you mean .1.5GB"),
         ({"seed": -1}, "seed is an integer"),
         ({"last": "most"}, "last is"),
         ({"shard": (2, 2)}, "shard is"),
@@ -754,7 +756,7 @@ def test_workers_auto_leaves_one_cpu_for_the_trainer(monkeypatch: pytest.MonkeyP
         ({"restarts": -1}, "restarts"),
         ({"sample_timeout": 0}, "sample_timeout"),
         ({"stall_timeout": 0}, "stall_timeout"),
-        ({"source": 3}, "a source has `fields`"),
+        ({"source": 3}, "3 is no source of samples: give ringload.ImageFrame"),
         ({"source": lambda i, r, o: None}, "fields="),
         ({"source": type("Nothing", (), {"fields": {"x": ((), "i8")}, "__len__": lambda self: 30})()}, "neither load"),
     ],
@@ -783,24 +785,24 @@ def test_a_budget_beyond_what_there_is_is_refused() -> None:
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
 def test_a_source_that_fails_to_start_is_told(method: Any) -> None:
     class BadStart(Truth):
-        def start(self, producer: Any) -> None:
+        def start(self, worker: Any) -> None:
             raise RuntimeError("no database")
 
     with loader(BadStart(100), start_method=method) as made:
         with pytest.raises(ConfigError, match="RuntimeError: no database"):
             next(iter(made))
-        with pytest.raises(Closed, match="it ended with ConfigError"):
+        with pytest.raises(LoaderClosedError, match="it ended with ConfigError"):
             next(iter(made))
 
 
 def test_who_looks_at_statistics_takes_no_error_away() -> None:
     class BadStart(Truth):
-        def start(self, producer: Any) -> None:
+        def start(self, worker: Any) -> None:
             raise RuntimeError("no database")
 
     with loader(BadStart(100)) as made:
         deadline_s = time.monotonic() + 20
-        while not made._engine._closing and time.monotonic() < deadline_s:
+        while not made._engine._state.life.close_requested and time.monotonic() < deadline_s:
             assert made.stats.n_batches == 0
             time.sleep(0.01)
         with pytest.raises(ConfigError, match="no database"):

@@ -76,7 +76,7 @@ def test_a_module_run_by_its_name(count: Path, tmp_path: Path) -> None:
 
 
 def test_a_module_beside_the_script_is_found(count: Path, tmp_path: Path) -> None:
-    """Functions of importable modules are sent by name, and the producers look for them where the script does."""
+    """Functions of importable modules are sent by name, and the workers look for them where the script does."""
     (tmp_path / "mine.py").write_text(SCRIPT.partition("\nfields = {")[0])
     script = """
         import mine, ringload
@@ -127,7 +127,7 @@ def test_a_notebook(count: Path, tmp_path: Path) -> None:
     assert count.read_text() == "once\n"
 
 
-def test_what_a_producer_prints_is_seen(count: Path) -> None:
+def test_what_a_worker_prints_is_seen(count: Path) -> None:
     code = """
         import ringload
         def load(index, rng, out):
@@ -141,7 +141,7 @@ def test_what_a_producer_prints_is_seen(count: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_producers_import_no_more_than_they_need(count: Path, method: str) -> None:
+def test_workers_import_no_more_than_they_need(count: Path, method: str) -> None:
     code = f"""
         import pandas, psutil, ringload, numpy as np
         names = ["pandas", "psutil", "tensorflow", "torch", "keras", "rich", "click", "cv2", "PIL"]

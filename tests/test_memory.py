@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ringload import BudgetError, ConfigError, Field
-from ringload.ring.limits import Usable
-from ringload.ring.memory import AUTO_SLOTS, MAX_SLOTS, MIN_SLOTS, human, make_plan, parse_bytes
+from ringload.ring.plan import AUTO_SLOTS, MAX_SLOTS, MIN_SLOTS, human, make_plan, parse_bytes
+from ringload.system.cgroups import Usable
 
 GB = 10**9
 FIELDS = {"image": Field((224, 224, 3), "u1"), "label": Field((), "i8")}
@@ -29,6 +30,16 @@ USABLE = Usable(64 * GB, "memory available on this machine")
         ("50%", 32 * GB),
         (0.5, 32 * GB),
         (1.0, 64 * GB),
+        ("1.0", 64 * GB),
+        ("0.5", 32 * GB),
+        (".5", 32 * GB),
+        ("100%", 64 * GB),
+        ("48 G", 48 * GB),
+        ("48g", 48 * GB),
+        ("2e11", 200 * GB),
+        (48e9, 48 * GB),
+        (np.int64(48 * GB), 48 * GB),
+        (np.float32(0.5), 32 * GB),
         (48_000_000_000, 48 * GB),
     ],
 )
@@ -36,7 +47,7 @@ def test_amounts_of_memory(amount: Any, n_bytes: int) -> None:
     assert parse_bytes(amount, USABLE) == n_bytes
 
 
-@pytest.mark.parametrize("amount", ["", "GB", "48XB", "-1GB", 0, -5, 1.5, 0.0, True, None, "101%", "1e9", [1]])
+@pytest.mark.parametrize("amount", ["", "GB", "48XB", "-1GB", 0, -5, 0.0, True, None, "101%", "0%", "50%b", "5i", [1]])
 def test_what_is_no_amount_is_refused(amount: Any) -> None:
     with pytest.raises(ConfigError, match="ram_budget is bytes"):
         parse_bytes(amount, USABLE)
@@ -54,7 +65,7 @@ def test_the_budget_covers_everything() -> None:
     assert made.ring_bytes == made.n_slots * made.slot_bytes
     assert made.slot_bytes >= 256 * (224 * 224 * 3 + 8 + 8)
     assert made.slot_bytes % 4096 == 0
-    parts = made.ring_bytes + made.index_bytes + made.producers_bytes + made.control_bytes + made.page_tables_bytes
+    parts = made.ring_bytes + made.index_bytes + made.workers_bytes + made.control_bytes + made.page_tables_bytes
     assert parts == made.total_bytes
 
 
@@ -91,9 +102,33 @@ def test_scratch_grows_with_the_budget_and_the_rest_waits_its_turn() -> None:
     assert (one.scratch_bytes, one.exclusive_bytes) == (GB, 0)
 
 
+@pytest.mark.parametrize(("budget", "n_bytes"), [("48GB", GB), ("1.5GB", 750_000_000), ("1GB", 500_000_000)])
+def test_a_source_that_refuses_what_is_large_gets_half_of_a_small_budget(budget: str, n_bytes: int) -> None:
+    """Whatever the number of workers, if the least that works leaves so much."""
+    for n_workers in (0, 1, 2):
+        made = plan(budget, n_workers=n_workers, batch_size=16, index_bytes=0, refuses_large=True)
+        assert made.max_sample_bytes == n_bytes
+        assert made.total_bytes <= made.budget_bytes
+        assert made.exclusive_bytes in (0, made.max_sample_bytes)
+        assert n_workers == 0 or made.exclusive_bytes or made.scratch_bytes == made.max_sample_bytes
+    with pytest.raises(BudgetError):
+        plan("500MB", n_workers=2, batch_size=16, index_bytes=0)
+
+
+def test_half_of_a_budget_that_is_tight_is_what_is_left() -> None:
+    for budget_bytes in range(180_000_000, 400_000_000, 7_000_000):
+        try:
+            made = plan(budget_bytes, n_workers=2, batch_size=4, index_bytes=0, refuses_large=True)
+        except BudgetError:
+            assert budget_bytes < 190_000_000
+            continue
+        assert made.total_bytes <= budget_bytes
+        assert 32 << 20 <= made.max_sample_bytes <= max(32 << 20, budget_bytes // 2)
+
+
 def test_no_workers_no_processes() -> None:
     made = plan("8GB", n_workers=0)
-    assert (made.producers_bytes, made.n_slots) == (0, AUTO_SLOTS)
+    assert (made.workers_bytes, made.n_slots) == (0, AUTO_SLOTS)
 
 
 def test_no_more_slots_than_batches() -> None:

@@ -18,12 +18,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ringload import Batch, ImageFrame, Loader, SampleError
-from ringload.data.fields import Field
-from ringload.data.images import worst_scratch_bytes
+from ringload.fields import Field
+from ringload.images.decoder import worst_scratch_bytes
 from ringload.insight.cli import main
-from ringload.ring.limits import Usable
-from ringload.ring.memory import make_plan
+from ringload.ring.plan import make_plan
+from ringload.system.cgroups import Usable
 from tests.conftest import Injected, Times
+from tests.light import load_number
 from tests.ram import blocks, check_blocks, reserved_bytes, status_bytes
 
 pytestmark = pytest.mark.fault
@@ -35,7 +36,7 @@ GB = 10**9
 
 
 def test_a_plan_of_48_gb_counts_page_tables() -> None:
-    """8 bytes a 4 KiB page, for each of 12 producers and the trainer: 13/512 of ring and index."""
+    """8 bytes a 4 KiB page, for each of 12 workers and the trainer: 13/512 of ring and index."""
     fields = {"image": Field((224, 224, 3), "uint8"), "label": Field((), "int64")}
     plan = make_plan(fields, 256, 12, "48GB", Usable(64 * GB, ""), index_bytes=30_000_000 * 84, max_sample_bytes=GB)
     mapped_bytes = plan.ring_bytes + plan.index_bytes + plan.control_bytes
@@ -46,18 +47,14 @@ def test_a_plan_of_48_gb_counts_page_tables() -> None:
     arguments = "plan --ram 48GB --workers 12 --samples 30_000_000"
     output = CliRunner(env={"COLUMNS": "160"}).invoke(main, arguments.split()).output
     assert "page tables" in output
-    assert "8 bytes a page of ring and index, for 12 producers and the trainer" in output
+    assert "8 bytes a page of ring and index, for 12 workers and the trainer" in output
 
 
 def ring_of(ring_bytes: int, workers: int = 2) -> Loader:
-    """Batches of 4 MB. Producers import nothing for it."""
-
-    def load(index: int, rng: np.random.Generator, out: Any) -> None:
-        out["x"][:] = index % 251 + 1
-
+    """Batches of 4 MB. Workers import nothing for it."""
     budget_bytes = int(ring_bytes * (1 + (workers + 1) / 512)) + (64 << 20) + workers * (25 << 20) + (3 << 20)
     options: dict[str, Any] = {"fields": {"x": ((1_000_000,), "uint8")}, "n_samples": 100_000, "workers": workers}
-    return Loader(load, 4, ram_budget=budget_bytes, **options)
+    return Loader(load_number, 4, ram_budget=budget_bytes, **options)
 
 
 def touch_all(made: Loader) -> None:
@@ -69,15 +66,15 @@ def touch_all(made: Loader) -> None:
 
 
 def test_page_tables_are_as_planned(injected: Injected) -> None:
-    """The trainer touches the whole ring sooner or later; a producer some of it, and in the end all of it."""
+    """The trainer touches the whole ring sooner or later; a worker some of it, and in the end all of it."""
     before_bytes = status_bytes("self", "VmPTE")
     with ring_of(1 << 30) as made:
         touch_all(made)
         mine_bytes = status_bytes("self", "VmPTE") - before_bytes
         each_bytes = made.plan().page_tables_bytes / 3
         assert 0.9 * each_bytes < mine_bytes < 1.1 * each_bytes
-        producers = [p for p in psutil.Process().children(recursive=True) if p.name() in ("ringload:0", "ringload:1")]
-        theirs_bytes = [status_bytes(process.pid, "VmPTE") for process in producers]
+        workers = [p for p in psutil.Process().children(recursive=True) if p.name() in ("ringload:0", "ringload:1")]
+        theirs_bytes = [status_bytes(process.pid, "VmPTE") for process in workers]
         assert len(theirs_bytes) == 2
         assert each_bytes < sum(theirs_bytes) < 2 * each_bytes + 2 * (512 << 10)  # and what any process has
     injected("a ring of 1 GiB, every page of it touched", 1)
@@ -144,7 +141,7 @@ def bombs() -> dict[str, bytes]:
 
 
 def test_bombs_of_every_format_are_refused_by_their_headers(tmp_path: Path, injected: Injected) -> None:
-    """Before any memory is taken for their pixels: the producer's peak stays where it was."""
+    """Before any memory is taken for their pixels: the worker's peak stays where it was."""
     files = {"small.png": encoded("PNG"), **bombs()}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -152,12 +149,12 @@ def test_bombs_of_every_format_are_refused_by_their_headers(tmp_path: Path, inje
     with Loader(source, 1, workers=1, ram_budget="2GB", shuffle=False, epochs=1) as made:
         batches = iter(made)
         check_blocks(0, next(batches)["image"][0])
-        (producer,) = [p.pid for p in psutil.Process().children(recursive=True) if p.name() == "ringload:0"]
+        (worker,) = [p.pid for p in psutil.Process().children(recursive=True) if p.name() == "ringload:0"]
         for name in [*files][1:]:
             with pytest.raises(SampleError, match=rf"{name}.*(pixels: more than max_pixels|4290250000 pixels)"):
                 next(batches)
             assert made.stats.n_restarts == 0
-        assert status_bytes(producer, "VmHWM") < 100_000_000
+        assert status_bytes(worker, "VmHWM") < 100_000_000
     injected("an image file whose header says 65,500 x 65,500 pixels", len(files) - 1)
 
 
@@ -165,7 +162,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [("png", {"compress_level": 1}), ("jpg
 
 
 def own_bytes_after(folder: Path, suffix: str, options: dict[str, Any], n_pixels: int, n: int, huge: set[int]) -> int:
-    """What a producer has of its own (USS) after `n` images, of which some are huge and wait for their turn."""
+    """What a worker has of its own (USS) after `n` images, of which some are huge and wait for their turn."""
     names = []
     for index in range(n):
         height = int((n_pixels * 2 / 3) ** 0.5) if index in huge else 200
@@ -177,13 +174,13 @@ def own_bytes_after(folder: Path, suffix: str, options: dict[str, Any], n_pixels
         assert made.plan().exclusive_bytes
         for batch in made:
             check_blocks(int(batch.index[0]), batch["image"][0])
-        (producer,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "ringload:0"]
-        return int(producer.memory_full_info().uss)
+        (worker,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "ringload:0"]
+        return int(worker.memory_full_info().uss)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("suffix", "options"), KINDS, ids=["png", "progressive", "baseline"])
-def test_a_producer_gives_back_what_a_huge_image_took(
+def test_a_worker_gives_back_what_a_huge_image_took(
     tmp_path: Path, suffix: str, options: dict[str, Any], times: Times, injected: Injected
 ) -> None:
     n_pixels, n = times(12_000_000, 24_000_000), times(20, 60)

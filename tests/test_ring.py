@@ -3,17 +3,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ringload.ring.channel import TASK
-from ringload.ring.ring import Bad, Posted, Ring
-from ringload.ring.slots import HINT_DONE, HINT_WORDS
+from ringload.bad_sample import Bad
+from ringload.ring.layout import FLAG_DONE, FLAG_DONE_WITH_REPORTS
+from ringload.ring.slots import InFlightBatch, Ring
+from ringload.workers.records import TASK, task_records
 
 
-def finish(ring: Ring, posted: Posted) -> None:
-    ring.enter([(posted.slot, task, 1, 0.5, 0.25) for task in range(len(posted.cut.bounds))])
+def finish(ring: Ring, posted: InFlightBatch) -> None:
+    ring.enter([(posted.slot, task, 1, 0.5, 0.25) for task in range(len(posted.split.bounds))])
 
 
-def fill(ring: Ring, number: int, n_rows: int = 8, rows_per_task: int = 2) -> Posted:
+def fill(ring: Ring, number: int, n_rows: int = 8, rows_per_task: int = 2) -> InFlightBatch:
     return ring.fill(0, number, n_rows, rows_per_task)
+
+
+def give_back(ring: Ring, batch: InFlightBatch) -> bool:
+    return ring.give_back(batch.slot, batch.serial)
 
 
 def test_a_slot_goes_its_round() -> None:
@@ -27,9 +32,9 @@ def test_a_slot_goes_its_round() -> None:
     assert ring.n_full == 1
     assert ring.lend() is first
     assert (ring.lent, ring.due()) == ({first.slot: first}, second)
-    ring.give_back(first)
+    assert give_back(ring, first)
     assert (ring.n_free, ring.lent) == (1, {})
-    ring.give_back(first)  # a second end of the same lease is nothing
+    assert not give_back(ring, first), "a second end of the same lease ends nothing"
     assert ring.n_free == 1
     assert fill(ring, 2).slot == first.slot
 
@@ -39,11 +44,11 @@ def test_an_old_end_does_not_free_the_next_lease_of_its_slot() -> None:
     old = fill(ring, 0)
     finish(ring, old)
     ring.lend()
-    ring.give_back(old)
+    give_back(ring, old)
     new = fill(ring, 1)
     finish(ring, new)
     ring.lend()
-    ring.give_back(old)
+    assert not give_back(ring, old)
     assert (ring.n_free, ring.lent) == (0, {new.slot: new})
 
 
@@ -52,7 +57,7 @@ def test_a_slot_with_unread_reports_is_never_freed() -> None:
     posted = fill(ring, 0)
     ring.lend()
     with pytest.raises(AssertionError, match="reports are read before leases end"):
-        ring.give_back(posted)
+        give_back(ring, posted)
 
 
 def test_leases_end_in_any_order_and_warm_slots_are_used_first() -> None:
@@ -62,7 +67,7 @@ def test_leases_end_in_any_order_and_warm_slots_are_used_first() -> None:
         finish(ring, one)
         ring.lend()
     for number in (3, 0, 4):
-        ring.give_back(posted[number])
+        give_back(ring, posted[number])
     assert [fill(ring, number).slot for number in (5, 6, 7)] == [posted[4].slot, posted[0].slot, posted[3].slot]
     ring.add(range(5, 8))
     assert [fill(ring, number).slot for number in (8, 9, 10)] == [5, 6, 7]
@@ -82,9 +87,9 @@ def test_what_is_posted_again_is_what_is_not_done() -> None:
     posted = ring.fill(7, 9, 8, 2)
     ring.bad(posted.slot, 2, Bad(5, "", "", ""))
     ring.enter([(posted.slot, 0, 2, 0, 0), (posted.slot, 2, 2, 0, 0)])
-    tasks = [TASK.unpack_from(posted.records(), at) for at in range(0, len(posted.records()), TASK.size)]
+    tasks = [TASK.unpack_from(task_records(posted), at) for at in range(0, len(task_records(posted)), TASK.size)]
     assert tasks == [(7, 9, 0, 2, 4, 1, 4), (7, 9, 0, 6, 8, 3, 4)]
-    assert posted.hints() == bytes([HINT_DONE, 0, HINT_WORDS, 0])
+    assert posted.done_flags() == bytes([FLAG_DONE, 0, FLAG_DONE_WITH_REPORTS, 0])
 
 
 def test_cancelling_waits_for_what_is_in_hand() -> None:
@@ -97,11 +102,11 @@ def test_cancelling_waits_for_what_is_in_hand() -> None:
     ring.cancel()
     assert (ring.n_free, ring.n_in_flight, ring.starving) == (2, 0, False)
     ring.enter([(begun.slot, task, 2, 0, 0) for task in (1, 2, 3)])
-    hints = bytearray(b"\1\0\2\1")
-    begun.hints_now = memoryview(hints)
+    done_flags = bytearray(b"\1\0\2\1")
+    begun.flags_now = memoryview(done_flags)
     ring.free_cancelled()
-    assert (ring.n_free, ring.starving) == (2, False), "it will be set by a producer that has reported"
-    hints[1] = HINT_DONE
+    assert (ring.n_free, ring.starving) == (2, False), "it will be set by a worker that has reported"
+    done_flags[1] = FLAG_DONE
     ring.free_cancelled()
     assert (ring.n_free, ring.starving) == (3, True)
 
@@ -149,7 +154,7 @@ def test_any_sequence_keeps_every_slot_in_one_place(rng: np.random.Generator) ->
         elif action == 3 and (due := ring.due()) is not None and due.undone == 0:
             lent.append(ring.lend())
         elif action == 4 and lent:
-            ring.give_back(lent.pop(rng.integers(len(lent))))
+            give_back(ring, lent.pop(rng.integers(len(lent))))
         elif action == 5 and rng.random() < 0.05:
             ring.cancel()
             for slot, posted in list(ring._cancelled.items()):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from ringload import Field
-from ringload.ring.slots import FIELD_ALIGNMENT_BYTES, MAX_TASKS, Layout
+from ringload.ring.layout import FIELD_ALIGNMENT_BYTES, KEY, MAX_TASKS, Layout
 
 LAYOUT = Layout(
     {"image": Field((5, 7, 3), "u1"), "one": Field((), "u1"), "vector": Field((3,), "f8"), "name": Field((2,), "S3")},
@@ -22,11 +22,11 @@ def test_fields_are_aligned_and_do_not_overlap() -> None:
         end = offset + 4 * field.row_bytes
     assert end <= LAYOUT.slot_bytes
     assert LAYOUT.slot_bytes % 4096 == LAYOUT.slots_start % 4096 == 0
-    assert LAYOUT.slots_start >= LAYOUT.hints_start + LAYOUT.n_slots * MAX_TASKS
-    assert [name for name, _, _ in LAYOUT.places] == ["image", "one", "vector", "name", "index", "valid"]
+    assert LAYOUT.slots_start >= LAYOUT.flags_start + LAYOUT.n_slots * MAX_TASKS
+    assert [name for name, _, _ in LAYOUT.places] == ["image", "one", "vector", "name", "index", KEY, "valid"]
 
 
-def test_producers_and_the_trainer_see_the_same_bytes() -> None:
+def test_workers_and_the_trainer_see_the_same_bytes() -> None:
     segment = np.zeros(LAYOUT.n_bytes, np.uint8)
     arrays = LAYOUT.arrays(segment)
     for array in arrays.values():

@@ -11,14 +11,15 @@ import gc, itertools, json, sys, threading, warnings
 from pathlib import Path
 import numpy as np
 import ringload
-import ringload.ring.memory
-from ringload import ConfigError, Loader, SampleError
-from ringload.data.sampler import Randomness, Sampler
+import ringload.ring.plan
+from ringload import ConfigError, Loader, RingloadError, SampleError
+from ringload.order.position import following
+from ringload.order.randomness import Randomness
 from tests.helpers import Truth, truth
 
 def loader(n=60, batch_size=5, source=None, slots=None, **options):
     if slots:
-        ringload.ring.memory.MIN_SLOTS = ringload.ring.memory.AUTO_SLOTS = slots
+        ringload.ring.plan.MIN_SLOTS = ringload.ring.plan.AUTO_SLOTS = slots
     made = Loader(source or Truth(n), batch_size, **{"workers": 2, "ram_budget": "auto" if slots else "200MB", **options})
     assert not slots or made.plan().n_slots == slots
     return made
@@ -26,12 +27,12 @@ def loader(n=60, batch_size=5, source=None, slots=None, **options):
 class Checker:
     '''Knows by arithmetic, not by the batch, what each row of each batch of Truth is.'''
     def __init__(self, order):
-        self.order, self.sampler, self.randomness, self.place = order, Sampler(order), Randomness(order.seed), (0, 0)
+        self.order, self.randomness, self.place = order, Randomness(order.seed), (0, 0)
     def wrong(self, batch):
         '''How many rows of the next batch are not what they should be.'''
         epoch, number = self.place
-        self.place = self.order.after(epoch, number)
-        rows = zip(self.sampler.indices(epoch, number), *(batch[name].cpu().numpy() for name in ("image", "label", "draw")))
+        self.place = following(self.order, epoch, number)
+        rows = zip(self.order.indices(epoch, number), *(batch[name].cpu().numpy() for name in ("image", "label", "draw")))
         return sum(not self.is_right(int(index), epoch, *row) for index, *row in rows)
     def is_right(self, index, epoch, image, label, draw):
         drawn = int(self.randomness.of(epoch, index).integers(1 << 30))
@@ -41,11 +42,11 @@ def lent(made):
     '''How many slots are lent.'''
     gc.collect()
     made.stats  # enters the leases that have ended into the books
-    return len(made._engine._ring.lent)
+    return len(made._engine._state.ring.lent)
 
 def until_filled(made):
-    '''Until the producers have filled all slots that are not lent: they are as far ahead as they can be.'''
-    while made.stats.n_full + len(made._engine._ring.lent) < made.plan().n_slots:
+    '''Until the workers have filled all slots that are not lent: they are as far ahead as they can be.'''
+    while made.stats.n_full + len(made._engine._state.ring.lent) < made.plan().n_slots:
         threading.Event().wait(0.0002)
 
 def refused(kind, call):
@@ -79,7 +80,7 @@ names = np.arange(40).astype("S20")
 pairs = np.zeros(40, [("a", "i4"), ("b", "f4")])
 source = ringload.Arrays(**arrays, number=np.arange(40), name=names, pair=pairs, swapped=np.zeros(40, ">f4"))
 with loader(source=source) as made:
-    memory, layout = made.memory, made._layout
+    memory, layout = made.memory, made._engine._state.layout
     offsets = {name: offset for name, _, offset in layout.places}
     fields = [*arrays, "number"]
     seen = 0
@@ -112,7 +113,7 @@ with loader(23, last="pad", shuffle=False) as made:
     renamed = next(iter(Batches(made, "cpu", {"pixel_values": "image", "labels": "label"})))
     assert list(renamed) == ["pixel_values", "labels"] and renamed["pixel_values"].shape == (5, 8, 6, 3)
     assert next(iter(Batches(made, "meta", "image"))).device.type == "meta"
-    assert "no field 'pixels'; there are ['image', 'label', 'draw', 'valid', 'index']" in refused(
+    assert "no field 'pixels'; the fields are ['image', 'label', 'draw', 'valid', 'index']" in refused(
         ConfigError, lambda: Batches(made, fields="pixels"))
     assert "is no device of torch's" in refused(ConfigError, lambda: Batches(made, "gpu"))
     if not torch.cuda.is_available():
@@ -123,7 +124,7 @@ with loader() as made:
 """
 
 PIECES = """
-from ringload.adapters.cuda import next_piece
+from ringload.torch.cuda import next_piece
 
 for header, slot_bytes, n_slots, most_bytes in itertools.product((4096, 81920), (4096, 1 << 20), (1, 2, 9), (1, 5000, 1 << 30)):
     n_bytes = header + n_slots * slot_bytes
@@ -190,7 +191,7 @@ with loader() as made, loader(workers=0) as twin:
     assert [label.tolist() for label in labels] == second and len(second) == 12
     old = iter(batches)
     iter(batches)
-    assert "one iterates at a time" in refused(RuntimeError, lambda: next(old))
+    assert "this pass over the loader is over" in refused(RingloadError, lambda: next(old))
 """
 
 
@@ -230,7 +231,7 @@ THREADS = """
 import ctypes
 from collections import deque
 from queue import SimpleQueue
-from ringload.adapters.ahead import InTransit
+from ringload.bridge.device_prefetch import PendingTransfers
 
 def copy_all(jobs):
     while True:
@@ -272,7 +273,7 @@ class LateCopy:
 class ThreadLane:
     pinned_bytes = 0
     def __init__(self, prompt=True, forgets=False, raises={}):
-        self.in_transit, self.jobs, self.begun = InTransit(), SimpleQueue(), deque()
+        self.in_transit, self.jobs, self.begun = PendingTransfers(), SimpleQueue(), deque()
         self.n_begun, self.prompt, self.forgets, self.raises, self.pinned = 0, prompt, forgets, raises, 0
         threading.Thread(target=copy_all, args=(self.jobs,), daemon=True).start()
     def synchronize(self):
@@ -307,7 +308,7 @@ for slots in (2, 3, 4, 8):
         assert batches._lane.n_begun in (500, 501)  # nothing was copied twice
         batches._lane.in_transit.wait()
         assert len(batches._lane.in_transit) == 0
-        assert batches._lane.pinned == len(made.memory) == made._layout.n_bytes
+        assert batches._lane.pinned == len(made.memory) == made._engine._state.layout.n_bytes
     with loader(40, 4, slots=slots) as made:
         batches = batches_by_threads(made, prompt=False, forgets=True)  # says that a copy is done when it has just begun
         assert steps(batches, 40, 5, batches._lane.synchronize) > 0, slots
@@ -315,7 +316,7 @@ for slots in (2, 3, 4, 8):
 
 
 def test_no_step_sees_another_batch_and_no_slot_is_used_before_its_copy_is_done() -> None:
-    """Over 500 steps each, with producers that are as far ahead as the ring lets them; and an early release is noticed.
+    """Over 500 steps each, with workers that are as far ahead as the ring lets them; and an early release is noticed.
 
     Copies go the way of a CUDA device, made by threads, as late as they may.
     """
@@ -365,12 +366,12 @@ with loader(slots=6) as made, loader(workers=0) as twin:
     advance(made, stream, 1)
     assert made.position == 2
     made.set_epoch(5)
-    assert "one iterates at a time" in refused(RuntimeError, lambda: next(stream))
+    assert "this pass over the loader is over" in refused(RingloadError, lambda: next(stream))
     assert batches.state_dict()["epoch"] == 5 and labels(batches) == epochs[5]
     old = iter(batches)
     advance(made, old, 1)
     iter(batches)
-    assert "one iterates at a time" in refused(RuntimeError, lambda: next(old))
+    assert "this pass over the loader is over" in refused(RingloadError, lambda: next(old))
     del stream, old
     batches._lane.in_transit.wait()
     iter(batches)  # what was copied ahead is let go of
@@ -432,7 +433,7 @@ def test_what_adapters_are_told_of_a_loader() -> None:
         """
 calls = []
 made = loader(source=ringload.Arrays(x=np.zeros((64, 1 << 20), np.uint8)), batch_size=8, ram_budget="400MB")
-layout, before = made._layout, made.memory
+layout, before = made._engine._state.layout, made.memory
 assert before.ctypes.data % 4096 == 0 and before.dtype == np.uint8
 assert (len(before) - layout.slots_start) % layout.slot_bytes == 0 and len(before) < layout.n_bytes
 stream = iter(made)
@@ -445,7 +446,7 @@ made.close()
 assert calls == ["one"]
 made.at_close(lambda: calls.append("two"))
 assert calls == ["one", "two"]
-assert "closed" in refused(ringload.Closed, lambda: made.memory)
+assert "closed" in refused(ringload.LoaderClosedError, lambda: made.memory)
 del before
 with loader(workers=0) as made:
     assert not made.ready and next(iter(made)) and not made.ready
@@ -460,7 +461,7 @@ gc.collect()
 assert calls == ["one", "two", "three"]
 assert "torch" not in sys.modules
 sys.modules["torch"] = None
-assert "needs PyTorch: pip install 'ringload[torch]'" in refused(ImportError, lambda: ringload.torch)
+assert "needs PyTorch, msgspec and typing_extensions" in refused(ImportError, lambda: ringload.torch)
 print("done")
 """,
         begin=BEGIN,

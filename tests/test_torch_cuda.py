@@ -16,7 +16,7 @@ CUDA = """
 if not torch.cuda.is_available():
     print("skip: there is an NVIDIA GPU, but torch", torch.__version__, "finds no CUDA")
     sys.exit()
-from ringload.adapters import cuda
+from ringload.torch import cuda
 
 DEVICE = torch.device("cuda", torch.cuda.current_device())
 SLEEP = 20_000_000  # clock cycles: about 10 ms
@@ -95,7 +95,7 @@ with loader(slots=8) as made:
         assert batch["x"].device == batch["i"].device == DEVICE
     stream = iter(Batches(made, "cuda"))
     next(stream)
-    with torch.cuda.stream(cuda.lane_of(made)._streams[DEVICE]):
+    with torch.cuda.stream(cuda.cuda_transfer_of(made)._streams[DEVICE]):
         torch.cuda._sleep(SLEEP)
     next(stream)  # and is closed with copies under way
 
@@ -118,14 +118,14 @@ for piece_bytes in (1, 20 << 20, 64 << 20):
     cuda.PIECE_BYTES = piece_bytes
     with loader(source=ringload.Arrays(x=x), batch_size=8, ram_budget="500MB") as made:
         batches, n = Batches(made, "cuda", ("x", "index")), 0
-        begins = cuda.lane_of(made)._addresses
-        while batches.pinned_bytes < made._layout.n_bytes or n < 100:
+        begins = cuda.cuda_transfer_of(made)._addresses
+        while batches.pinned_bytes < made._engine._state.layout.n_bytes or n < 100:
             for images, index in batches:
                 n += 1
                 assert torch.equal(images.cpu(), torch.from_numpy(x[index.cpu().numpy()])), (piece_bytes, n)
-        first = made.memory.ctypes.data + made._layout.slots_start
+        first = made.memory.ctypes.data + made._engine._state.layout.slots_start
         assert begins[0] == made.memory.ctypes.data
-        assert all((begin - first) % made._layout.slot_bytes == 0 for begin in begins[1:])
+        assert all((begin - first) % made._engine._state.layout.slot_bytes == 0 for begin in begins[1:])
         assert len(begins) == 1 + made.plan().n_slots if piece_bytes == 1 else 1 < len(begins) < made.plan().n_slots
 print("done")
 """)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ringload import ConfigError, Loader
-from ringload.data.ranks import rank_and_world
+from ringload.order.ranks import rank_and_world
 from tests.helpers import Truth, run_quietly
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.utils.data import Dataset, WeightedRandomSampler  # noqa: E402
+from torch.utils.data import Dataset, DistributedSampler, RandomSampler, WeightedRandomSampler  # noqa: E402
 from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 
 import ringload  # noqa: E402
@@ -218,11 +218,11 @@ def states_of(loader: Any) -> list[Any]:
 class Shuffled:
     """A sampler that draws from Python's or NumPy's global generator."""
 
-    def __init__(self, shuffle: Any) -> None:
-        self.shuffle = shuffle
+    def __init__(self, shuffle: Any, n: int = 23) -> None:
+        self.shuffle, self.n = shuffle, n
 
     def __iter__(self) -> Iterator[int]:
-        order = list(range(23))
+        order = list(range(self.n))
         self.shuffle(order)
         return iter(order)
 
@@ -279,3 +279,131 @@ def test_states_of_others_are_refused() -> None:
     loader.load_state_dict(DataLoader(Drawing(), 4, generator=torch.Generator()).state_dict())
     with pytest.raises(ringload.ConfigError, match="1 generators"):
         iter(loader)
+
+
+class Plain(Dataset):
+    """`(index, three draws)`, without a state."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> list[float]:
+        return [index, random.random(), float(np.random.rand()), torch.rand(1).item()]
+
+
+def trained(loader: Any, n: int, found: list[Any], draws: bool) -> None:
+    """Receive `n` batches, over the ends of epochs; the trainer draws, too (dropout, say)."""
+    while n:
+        for batch in loader:
+            found += rows([batch])
+            if draws:
+                random.random(), np.random.normal(), torch.rand(2)
+            n -= 1
+            if not n:
+                break
+
+
+class Drawn:
+    """A sampler that draws as it goes."""
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(12):
+            yield random.randrange(12)
+
+
+ORDERS: dict[str, Any] = {
+    "torch": ({"shuffle": True}, False),
+    "torch, drawing": ({"shuffle": True}, True),
+    "random": ({"sampler": Shuffled(random.shuffle, 12)}, False),
+    "random, drawing": ({"sampler": Shuffled(random.shuffle, 12)}, True),
+    "as it goes": ({"sampler": Drawn()}, False),
+}
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize(("options", "draws"), ORDERS.values(), ids=ORDERS)
+def test_epochs_after_resumes_are_those_of_the_uninterrupted_run(options: Any, persistent: bool, draws: bool) -> None:
+    """Order and augmentation, without a generator of the loader's own, over several resumes in a row, within epochs and
+    between them, with other numbers of workers."""
+
+    def make(n_workers: int) -> Any:
+        kept = {"persistent_workers": True} if persistent and n_workers else {}
+        return DataLoader(Plain(), 4, **options, **kept, **(FORK | {"num_workers": n_workers} if n_workers else {}))
+
+    def run(n_workers: list[int], parts: list[int]) -> list[Any]:
+        seed_all(7)
+        found: list[Any] = []
+        state: Any = None
+        for n, part in zip(n_workers, parts, strict=True):
+            loader = make(n)
+            if state is not None:
+                loader.load_state_dict(json.loads(state))
+            trained(loader, part, found, draws)
+            state = json.dumps(loader.state_dict())
+            seed_all(part)  # in a fresh process
+        return found
+
+    whole = run([0], [15])
+    orders = [tuple(index for batch in whole[i : i + 3] for index in batch[0]) for i in range(0, 15, 3)]
+    assert len(set(orders)) == 5, "no two epochs are alike"
+    if persistent:
+        assert run([1, 2, 1, 2], [1, 3, 3, 8]) == run([2], [15])
+    else:
+        assert run([0, 2, 0, 1], [1, 3, 3, 8]) == whole
+        assert run([1, 0, 2, 0], [2, 1, 4, 8]) == whole
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.mark.parametrize("n_workers", [0, 1, 2])
+def test_torchdatas_goes_on_in_the_same_way(n_workers: int) -> None:
+    """Both: the rest of an epoch and those behind it, in a process that is seeded otherwise."""
+    workers = FORK | {"num_workers": n_workers} if n_workers else {}
+    for kind in (StatefulDataLoader, DataLoader):
+        torch.manual_seed(3)
+        loader = kind(range(12), 4, shuffle=True, **workers)
+        batches = iter(loader)
+        next(batches)
+        state = loader.state_dict()
+        whole = [[batch.tolist() for batch in batches], *([batch.tolist() for batch in loader] for _ in range(2))]
+        torch.manual_seed(4)
+        again = kind(range(12), 4, shuffle=True, **workers)
+        again.load_state_dict(state)
+        assert [[batch.tolist() for batch in again] for _ in range(3)] == whole, kind
+
+
+@pytest.mark.parametrize("options", [FORK, {}], ids=["workers", "none"])
+def test_set_epoch_after_a_state_was_asked_for(options: Any) -> None:
+    """As accelerate does it, which asks when it is given the loader."""
+
+    def epoch(number: int, asks: bool) -> list[Any]:
+        sampler = DistributedSampler(range(20), 2, 0, seed=1)
+        loader = DataLoader(range(20), 5, sampler=sampler, **options)
+        if asks:
+            assert loader.state_dict()["_num_yielded"] == 0
+            loader.load_state_dict(loader.state_dict())
+            loader.state_dict()
+        sampler.set_epoch(number)
+        return [batch.tolist() for batch in loader]
+
+    assert epoch(3, True) == epoch(3, False) != epoch(0, False)
+
+
+def test_a_state_before_the_first_batch_goes_on_with_what_is_drawn_then() -> None:
+    """The first epoch is that of the loader that gave it; what is drawn before it is drawn again."""
+    seen = []
+    state: Any = None
+    for n in range(2):
+        seed_all(n)
+        generator = torch.Generator().manual_seed(n)
+        loader = DataLoader(Plain(), 4, sampler=RandomSampler(Plain(), generator=generator), **(FORK if n else {}))
+        if n:
+            loader.load_state_dict(json.loads(json.dumps(state)))
+        else:
+            state = loader.state_dict()
+        seen.append([torch.rand(1).item(), rows(loader), rows(loader)])
+    assert seen[0] == seen[1]

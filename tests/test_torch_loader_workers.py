@@ -6,9 +6,10 @@ import faulthandler
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import Dataset  # noqa: E402
 
 import ringload  # noqa: E402
-from ringload.data.sharing import fingerprint  # noqa: E402
 from ringload.torch import DataLoader  # noqa: E402
 from tests.conftest import Injected, Times  # noqa: E402
 from tests.deaths import kill_all  # noqa: E402
 from tests.helpers import run_quietly, truth  # noqa: E402
 
 FORK: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
+T = TypeVar("T", covariant=True)
 
 
 class Truths(Dataset):
@@ -165,18 +166,6 @@ def test_a_changed_dataset_is_seen_by_the_next_epoch(n: int, options: Any) -> No
     assert (servers == last) == (options is not FORK), "what has no large arrays is sent to the server that is there"
 
 
-def test_the_content_of_large_arrays_is_compared() -> None:
-    array = np.arange(40_000).reshape(200, 200)
-    tensor = torch.arange(40_000.0)
-    sources = [array, array.T, tensor, array[:, ::2]]
-    before = [fingerprint([source]) for source in sources]
-    assert len(set(before)) == 4
-    assert [fingerprint([source]) for source in sources] == before
-    array[-1, -2] += 1
-    tensor[-1] += 1
-    assert not set(before) & {fingerprint([source]) for source in sources}
-
-
 def test_persistent_workers_keep_their_dataset() -> None:
     data = Scaled(10)
     loader = DataLoader(data, 3, persistent_workers=True, **FORK)
@@ -258,7 +247,7 @@ def test_kills_at_random_while_listed_batches_come(times: Times, injected: Injec
 
 
 def _is_ours(folder: Path) -> bool:
-    """A producer whose server is this process's child."""
+    """A worker whose server is this process's child."""
     try:
         if not (folder / "comm").read_text().startswith(("ringload:0", "ringload:1")):
             return False
@@ -389,3 +378,307 @@ def test_an_interruption_loses_no_batch(tmp_path: Path) -> None:
     for batch in batches:
         seen += check(batch)
     assert seen == list(range(40))
+
+
+# -- what is changed between epochs -----------------------------------------------------------------------------------
+
+
+def tripled(samples: list[Any]) -> list[int]:
+    return [3 * sample for sample in samples]
+
+
+def doubled(samples: list[Any]) -> list[int]:
+    return [2 * sample for sample in samples]
+
+
+class Indices(Dataset):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def one_epoch(loader: Any) -> list[list[int]]:
+    return [torch.as_tensor(batch).tolist() for batch in loader]
+
+
+CHANGES: list[Any] = [doubled, tripled, torch.utils.data.default_collate, list, doubled]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, FORK, FORK | {"persistent_workers": True}, {"num_workers": 1}],
+    ids=["none", "forked", "persistent", "forkserver"],
+)
+def test_a_changed_collate_fn_is_used(options: Any) -> None:
+    loader = DataLoader(Indices(), 3, **options)
+    assert one_epoch(loader) == [[0, 1, 2], [3, 4, 5]]
+    for change in CHANGES if "num_workers" not in options or options is not FORK else CHANGES[:3]:
+        loader.collate_fn = change
+        factor = {doubled: 2, tripled: 3}.get(change, 1)
+        assert one_epoch(loader) == [[0, factor, 2 * factor], [3 * factor, 4 * factor, 5 * factor]], change
+
+
+class Greeting(Indices):
+    greeting = 0
+
+    def __getitem__(self, index: int) -> int:
+        return self.greeting
+
+
+def greet_by(number: int) -> Any:
+    def init(worker: int) -> None:
+        torch.utils.data.get_worker_info().dataset.greeting = number
+
+    return init
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_changed_worker_init_fn_and_getitems_are_used(persistent: bool) -> None:
+    loader = DataLoader(Greeting(), 3, worker_init_fn=greet_by(1), persistent_workers=persistent, **FORK)
+    assert one_epoch(loader) == [[1] * 3] * 2
+    loader.worker_init_fn = greet_by(2)
+    assert one_epoch(loader) == [[2] * 3] * 2
+    loader.dataset.__getitems__ = lambda keys: [len(keys)] * len(keys)
+    assert one_epoch(loader) == [[3] * 3] * 2
+    del loader.dataset.__getitems__
+    assert one_epoch(loader) == [[2] * 3] * 2
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_what_is_set_on_a_loader_is_used(persistent: bool) -> None:
+    values: list[Any] = [{1}, 2, 3]
+    loader = DataLoader(values, 1, collate_fn=list, persistent_workers=persistent, **FORK)
+    with pytest.raises(TypeError, match="allow_pickle=True"):
+        list(loader)
+    loader.allow_pickle = True
+    assert list(loader) == [[{1}], [2], [3]]
+    loader.num_workers, loader.prefetch_factor = 1, 3
+    assert list(loader) == [[{1}], [2], [3]]
+    assert loader._ring is not None
+    assert len(loader._ring.feed.pids) <= 1
+    assert (loader._ring.settings.feed.workers, loader._ring.settings.n_slots) == (1, 3)
+    loader.timeout, loader.restarts = 5, 1
+    list(loader)
+    assert (loader._ring.settings.feed.stall_timeout, loader._ring.settings.feed.restarts) == (5, 1)
+    loader.num_workers, loader.timeout = 0, 0
+    assert list(loader) == [[{1}], [2], [3]]
+
+
+def test_torch_refuses_the_same() -> None:
+    """Attributes that may not be set once a DataLoader is there."""
+    value: dict[str, Any] = {"multiprocessing_context": "no such", "collate_fn": list, "worker_init_fn": None}
+    for n_workers in (0, 1):
+        refused: list[set[str]] = []
+        for kind in (torch.utils.data.DataLoader, DataLoader):
+            names = [name for name in vars(torch.utils.data.DataLoader(Indices())) if not name.startswith("_DataLoader__init")]
+            refused.append(set())
+            for name in [*names, "multiprocessing_context"]:
+                loader = kind(Indices(), num_workers=n_workers)
+                try:
+                    setattr(loader, name, value.get(name, 1))
+                except ValueError:
+                    refused[-1].add(name)
+        assert refused[0] == refused[1] > {"batch_size", "dataset"}
+
+
+# -- time-outs, deaths and errors in torch's words --------------------------------------------------------------------
+
+
+def slow_start(worker: int) -> None:
+    time.sleep(1.5)  # longer than the time-out, as importing what a dataset needs may be
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_the_start_does_not_count_for_the_timeout(persistent: bool, tmp_path: Path) -> None:
+    options = FORK | {"worker_init_fn": slow_start, "timeout": 0.4, "persistent_workers": persistent}
+    loader = DataLoader(Deadly(tmp_path, {17}), 4, **options)
+    for _ in range(2):
+        assert [index for batch in loader for index in check(batch)] == list(range(40))
+    batches = iter(DataLoader(Stuck(), 4, **options))
+    for _ in range(5):
+        check(next(batches))
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0.4 seconds: .*worker \d \(pid \d+\) .*sample 21"):
+        next(batches)
+
+
+class StuckBatch(Stuck):
+    def __len__(self) -> int:
+        return 24
+
+
+def test_a_stuck_batch_times_out_by_its_keys() -> None:
+    loader = DataLoader(StuckBatch(), 12, timeout=1, collate_fn=list, **FORK)
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 1 seconds: .*the batch of samples \[12, 13, 14, 15, "):
+        list(loader)
+
+
+def endless_start(worker: int) -> None:
+    signal.pause()
+
+
+def test_a_start_that_never_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringload.engine.waiting.START_S", 1.0)
+    loader = DataLoader(Truths(), 4, timeout=0.3, worker_init_fn=endless_start, **FORK)
+    told = r"DataLoader timed out after 1 seconds: no worker has begun to load for 1 s: .*worker_init_fn: one of these hangs"
+    with pytest.raises(RuntimeError, match=told):
+        next(iter(loader))
+
+
+class Ending(Dataset):
+    """Sample 3 ends the worker, by a signal or an exit status."""
+
+    def __init__(self, how: int) -> None:
+        self.how = how
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, key: Any) -> int:
+        if key in (3, "three"):
+            faulthandler.disable()
+            os._exit(self.how) if self.how > 0 else os.kill(os.getpid(), -self.how)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (-signal.SIGSEGV, r"DataLoader worker \(pid \d+\) is killed by signal: Segmentation fault\."),
+        (-signal.SIGABRT, r"DataLoader worker \(pid \d+\) is killed by signal: Aborted\."),
+        (7, r"DataLoader worker \(pid\(s\) \d+\) exited unexpectedly with exit code 7\."),
+    ],
+)
+def test_deaths_have_torchs_words(how: int, told: str) -> None:
+    """Of a sample that always kills, and of too many deaths; a sample is called by its key."""
+    batches = iter(DataLoader(Ending(how), 2, **FORK))
+    next(batches)
+    with pytest.raises(RuntimeError, match=rf"{told} sample 3 killed its worker"):
+        next(batches)
+    next(batches)
+    batches = iter(DataLoader(Ending(how), 2, sampler=["one", "three"], restarts=0, **FORK))
+    with pytest.raises(RuntimeError, match=rf"{told} It loaded sample 'three' then"):
+        next(batches)
+    batches = iter(DataLoader(Ending(how), 2, collate_fn=list, **FORK))
+    next(batches)
+    with pytest.raises(RuntimeError, match=rf"{told} the batch of samples \[2, 3\] killed"):
+        next(batches)
+
+
+class Raising(Indices):
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2:
+            raise self.kind("mine")
+        return index
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration, SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("collate_fn", [None, list])
+def test_what_ends_an_iteration_is_an_error_of_its_batch(kind: Any, collate_fn: Any) -> None:
+    for options in (FORK, {}):
+        is_left_alone = not options and not issubclass(kind, Exception)  # as with torch: nobody swallows an interruption
+        batches = iter(DataLoader(Raising(kind), 2, collate_fn=collate_fn, **options))
+        assert list(map(int, next(batches))) == [0, 1]
+        with pytest.raises(kind if is_left_alone else RuntimeError, match="mine" if is_left_alone else kind.__name__):
+            next(batches)
+        if is_left_alone:  # and the batch is still to come
+            batches._loader.dataset.kind = ValueError
+            with pytest.raises(ValueError, match="mine"):
+                next(batches)
+        assert list(map(int, next(batches))) == [4, 5]
+        with pytest.raises(StopIteration):
+            next(batches)
+
+    def collate(samples: list[Any]) -> Any:
+        raise kind("mine")
+
+    with pytest.raises(RuntimeError, match=kind.__name__):
+        next(iter(DataLoader(Indices(), 2, collate_fn=collate, **FORK)))
+
+    def init(worker: int) -> None:
+        raise kind("mine")
+
+    batches = iter(DataLoader(Indices(), 2, worker_init_fn=init, **FORK))
+    lengths = set()
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match=kind.__name__) as raised:
+            next(batches)
+        lengths.add(len(str(raised.value).splitlines()))
+    assert len(lengths) == 1, "the traceback does not grow"
+
+
+class Held:
+    """Something that has what cannot be sent, somewhere in it."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(parts)
+
+
+def in_words(data: Any, **options: Any) -> str:
+    with pytest.raises(ringload.ConfigError) as raised:
+        iter(DataLoader(data, num_workers=1, multiprocessing_context="forkserver", **options))
+    text = str(raised.value)
+    for word in ("Bundle", "the source", "start(worker)", "load()"):
+        assert word not in text
+    assert 'multiprocessing_context="fork"' in text
+    assert "worker_init_fn" in text
+    assert "__getitem__" in text
+    return text
+
+
+def test_what_cannot_be_sent_is_named_in_the_users_words() -> None:
+    data = Truths()
+    data.transforms = [Held(), Held(), Held(lock=threading.Lock())]
+    assert "dataset.transforms[2].lock is a lock" in in_words(data)
+    data.transforms = (number for number in range(3))
+    assert "dataset.transforms is a generator" in in_words(data)
+    data.transforms = None
+    lock = threading.Lock()
+    assert "collate_fn -> variable 'lock' is a lock" in in_words(data, collate_fn=lambda samples: (lock, samples))
+    held = Held(lock=lock)
+    assert "worker_init_fn -> variable 'held'.lock is a lock" in in_words(data, worker_init_fn=lambda worker: held.lock)
+    loader = DataLoader(data, 20, num_workers=1)
+    list(loader)
+    data.file = open(os.devnull)  # noqa: SIM115
+    with data.file, pytest.raises(ringload.ConfigError, match=r"cannot be given.*dataset.file is an open file"):
+        iter(loader)
+
+
+class Unmade(Indices):
+    """Can be sent, and not made again."""
+
+    size = 6
+
+    def __init__(self) -> None:
+        self.size = 7
+
+    def __setstate__(self, state: Any) -> None:
+        raise LookupError("not here")
+
+
+def test_what_cannot_be_made_again_in_a_worker_is_said() -> None:
+    with pytest.raises(
+        ringload.ConfigError, match=r"dataset, the collate_fn or the worker_init_fn cannot be used in a DataLoader"
+    ):
+        next(iter(DataLoader(Unmade(), num_workers=1)))
+
+
+class Mine(DataLoader[Any]):
+    """A subclass of the generic class."""
+
+
+def test_the_classes_may_be_subscripted() -> None:
+    hint: DataLoader[int] = Mine(Indices(), 3)
+    assert one_epoch(hint) == [[0, 1, 2], [3, 4, 5]]
+    assert one_epoch(DataLoader[int](Indices(), 3)) == [[0, 1, 2], [3, 4, 5]]
+
+    class Further(DataLoader[T]):
+        def __len__(self) -> int:
+            return 7
+
+    assert len(Further[int](Indices())) == 7
+    assert ringload.torch.Batches[dict[str, int]] is not None

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ringload import Batch, Loader
-from ringload.engine import MAX_LAG
-from ringload.ring import channel as channel_module
+from ringload.engine.schedule import MAX_HOUSEKEEPING_EVERY
+from ringload.workers import channel as channel_module
+from ringload.workers.records import TASK
 from tests.conftest import Injected, Times
 from tests.deaths import Gated, N, Slow, epochs, first_time, kill_all, loader, members, sleep_in_c
 from tests.helpers import Truth, TruthRows, check, content, run_quietly
@@ -72,7 +73,7 @@ def forever(made: Loader) -> Iterator[Batch]:
 def test_an_absent_trainer_costs_no_cpu(
     kind: Any, method: Any, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch, expected: Any
 ) -> None:
-    monkeypatch.setattr("ringload.ring.memory.AUTO_SLOTS", 5)
+    monkeypatch.setattr("ringload.ring.plan.AUTO_SLOTS", 5)
     with loader(kind(N), ram_budget="auto", start_method=method) as made:
         iterator = iter(made)
         found = content([next(iterator)])
@@ -92,8 +93,8 @@ def test_an_absent_trainer_costs_no_cpu(
 def test_a_slow_trainer_costs_no_more_cpu_than_its_batches(
     method: Any, times: Times, injected: Injected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the ring is full, who waits for a slot sleeps: a batch costs the producers what it costs, however late it comes."""
-    monkeypatch.setattr("ringload.ring.memory.AUTO_SLOTS", 5)
+    """While the ring is full, who waits for a slot sleeps: a batch costs the workers what it costs, however late it comes."""
+    monkeypatch.setattr("ringload.ring.plan.AUTO_SLOTS", 5)
     n_steps, used_s = times(8, 100), 0.0
     with loader(Truth(N), ram_budget="auto", start_method=method) as made, loader(Truth(N), workers=0) as calm:
         batches, twins = forever(made), forever(calm)
@@ -141,7 +142,7 @@ class Wordy(Truth):
 
 @pytest.mark.usefixtures("one_page")
 def test_more_is_said_than_the_pipe_holds_while_nobody_listens(injected: Injected) -> None:
-    """Producers wait for room, and the trainer, which posts more meanwhile, does not wait for them."""
+    """Workers wait for room, and the trainer, which posts more meanwhile, does not wait for them."""
     options: dict[str, Any] = {"on_error": "skip", "max_bad": 10**6, "stall_timeout": 20}
     with loader(Wordy(2000), workers=0, **options) as calm, loader(Wordy(2000), **options) as made:
         for _ in range(2):
@@ -164,28 +165,28 @@ def test_more_tasks_than_the_pipe_holds_and_deaths(times: Times, injected: Injec
                 assert content([batch]) == content([right])
                 if batch.number % 6 == 1:
                     n_kills += kill_all(members(made)[1:])
-    injected("pipes of one page: kill -9 of all producers at once", n_kills)
+    injected("pipes of one page: kill -9 of all workers at once", n_kills)
 
 
 @pytest.mark.usefixtures("one_page")
 def test_what_does_not_fit_again_is_posted_when_there_is_room(tmp_path: Path, injected: Injected) -> None:
     """The pipe is full, one more is in hand, and who has it dies: that is more than fits. The trainer gives nothing back."""
-    n_posted = 2 * MAX_LAG  # at first, and by iter()
+    n_posted = 2 * MAX_HOUSEKEEPING_EVERY  # at first, and by iter()
     source = Gated(tmp_path / "gate", 2000, 6 * n_posted - 1)  # the last sample of that
     options: dict[str, Any] = {"workers": 1, "shuffle": False, "stall_timeout": 10}
     with loader(source, **options) as made, loader(Truth(source.n), workers=0, shuffle=False) as calm:
         engine, iterator, n_before, n = made._engine, iter(made), -1, 0
-        while not any(claim.sample == source.index for _, claim in engine._crew.in_hand().values()):
+        while not any(claim.sample == source.index for _, claim in engine._state.workers.current_work().values()):
             time.sleep(0.002)
         while n_before < n:  # until there is no room for more
-            n_before, n = n, engine._ring.n_in_flight
-            engine.settle()
-        assert n == n_posted + channel_module.PIPE_BYTES // channel_module.TASK.size
+            n_before, n = n, engine._state.ring.n_in_flight
+            engine.poll()
+        assert n == n_posted + channel_module.PIPE_BYTES // TASK.size
         (tmp_path / "gate").touch()
         kept = list(itertools.islice(iterator, n))
         assert len(engine.counters.deaths) == 1
         assert content(kept) == content(itertools.islice(calm, n))
-    injected("pipes of one page: kill -9 of all producers at once", 1)
+    injected("pipes of one page: kill -9 of all workers at once", 1)
 
 
 REFUSED = """

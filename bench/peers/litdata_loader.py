@@ -52,11 +52,11 @@ def open_stream(work: Work, workers: int) -> Stream:
     dataset = Decoded(str(chunks(work, n_files)), shuffle=True, drop_last=False)
     dataset.size = work.size
     loader = StreamingDataLoader(dataset, batch_size=work.batch_size, num_workers=workers, persistent_workers=True)
-    passes = Passes(n_files, work.n_samples // n_files)
+    passes = EpochTracker(n_files, work.n_samples // n_files)
     return Stream(_forever(loader), passes.arrays, lambda: None)
 
 
-class Passes:
+class EpochTracker:
     """Tells the passes apart: the k-th pass's samples are `k * n_files` on, modulo the epoch."""
 
     def __init__(self, n_files: int, n_passes: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import ringload
 from bench.peers import Stream
 from bench.work import Photos, Rows, Sleeps, Work
-from ringload.ring.memory import OBJECT_FACTOR, PRODUCER_BYTES, make_plan
+from ringload.ring.plan import OBJECT_FACTOR, WORKER_BYTES, make_plan
 
 
 class Copies:
@@ -24,7 +24,7 @@ class Copies:
     random = False
 
     def __init__(self, work: Rows) -> None:
-        self._work = replace(work)  # without the array: producers map the file themselves
+        self._work = replace(work)  # without the array: workers map the file themselves
         self.fields = {"x": ringload.Field(work.shape, work.dtype)}
 
     def __len__(self) -> int:
@@ -92,8 +92,9 @@ def budget_for(n_slots: int, source: Any, batch_size: int, workers: int) -> int:
                 middle,
                 plan.usable,
                 index_bytes=plan.index_bytes,
-                source_bytes=(plan.producer_bytes - PRODUCER_BYTES) // OBJECT_FACTOR,
+                source_bytes=(plan.worker_bytes - WORKER_BYTES) // OBJECT_FACTOR,
                 max_sample_bytes=getattr(source, "scratch_bytes", 0),
+                refuses_large=getattr(source, "refuses_large", False),
             ).n_slots
         except ringload.BudgetError:
             found = 0

@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import click
-from rich.console import Console
+from ringload.errors import RingloadError, missing
+from ringload.fields import Field
+from ringload.options import n_workers
+from ringload.ring.plan import make_plan, parse_bytes
+from ringload.system.cgroups import Usable, usable_memory
 
-from ringload.data.fields import Field
-from ringload.errors import RingloadError
-from ringload.insight.report import plan_table
-from ringload.loader import n_workers
-from ringload.ring.limits import Usable, usable_memory
-from ringload.ring.memory import make_plan, parse_bytes
+try:
+    import click
+except ImportError as error:
+    raise missing("the command line", "click", error) from error
+try:
+    from rich.console import Console
+except ImportError as error:
+    raise missing("the command line", "rich", error) from error
 
 PATH_BYTES = 64  # of a sample, on average, where there is no table yet to measure
 INDEX_ROW_BYTES = PATH_BYTES + 8 + 4 + 8  # path, where it begins, its length, its label
 
 
-class Bytes(click.ParamType):
-    """48GB, 48GiB, 0.5 or 50% (of what is usable), auto."""
-
-    name = "bytes"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
-        try:
-            return float(value)
-        except ValueError:
-            return value
-
-
 class Count(click.ParamType):
-    """An integer, as Python writes it: 30_000_000."""
+    """An integer from `least` on, as Python writes it: 30_000_000."""
 
     name = "integer"
 
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
+
     def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return int(value)
+            count = int(value)
         except ValueError:
             self.fail(f"{value!r} is not an integer", param, ctx)
+        if count < self._least:
+            self.fail(f"{count} is less than {self._least}", param, ctx)
+        return count
+
+
+class Workers(Count):
+    """`auto`, or how many."""
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
+class Sized(click.Command):
+    """A command whose `--size 224` is short for `--size 224 224`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--size=") else [arg])]
+        for place, arg in enumerate(args[:-1], 1):
+            if arg == "--size" and args[place].isdigit() and not "".join(args[place + 1 : place + 2]).isdigit():
+                args.insert(place, args[place])
+                break
+        return super().parse_args(ctx, args)
 
 
 @click.group()
@@ -48,67 +67,98 @@ def main() -> None:
     """Feeds a training loop from a dataset far larger than memory."""
 
 
-@main.command()
-@click.option("--size", nargs=2, type=Count(), default=(224, 224), show_default=True, metavar="H W", help="in pixels")
+@main.command(cls=Sized)
+@click.option(
+    "--size", nargs=2, type=Count(), default=(224, 224), show_default=True, metavar="H W", help="in pixels; one number for both"
+)
 @click.option("--channels", type=click.IntRange(1, 4), default=3, show_default=True)
 @click.option("--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True)
 @click.option("--batch", type=Count(), default=256, show_default=True, help="samples a batch")
-@click.option("--ram", type=Bytes(), default="auto", show_default=True, help="the budget: 48GB, 48GiB, 0.5")
-@click.option("--workers", type=str, default="auto", show_default=True, help="producers")
+@click.option("--ram", default="auto", show_default=True, metavar="BYTES", help="the budget: 48GB, 48GiB, 0.5, 50%")
+@click.option("--workers", type=Workers(0), default="auto", show_default=True, help="workers")
 @click.option("--samples", type=Count(), default=1_000_000, show_default=True, help="in the dataset")
-@click.option("--max-pixels", type=Count(), default=89_478_485, show_default=True, help="of the largest image")
+@click.option("--max-pixels", type=Count(), help="of the largest image; if not given, what half of the budget holds")
 @click.option("--here/--anywhere", default=False, help="refuse what does not fit into this machine's memory")
 def plan(
     size: tuple[int, int],
     channels: int,
     dtype: str,
     batch: int,
-    ram: str | float,
-    workers: str,
+    ram: str,
+    workers: Any,
     samples: int,
-    max_pixels: int,
+    max_pixels: int | None,
     here: bool,
 ) -> None:
     """Print what would be allocated for what. Starts and allocates nothing."""
-    from ringload.data.images import worst_scratch_bytes
+    from ringload.images.decoder import worst_scratch_bytes
+    from ringload.insight.report import plan_table
 
     try:
         usable = usable_memory()
-        budget = ram if ram == "auto" else parse_bytes(int(ram) if isinstance(ram, float) and ram > 1 else ram, usable)
+        budget = ram if ram == "auto" else parse_bytes(ram, usable)
         if not here and isinstance(budget, int) and budget > usable.n_bytes:
             usable = Usable(budget, "assumed; this machine has less")
         made = make_plan(
             {"image": Field((*size, channels), dtype), "label": Field((), "int64")},
             batch,
-            n_workers("auto" if workers == "auto" else Count().convert(workers, None, None)),
+            n_workers(workers),
             budget,
             usable,
             index_bytes=samples * INDEX_ROW_BYTES,
             max_sample_bytes=worst_scratch_bytes(max_pixels),
+            refuses_large=max_pixels is None,
         )
     except RingloadError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(_in_options(error)) from error
     Console().print(plan_table(made))
 
 
-@main.command()
+@main.command(cls=Sized)
 @click.option("--images", type=click.Path(path_type=Path), help="a folder with one folder of images a class")
-@click.option("--frame", type=click.Path(path_type=Path), help="a CSV or Parquet table with the columns path and multi")
-@click.option("--size", nargs=2, type=Count(), default=(160, 160), show_default=True, metavar="H W")
+@click.option("--frame", type=click.Path(path_type=Path), help="a CSV or Parquet table of image files")
+@click.option("--path", help="its column of paths; path if not given")
+@click.option("--label", help="its column of classes; multi if not given")
+@click.option("--root", type=click.Path(path_type=Path), help="where relative paths start; at the table's folder if not given")
+@click.option(
+    "--size", nargs=2, type=Count(), default=(160, 160), show_default=True, metavar="H W", help="in pixels; one number for both"
+)
 @click.option("--batch", type=Count(), default=32, show_default=True, help="samples a batch")
 @click.option("--epochs", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--ram", type=Bytes(), default="auto", show_default=True, help="the budget: 48GB, 48GiB, 0.5")
-@click.option("--workers", type=str, default="auto", show_default=True, help="producers")
+@click.option("--ram", default="auto", show_default=True, metavar="BYTES", help="the budget: 48GB, 48GiB, 0.5, 50%")
+@click.option("--workers", type=Workers(0), default="auto", show_default=True, help="workers")
 def demo(
-    images: Path | None, frame: Path | None, size: tuple[int, int], batch: int, epochs: int, ram: str | float, workers: str
+    images: Path | None,
+    frame: Path | None,
+    path: str | None,
+    label: str | None,
+    root: Path | None,
+    size: tuple[int, int],
+    batch: int,
+    epochs: int,
+    ram: str,
+    workers: Any,
 ) -> None:
     """Train a small Keras CNN on your images through the ring, and compare with the generator people write by hand."""
     from ringload.insight.demo import run_demo
 
     if (images is None) == (frame is None):
         raise click.UsageError("give --images DIR (one folder a class) or --frame FILE (a table)")
-    budget = int(ram) if isinstance(ram, float) and ram > 1 else ram
+    columns = {"path": path, "label": label, "root": root}
+    given = {name: value for name, value in columns.items() if value is not None}
+    if images is not None and given:
+        raise click.UsageError(f"{', '.join(f'--{name}' for name in given)}: for a table, --frame FILE; --images has its own")
     try:
-        run_demo(images, frame, size, batch, epochs, budget, "auto" if workers == "auto" else int(workers))
+        run_demo(images, frame, {"label": "multi", **given}, size, batch, epochs, ram, workers)
     except RingloadError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(_in_options(error)) from error
+    except ImportError as error:
+        raise click.ClickException(f"the demo trains a model of Keras: {error}") from error
+
+
+def _in_options(error: RingloadError) -> str:
+    """An error's message, with options in place of arguments."""
+    text = str(error)
+    for argument, option in (("ram_budget", "--ram"), ("batch_size", "--batch"), ("max_pixels", "--max-pixels")):
+        text = text.replace(argument, option)
+    return text

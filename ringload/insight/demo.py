@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,33 +15,44 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ringload.data.frame import ImageFolder, ImageFrame
 from ringload.loader import Loader
-from ringload.ring.memory import human
+from ringload.ring.plan import human
+from ringload.sources.image_folder import ImageFolder
+from ringload.sources.image_table import ImageFrame
+
+NO_KERAS = "Keras is not installed: pip install tensorflow, which brings it"
 
 
 def run_demo(
     images: Path | None,
     frame: Path | None,
+    columns: dict[str, Any],
     size: tuple[int, int],
     batch_size: int,
     epochs: int,
-    ram_budget: int | float | str,
+    ram_budget: str,
     workers: int | Literal["auto"],
 ) -> None:
     """Train for `epochs` on a folder of classes or a table of images, then print what it took.
 
+    Arguments:
+        columns: of the table, and its root: arguments of ImageFrame.
+
     Raises:
-        ConfigError: there is nothing to train on.
+        ConfigError: there is nothing to train on. ImportError: Keras, or its backend, is not installed.
     """
+    if find_spec("keras") is None:
+        raise ImportError(NO_KERAS)
     console = Console()
     if images is not None:
         source = ImageFolder(images, size=size)
     else:
         assert frame is not None
-        source = ImageFrame(frame, label="multi", root=frame.parent, size=size)
+        source = ImageFrame(frame, size=size, **columns)
     console.print(f"{len(source):,} images of {len(source.class_names)} classes; importing Keras ...")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import ringload.keras  # noqa: F401  (before any process is started: Keras' backend may be missing)
+
     with Loader(source, batch_size, ram_budget=ram_budget, workers=workers, epochs=epochs) as loader:
         accuracy = _train(loader, len(source.class_names), epochs, console)
         stats, plan = loader.stats, loader.plan()
@@ -52,7 +64,7 @@ def run_demo(
     table.add_row("accuracy in the last epoch", f"{accuracy:.1%}")
     table.add_row("of that time the trainer waited", f"{stats.stall_s:.1f} s, {stats.stall_share:.1%}")
     table.add_row("ring", f"{human(plan.ring_bytes)}: {plan.n_slots} slots of {human(plan.slot_bytes)}")
-    table.add_row("producers", f"{loader.workers}; {stats.n_bad} bad samples, {stats.n_restarts} restarts")
+    table.add_row("workers", f"{loader.workers}; {stats.n_bad} bad samples, {stats.n_restarts} restarts")
     table.add_row("loading alone, by hand", f"{by_hand_s:.1f} s, {stats.n_samples / by_hand_s:,.0f} images/s")
     console.print(table)
 
@@ -61,7 +73,7 @@ def _train(loader: Loader, n_classes: int, epochs: int, console: Console) -> flo
     """Train; the accuracy over the last epoch."""
     import keras
 
-    from ringload.adapters.keras import dataset
+    from ringload.keras.py_dataset import dataset
 
     height, width, channels = loader.fields["image"].shape
     layers: list[Any] = [keras.layers.Input((height, width, channels), dtype="uint8"), keras.layers.Rescaling(1 / 127.5, -1)]

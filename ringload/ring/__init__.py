@@ -1,1 +1,1 @@
-"""The ring: memory, slots, books, and the channel to the producers. Knows batches and no processes."""
+"""The ring: memory, and the state of each slot. Knows no pipe and no process."""

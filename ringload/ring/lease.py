@@ -15,18 +15,22 @@ nothing else. It cannot raise, deadlock, or swallow a KeyboardInterrupt.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from opcode import opmap
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ringload.errors import Closed
-from ringload.ring.slots import Layout
+from ringload.checks import listed
+from ringload.errors import LoaderClosedError, UnknownFieldError
+from ringload.protocols import Rows
+from ringload.ring.layout import Layout
+from ringload.ring.slots import InFlightBatch
 
-if TYPE_CHECKING:
-    from ringload.ring.ring import Posted
+UNPACK = {opmap["UNPACK_SEQUENCE"], opmap["UNPACK_EX"]}
 
 
 class SlotOwner:
@@ -40,48 +44,84 @@ class SlotOwner:
 
 
 class LeaseEnd(weakref.ref):
-    """A weak reference to an owner that knows what was lent."""
+    """A weak reference to an owner. It names what was lent: (slot, serial)."""
 
-    __slots__ = ("posted",)
+    __slots__ = ("serial", "slot")
 
-    posted: Posted | None
+    slot: int
+    serial: int
 
 
-class Lender:
+class LeaseFactory:
     """Makes what is lent of the slots of one mapped segment. `release(end)`, a method, is what Batch.release calls; it is
-    kept weakly, so that a batch keeps memory and no more."""
+    kept weakly, so that a batch keeps memory and no more.
+
+    The arrays of a batch are made ahead, while the trainer's caches are warm (`prepare`), and kept by slot until it is lent.
+    """
 
     def __init__(self, segment: np.ndarray, layout: Layout, release: Callable[[LeaseEnd], None]) -> None:
         self._segment: np.ndarray | None = segment
         self._layout, self._release = layout, weakref.WeakMethod(release)
-        self._index = layout.slot_index
         self._first: int = segment.ctypes.data + layout.slots_start
+        self._prepared: dict[int, tuple[Batch, LeaseEnd]] = {}  # by slot
+        self._lent: dict[int, LeaseEnd] = {}  # by slot: a weak reference has to be kept to call back
         self.released: SimpleQueue[LeaseEnd | None] = SimpleQueue()  # what has ended; None only wakes who waits
 
-    def prepare(self, posted: Posted, listed: Mapping[str, np.ndarray] | None = None) -> None:
-        """Give a batch the arrays that look into its slot, on an owner of their own; write there what is listed of it."""
+    def prepare(self, batch: InFlightBatch, rows: Rows) -> None:
+        """Write into a slot what the order says of its rows, and make the arrays that look into it, on their own owner."""
         assert self._segment is not None, "nothing is prepared after the end"
-        n_bytes = self._layout.slot_bytes
-        owner = SlotOwner(self._segment, self._first + posted.slot * n_bytes, n_bytes)
+        layout = self._layout
+        owner = SlotOwner(self._segment, self._first + batch.slot * layout.slot_bytes, layout.slot_bytes)
         end = LeaseEnd(owner, self.released.put)
+        end.slot, end.serial = batch.slot, batch.serial
         slot = np.asarray(owner)
         del owner.__array_interface__  # now, and not when the lease ends and the caches are cold
-        if listed is not None:
-            self._layout.write_rows(slot, listed)
-        arrays = self._layout.slot_arrays(slot, posted.n_rows)
-        end.posted, posted.end = posted, end
-        posted.batch = Batch(posted.epoch, posted.number, arrays, slot, self._index, end, self._release)
+        layout.write_rows(slot, rows)
+        arrays = layout.slot_arrays(slot, batch.n_rows)
+        lent = Batch(batch.epoch, batch.number, arrays, slot, layout.slot_index, end, self._release)
+        self._prepared[batch.slot] = (lent, end)
+
+    def write_rows(self, slot: int, rows: Rows, start: int, stop: int) -> None:
+        """Write again what the order says of some rows of a slot: a worker that died may have put another sample there."""
+        begin = self._layout.slots_start + slot * self._layout.slot_bytes
+        self._layout.write_rows(self.memory[begin : begin + self._layout.slot_bytes], rows, start, stop)
+
+    def prepared(self, slot: int) -> Batch:
+        """What will be lent of a slot."""
+        return self._prepared[slot][0]
+
+    def lend(self, slot: int) -> Batch:
+        """Lend what was prepared of a slot."""
+        batch, self._lent[slot] = self._prepared.pop(slot)
+        return batch
+
+    def is_lent(self, slot: int, serial: int) -> bool:
+        """Whether anybody has what was lent of a slot: not if an interruption came before the trainer had it, nor between
+        the end of its lease and `ended`."""
+        end = self._lent.get(slot)
+        return end is not None and end.serial == serial and end() is not None
+
+    def ended(self, end: LeaseEnd) -> None:
+        """The lease was the last of its slot, and has ended."""
+        if self._lent.get(end.slot) is end:
+            del self._lent[end.slot]
+
+    def forget_prepared(self) -> None:
+        """Nothing that was prepared will be lent."""
+        self._prepared.clear()
 
     @property
     def memory(self) -> np.ndarray:
         """The segment."""
         if self._segment is None:
-            raise Closed("the loader is closed: it has no memory any more")
+            raise LoaderClosedError("the loader is closed: it has no memory any more")
         return self._segment
 
     def drop(self) -> None:
         """Let go of the memory: what is lent still keeps it."""
         self._segment = None
+        self._prepared.clear()
+        self._lent.clear()
 
 
 class Batch(Mapping[str, np.ndarray]):
@@ -89,6 +129,9 @@ class Batch(Mapping[str, np.ndarray]):
 
     Its slot is lent for as long as any of its arrays, or any view of one, is alive, also where the batch itself is not. The
     arrays may be written to; nobody else sees it.
+
+    It is a Mapping, so list(batch) are the names of its fields; but `x, y = batch`, or `for x, y in loader`, which would give
+    names too, raises a TypeError.
 
     Attributes: `epoch`; `number`, its place in the epoch; `index` (a copy: keeping it lends nothing).
     """
@@ -125,15 +168,45 @@ class Batch(Mapping[str, np.ndarray]):
         return dict(self._check())
 
     def __getitem__(self, field: str) -> np.ndarray:
-        return self._check()[field]
+        try:
+            return self._check()[field]
+        except KeyError:
+            raise UnknownFieldError(field, self._check()) from None
+
+    def __contains__(self, field: object) -> bool:
+        return field in self._check()
+
+    def __setitem__(self, field: str, value: Any) -> None:
+        """For `batch[field] += 1`, which has changed the array by then: the array itself, or TypeError."""
+        if self[field] is not value:
+            raise TypeError(
+                f"batch[{field!r}] cannot be another array: write into the one that is there, batch[{field!r}][...] = value, "
+                "or take a dict of them, batch.arrays, which can be changed"
+            )
+
+    if not TYPE_CHECKING:  # or else a type checker would accept any attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            known = "" if name.startswith("_") or name not in (self._arrays or ()) else f"; its field is batch[{name!r}]"
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{known}")
 
     def _check(self) -> dict[str, np.ndarray]:
         if self._arrays is None:
-            raise Closed(f"batch {self.number} of epoch {self.epoch} was released")
+            raise LoaderClosedError(f"batch {self.number} of epoch {self.epoch} was released")
         return self._arrays
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._check())
+        arrays, asker = self._check(), sys._getframe().f_back
+        # nothing but the instruction that asks tells `x, y = batch` from list(batch)
+        if asker is not None and asker.f_code.co_code[asker.f_lasti] in UNPACK:
+            x, y = map(repr, [*arrays, "y"][:2])
+            raise TypeError(
+                f"a batch is a mapping of fields, {listed(list(arrays))}, which gives its names when it is unpacked, as in "
+                f"`for x, y in loader`: take batch[{x}] and batch[{y}]. In place of the loader, tuples are given by "
+                f"ringload.torch.Batches(loader, fields=({x}, {y})), and by ringload.keras.dataset, ringload.tf.as_dataset and "
+                f"ringload.jax.Batches(loader, x={x}, y={y})"
+            )
+        return iter(arrays)
 
     def __len__(self) -> int:
         return len(self._check())

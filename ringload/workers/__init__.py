@@ -1,1 +1,1 @@
-"""Producers: the processes that fill the ring, and the handle on them."""
+"""Workers: the processes that fill slots, and the trainer's side of them."""

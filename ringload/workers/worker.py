@@ -1,7 +1,7 @@
-"""A producer: takes tasks, reads, decodes, writes the rows in place, reports.
+"""A worker: takes tasks, reads, decodes, writes the rows in place, reports.
 
 It ends with the trainer, however that ends: the kernel kills its whole process group when the trainer's end of the lifeline
-closes (see `server`). Until then it never ends by itself, so its end is a death, whatever the exit code.
+closes (see `fork_server`). Until then it never ends by itself, so its end is a death, whatever the exit code.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import fcntl
 import json
 import mmap
 import os
+import pickle
+import struct
 import sys
 import time
 import traceback
@@ -17,93 +19,132 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ringload.data.fields import Producer
-from ringload.data.listed import ListedOrder
-from ringload.data.sampler import Order
-from ringload.data.sharing import unpack
+from ringload.bad_sample import end_of
 from ringload.errors import BudgetError
-from ringload.ring.channel import MAX_TEXT_BYTES, ChannelFds, ProducerEnd, Task
-from ringload.ring.claims import WHOLE_TASK, Claims
-from ringload.ring.ring import Bad
-from ringload.ring.slots import MAX_TASKS, Layout
-from ringload.shared import map_in, map_shared
-from ringload.workers.filling import Filler, OnError, reason_of
-from ringload.workers.listing import ListedFiller
+from ringload.fields import Worker
+from ringload.packing.generators import OwnGenerators, take_made
+from ringload.packing.unpack import import_bytes, unpack
+from ringload.protocols import PAD, Job
+from ringload.ring.layout import MAX_TASKS, Layout
+from ringload.ring.plan import Room
+from ringload.sources.bind import BoundSource, bind
+from ringload.system.resource_tracker import share_tracker
+from ringload.system.segment import anonymous_bytes, map_in, map_shared
+from ringload.workers.channel import ChannelFds, WorkerChannel
+from ringload.workers.current_work import WHOLE_TASK, CurrentWorkTable
+from ringload.workers.fill import Filler, reason_of
+from ringload.workers.records import MAX_TEXT_BYTES, Task
+
+LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that a producer needs. `source` is pickled (see `sharing`), or for start_method="fork" the object itself."""
+class WorkerJob:
+    """All that a worker process needs: what to fill, and by which descriptors. `workers_name` is what the user's API calls the
+    number of workers."""
 
-    source: Any
-    order: Order | ListedOrder
-    layout: Layout
-    on_error: OnError
+    job: Job
     ring_fd: int
     channel: ChannelFds
-    scratch_bytes: int
+    room: Room
+    workers_name: str = "workers"
+
+    @property
+    def layout(self) -> Layout:
+        return self.job.layout
+
+    def of_source(self, source: Any, **changes: Any) -> WorkerJob:
+        """The same of another source."""
+        return replace(self, job=self.job._replace(source=source, **changes))
 
 
 @dataclass(frozen=True)
 class Start:
-    """What one start of the producers adds: what was learned from deaths before.
+    """What one start of the workers adds: what was learned from deaths before.
 
-    `killers`: (sample, how) of those that killed their producer twice. `careful`: (epoch, number) of batches whose rows are
-    loaded one at a time and not asked for ahead, because a producer died while it loaded several at once.
+    `poison_samples`: (sample, how) of those that killed their worker twice. `one_by_one`: (epoch, number) of batches whose rows
+    are loaded one at a time and not asked for ahead, because a worker died while it loaded several at once.
     """
 
-    n_producers: int
-    killers: tuple[tuple[int, str], ...] = ()
-    careful: tuple[tuple[int, int], ...] = ()
+    n_workers: int
+    poison_samples: tuple[tuple[int, str], ...] = ()
+    one_by_one: tuple[tuple[int, int], ...] = ()
 
 
-def run(job: Job, start: Start, producer: int) -> None:
-    """Be producer number `producer`. Does not return but by an error that it has reported."""
-    be_called(f"ringload:{producer}")
+def run(worker_job: WorkerJob, start: Start, worker_id: int) -> None:
+    """Be worker number `worker`. Does not return but by an error that it has reported."""
+    be_called(f"ringload:{worker_id}")
+    if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
+        sys.breakpointhook = partial(_refuse_breakpoint, worker_job.workers_name)
+    before_bytes = anonymous_bytes()
+    job, layout = worker_job.job, worker_job.job.layout
     try:
-        segment = map_shared(job.ring_fd, job.layout.n_bytes)
+        segment = map_shared(worker_job.ring_fd, layout.n_bytes)
     except BudgetError as error:
-        ProducerEnd(job.channel, producer, memoryview(b"")).failed(str(error))
+        WorkerChannel(worker_job.channel, worker_id, memoryview(b"")).failed(str(error))
         raise SystemExit(1) from None
     view = segment.data
-    layout = job.layout
-    hints = view[layout.hints_start : layout.hints_start + layout.n_slots * MAX_TASKS]
-    end, claims = ProducerEnd(job.channel, producer, hints), Claims(view)
+    done_flags = view[layout.flags_start : layout.flags_start + layout.n_slots * MAX_TASKS]
+    end, current_work = WorkerChannel(worker_job.channel, worker_id, done_flags), CurrentWorkTable(view)
     try:
-        source = _alone(unpack)(job.source) if isinstance(job.source, bytes) else job.source
-        if hasattr(source, "start"):
-            turn = partial(_exclusive, job.ring_fd, claims, producer)
-            _alone(source.start)(Producer(producer, start.n_producers, job.scratch_bytes, turn))
-        filler: Filler | ListedFiller
-        if isinstance(job.order, ListedOrder):
-            filler = ListedFiller(source, dict(start.killers), _alone, producer)
-        else:
-            filler = Filler(source, job.order, job.on_error, dict(start.killers), _alone)
-        work = _Work(start, producer, source, filler, end, claims)
+        source, own = _source_of(job)
+        bound = bind(source)
+        turn = partial(_exclusive, worker_job.ring_fd, current_work, worker_id)
+        _alone(bound.start)(Worker(worker_id, start.n_workers, job.scratch_bytes, turn, job.max_sample_bytes or None))
+        filler = Filler(job, bound, dict(start.poison_samples), _alone, own)
+        current_work.started(worker_id, anonymous_bytes() - before_bytes - import_bytes(), import_bytes())
+        work = _TaskLoop(start, worker_id, bound, filler, end, current_work)
         work.forever(layout.arrays(segment))
     except Exception:
-        end.failed(traceback.format_exc()[-MAX_TEXT_BYTES // 4 :])
+        end.failed(end_of(traceback.format_exc(), MAX_TEXT_BYTES // 4))
         raise SystemExit(1) from None
 
 
-class _Work:
-    """The loop of one producer."""
+def _refuse_breakpoint(name: str, *arguments: Any, **options: Any) -> None:
+    """What breakpoint() calls: pdb would read the end of its input, in each sample."""
+    raise RuntimeError(
+        f"breakpoint() in a worker, which has no terminal: debug with {name}=0, which loads in the trainer's process"
+    )
+
+
+def _source_of(job: Job) -> tuple[Any, OwnGenerators]:
+    """The source, and the generators that it has of its own."""
+    if isinstance(job.source, bytes | memoryview):
+        source = _alone(unpack)(job.source)
+        return source, OwnGenerators(take_made())
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)  # the threads of OpenMP are not in a fork, and would be waited for
+    if job.setup is not None:
+        _alone(job.setup)()
+    from ringload.packing.pack import generators_of  # not for other workers, which start sooner without
+
+    return job.source, generators_of(job.source)
+
+
+class _TaskLoop:
+    """The loop of one worker."""
 
     def __init__(
-        self, start: Start, producer: int, source: Any, filler: Filler | ListedFiller, end: ProducerEnd, claims: Claims
+        self,
+        start: Start,
+        worker_id: int,
+        source: BoundSource,
+        filler: Filler,
+        end: WorkerChannel,
+        current_work: CurrentWorkTable,
     ) -> None:
-        self._producer = producer
-        self._careful = frozenset(start.careful)
-        self._prefetch = _alone(source.prefetch) if hasattr(source, "prefetch") else None
+        self._worker = worker_id
+        self._one_by_one = frozenset(start.one_by_one)
+        self._prefetch = _alone(source.prefetch) if source.prefetch is not None else None
         self._filler = filler
         self._end = end
-        self._claims = claims
+        self._current_work = current_work
         self._ahead: deque[Task] = deque()
 
     def forever(self, arrays: dict[str, Any]) -> None:
@@ -111,23 +152,24 @@ class _Work:
         while True:
             idle_from_s = time.monotonic()
             if not self._ahead:
-                self._claims.clear(self._producer)
-                self._claim(wait=True)
+                self._current_work.clear(self._worker)
+                self._take_task(arrays["index"], wait=True)
             begin_s = time.monotonic()
             if self._prefetch is not None and len(self._ahead) < 2:
-                self._claim(wait=False)
+                self._take_task(arrays["index"], wait=False)
             task = self._ahead.popleft()
             self._fill(task, {name: array[task.slot] for name, array in arrays.items()})
             self._end.done(task, time.monotonic() - begin_s, begin_s - idle_from_s)
 
-    def _claim(self, wait: bool) -> None:
-        task = self._end.claim(wait)
+    def _take_task(self, index: np.ndarray, wait: bool) -> None:
+        task = self._end.take(wait)
         if task is not None:
             self._ahead.append(task)
-            if self._prefetch is not None and (task.epoch, task.number) not in self._careful:
+            if self._prefetch is not None and (task.epoch, task.number) not in self._one_by_one:
                 # It may hang, or end the process: what it is about is in hand.
-                self._claims.write(self._producer, task.epoch, task.number, WHOLE_TASK, task.start, task.stop)
-                self._ask(self._filler.indices(task.epoch, task.number, task.start, task.stop))
+                self._current_work.write(self._worker, task.epoch, task.number, WHOLE_TASK, task.start, task.stop)
+                samples = index[task.slot, task.start : task.stop]
+                self._ask(samples[samples != PAD])
 
     def _ask(self, indices: np.ndarray) -> None:
         """Have the source begin to read. Whether it can is no matter: what is wrong with a sample is said when it is loaded."""
@@ -139,20 +181,20 @@ class _Work:
             warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=1)
 
     def _fill(self, task: Task, slot: dict[str, Any]) -> None:
-        def claim(sample: int, start: int, stop: int) -> None:
+        def note_work(sample: int, start: int, stop: int) -> None:
             self._end.check()  # or this row would be blamed for what the last one did
-            self._claims.write(self._producer, task.epoch, task.number, sample, start, stop)
+            self._current_work.write(self._worker, task.epoch, task.number, sample, start, stop)
 
         for array in slot.values():
             map_in(array[task.start : task.stop])
-        careful = (task.epoch, task.number) in self._careful
-        for bad in self._filler.fill(task.epoch, task.number, task.start, task.stop, slot, claim, careful):
-            self._end.bad(task, bad.index, as_text(bad))
+        one_by_one = (task.epoch, task.number) in self._one_by_one
+        for bad in self._filler.fill(task.epoch, task.start, task.stop, slot, note_work, one_by_one):
+            self._end.bad(task, bad.index, bad.pack(MAX_TEXT_BYTES))
 
 
 def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
     """What calls a user's code, which may fork: should the child come back from it, it ends, or there would be a second
-    producer."""
+    worker."""
     pid = os.getpid()
 
     def called(*arguments: Any) -> Any:
@@ -165,19 +207,6 @@ def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def as_text(bad: Bad) -> str:
-    """A bad sample as JSON that fits into one record; of texts that are too long, the end of the traceback is kept."""
-    texts = [bad.traceback, bad.reason, bad.where]
-    while True:
-        text = json.dumps([texts[2], texts[1], texts[0], bad.replaced_by], ensure_ascii=False)
-        if len(text.encode("utf-8", "replace")) <= MAX_TEXT_BYTES:
-            return text
-        longest = max(range(3), key=lambda which: len(texts[which]))
-        texts[longest] = (
-            texts[longest][len(texts[longest]) // 4 :] if longest == 0 else texts[longest][: -len(texts[longest]) // 4]
-        )
-
-
 def be_called(name: str) -> None:
     """What ps and top show."""
     with suppress(OSError), open("/proc/self/comm", "w") as comm:  # /proc may be read-only
@@ -185,11 +214,11 @@ def be_called(name: str) -> None:
 
 
 @contextmanager
-def _exclusive(fd: int, claims: Claims, producer: int) -> Iterator[None]:
+def _exclusive(fd: int, current_work: CurrentWorkTable, worker_id: int) -> Iterator[None]:
     """Held by one process at a time. The kernel takes a record lock from the dead."""
-    claims.wait(producer)
+    current_work.wait(worker_id)
     fcntl.lockf(fd, fcntl.LOCK_EX)
-    claims.go_on(producer)
+    current_work.go_on(worker_id)
     try:
         yield
     finally:
@@ -197,33 +226,41 @@ def _exclusive(fd: int, claims: Claims, producer: int) -> Iterator[None]:
 
 
 def main() -> None:
-    """The entry of a producer that was spawned: `argv` is (what, start as JSON, producer, job's descriptor, *sys.path)."""
+    """The entry of a spawned worker: `argv` is (what, start as JSON, worker, job's descriptor, tracker's, *sys.path)."""
     for fd in os.listdir("/proc/self/fd"):
         if int(fd) > 2 and os.path.exists(f"/proc/self/fd/{fd}"):  # not the one that listed them
             os.set_inheritable(int(fd), False)
-    start, producer, job_fd = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    run(read_job(job_fd), start_of(start), producer)
+    start, worker_id, job_fd = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    share_tracker(int(sys.argv[4]))
+    run(read_job(job_fd), start_of(start), worker_id)
 
 
-def read_job(fd: int) -> Job:
-    """The job that the trainer wrote."""
-    with mmap.mmap(fd, os.fstat(fd).st_size, access=mmap.ACCESS_READ) as data:
-        job: Job = unpack(data[:])
-    return job
+def read_job(fd: int) -> WorkerJob:
+    """The job that the trainer wrote (`written`); the packed source stays where it is."""
+    data = memoryview(mmap.mmap(fd, os.fstat(fd).st_size, access=mmap.ACCESS_READ))
+    (n_bytes,) = LENGTH.unpack_from(data)
+    job: WorkerJob = pickle.loads(data[LENGTH.size : LENGTH.size + n_bytes])
+    return job.of_source(data[LENGTH.size + n_bytes :])
+
+
+def written(job: WorkerJob) -> bytes:
+    """A job with a packed source, as bytes: the length of the pickle of what else there is, that, then the source."""
+    data = pickle.dumps(job.of_source(None))
+    return b"".join((LENGTH.pack(len(data)), data, job.job.source))
 
 
 def message_of(start: Start) -> dict[str, Any]:
     """A Start as it goes into JSON: what thousands of killers share is said once."""
-    killers: dict[str, list[int]] = {}
-    for index, how in start.killers:
-        killers.setdefault(how, []).append(index)
-    return {"n_producers": start.n_producers, "killers": killers, "careful": start.careful}
+    poison_samples: dict[str, list[int]] = {}
+    for index, how in start.poison_samples:
+        poison_samples.setdefault(how, []).append(index)
+    return {"n_workers": start.n_workers, "killers": poison_samples, "careful": start.one_by_one}
 
 
 def start_of(message: dict[str, Any]) -> Start:
     """A Start as it comes out of JSON."""
     return Start(
-        int(message["n_producers"]),
+        int(message["n_workers"]),
         tuple((int(index), str(how)) for how, indices in message["killers"].items() for index in indices),
         tuple((int(epoch), int(number)) for epoch, number in message["careful"]),
     )

@@ -1,11 +1,11 @@
-"""Ctrl-C: what keeps the books, the descriptors and the producers whole, undone."""
+"""Ctrl-C: what keeps the books, the descriptors and the workers whole, undone."""
 
 from tests.breaks import Break, Edit
 
 BOOKS_TORN = Edit(
-    "engine.py",
-    "        self._engine._mend()\n        self._engine._torn = True\n",
-    "        self._engine._mend()\n",
+    "engine/engine.py",
+    "        self._engine._ensure_consistent()\n        self._engine._inconsistent = True\n",
+    "        self._engine._ensure_consistent()\n",
 )
 
 TABLE = (
@@ -14,7 +14,7 @@ TABLE = (
         ("Ctrl-C at every moment of loading images in the trainer",),
         (
             Edit(
-                "data/files.py",
+                "storage/read_ahead.py",
                 "fds.extend(starmap(os.open, ((path, FLAGS),)))",
                 "fds.append(os.open(path, FLAGS))",
             ),
@@ -25,7 +25,13 @@ TABLE = (
     Break(
         "an interruption of what touches the books leaves them torn, and nobody knows",
         (r"Ctrl-C at every moment of (iter|stats|set_epoch|load_state_dict|release)",),
-        (BOOKS_TORN,),
+        (
+            Edit(
+                "engine/engine.py",
+                "        self._engine._ensure_consistent()\n        self._life.state = INCONSISTENT\n",
+                "        self._engine._ensure_consistent()\n",
+            ),
+        ),
         tuple(
             f"test_interrupts.py::test_other_calls_are_interrupted_at_every_moment[{name}]"
             for name in ("iter", "stats", "set_epoch", "load_state_dict", "release")
@@ -38,9 +44,9 @@ TABLE = (
         (r"Ctrl-C at every moment of next\(\)", "Ctrl-C that is caught, at a random moment", "soak: Ctrl-C that is caught"),
         (
             Edit(
-                "engine.py",
-                "                self._torn = True\n                try:\n                    if self._lender",
-                "                try:\n                    if self._lender",
+                "engine/engine.py",
+                "                life.state = INCONSISTENT\n                try:\n",
+                "                try:\n",
             ),
         ),
         (
@@ -53,7 +59,7 @@ TABLE = (
     Break(
         "an answer to an earlier `clear` is taken for the present one",
         ("Ctrl-C at every moment of a reset", "Ctrl-C between a question to the server and its answer"),
-        (Edit("workers/pool.py", 'return message.get("cleared") == self._n_clears', 'return "cleared" in message'),),
+        (Edit("workers/supervisor.py", 'return message.get("cleared") == self._n_clears', 'return "cleared" in message'),),
         ("test_interrupts.py::test_no_answer_to_an_interrupted_clear_is_taken_for_another",),
         r"Timeout|assert|Error",
         60,
@@ -66,7 +72,7 @@ TABLE = (
         ),
         (
             Edit(
-                "workers/pool.py",
+                "workers/supervisor.py",
                 "        if not self._server:  # one came after its end\n"
                 "            self._close_fds()\n"
                 "            return event\n",
@@ -84,12 +90,12 @@ TABLE = (
         (r"Ctrl-C at the beginning of Popen\(\)", "Ctrl-C before any line of starting a server"),
         (
             Edit(
-                "workers/pool.py",
+                "workers/supervisor.py",
                 "        self._server.extend(map(spawn, [sys.executable], [arguments], [environment]))",
                 "        pid = spawn(sys.executable, arguments, environment)\n        self._server = [pid]",
             ),
             Edit(
-                "workers/pool.py",
+                "workers/supervisor.py",
                 "            forks.fork_for(self, self._server)\n",
                 "            pids = []\n            forks.fork_for(self, pids)\n            self._server = pids\n",
             ),
@@ -100,7 +106,13 @@ TABLE = (
     Break(
         "the pool does not say again how much is reserved",
         ("Ctrl-C when the server has told that more is reserved",),
-        (Edit("workers/pool.py", "event = Event([], self._n_reserved)  # again", "event = Event([])  # again"),),
+        (
+            Edit(
+                "workers/supervisor.py",
+                "event = Event([], self._n_reserved, self._goal)  # again",
+                "event = Event([])  # again",
+            ),
+        ),
         ("test_interrupts.py::test_an_interruption_makes_no_ring_small[when it is heard, and then the server is killed]",),
         r"assert",
     ),
@@ -109,7 +121,7 @@ TABLE = (
         ("Ctrl-C when the server has told that more is reserved",),
         (
             Edit(
-                "workers/server.py",
+                "workers/fork_server.py",
                 '{"cleared": message["clear"], "reserved": self._n_reported}',
                 '{"cleared": message["clear"]}',
             ),
@@ -122,9 +134,11 @@ TABLE = (
         (r"Ctrl-C at every moment of close\(\)",),
         (
             Edit(
-                "engine.py",
-                "        if not self._down:\n            with self._bell:",
-                "        if not self._down:\n            self._down = True\n            with self._bell:",
+                "engine/engine.py",
+                "        if self._life.state is not State.CLOSED:\n            self._life.begin_closing()\n",
+                "        if self._life.state is not State.CLOSED:\n"
+                "            self._life.end_closing()\n"
+                "            self._life.begin_closing = lambda: None\n",
             ),
         ),
         ("test_interrupts.py::test_a_close_is_interrupted_at_every_moment_and_the_next_one_goes_on",),
@@ -133,7 +147,7 @@ TABLE = (
     Break(
         "what was made of a loader is not closed when the rest is interrupted",
         ("Ctrl-C at every moment of making a loader",),
-        (Edit("loader.py", "            on_error.callback(crew.close)\n", ""),),
+        (Edit("engine/assemble.py", "        on_error.callback(workers.close)\n", ""),),
         ("test_interrupts.py::test_the_making_of_a_loader_is_interrupted_at_every_moment",),
         r"assert .*(descriptors|gone)",
     ),
@@ -142,9 +156,9 @@ TABLE = (
         ("Ctrl-C while ended leases are entered",),
         (
             Edit(
-                "engine.py",
-                "return posted.batch is None and posted.end is not None and posted.end() is not None",
-                "return posted.batch is None",
+                "ring/lease.py",
+                "        return end is not None and end.serial == serial and end() is not None\n",
+                "        return end is not None and end.serial == serial\n",
             ),
         ),
         ("test_interrupts.py::test_a_lease_whose_end_an_interruption_took_along_is_not_lent_for_ever",),
@@ -155,7 +169,9 @@ TABLE = (
         ("Ctrl-C before a forked server has left the trainer's group",),
         (
             Edit(
-                "workers/pool.py", "            os.setsid()\n            _discard_interruption()\n", "            os.setsid()\n"
+                "workers/supervisor.py",
+                "            os.setsid()\n            _discard_interruption()\n",
+                "            os.setsid()\n",
             ),
         ),
         ("test_interrupts.py::test_ctrl_c_that_meets_a_forked_server_in_the_trainers_group_is_the_trainers",),
@@ -165,16 +181,29 @@ TABLE = (
         "Ctrl-C reaches the server: it shares the trainer's session, and does not ignore it",
         ("Ctrl-C at a random moment, (once|twice in quick succession)",),
         (
-            Edit("workers/pool.py", ", setsid=True, setsigdef", ", setsigdef"),
+            Edit("workers/supervisor.py", ", setsid=True, setsigdef", ", setsigdef"),
             Edit(
-                "workers/server.py",
+                "workers/fork_server.py",
                 "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n    worker.be_called",
                 "    worker.be_called",
             ),
-            Edit("workers/server.py", "fcntl.F_SETOWN, -os.getpgrp()", "fcntl.F_SETOWN, os.getpid()"),
+            Edit("workers/fork_server.py", "fcntl.F_SETOWN, -os.getpgrp()", "fcntl.F_SETOWN, os.getpid()"),
         ),
         ("test_interrupts.py::test_ctrl_c_at_random_moments_shows_one_traceback[forkserver]",),
-        r"workers/server.py|KeyboardInterrupt",
+        r"workers/fork_server.py|KeyboardInterrupt",
         60,
+    ),
+    Break(
+        "a lock's `with` takes it in a call",
+        ("Ctrl-C while a lock is taken and given back",),
+        (
+            Edit(
+                "system/interrupts.py",
+                "        for _ in map(self.acquire, (True,)):\n            return True",
+                "        if self.acquire(True):\n            return True",
+            ),
+        ),
+        ("test_locks.py::test_no_interruption_keeps_a_lock[as from 3.14 on]",),
+        r"assert False|is_free",
     ),
 )

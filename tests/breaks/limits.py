@@ -3,7 +3,7 @@
 from tests.breaks import Break, Edit
 
 IN_DEV_SHM = Edit(
-    "shared.py",
+    "system/segment.py",
     'fds.extend(starmap(os.memfd_create, (("ringload", os.MFD_CLOEXEC),)))',
     'fds.extend(starmap(os.open, (("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600),)))',
 )
@@ -42,7 +42,7 @@ TABLE = (
         ("/proc without MemAvailable",),
         (
             Edit(
-                "ring/limits.py",
+                "system/cgroups.py",
                 '    if number := _number(Path("/proc/meminfo"), "MemAvailable:"):\n',
                 '    if (number := _number(Path("/proc/meminfo"), "MemAvailable:")) is not None:\n',
             ),
@@ -55,7 +55,7 @@ TABLE = (
         ("RLIMIT_AS",),
         (
             Edit(
-                "shared.py",
+                "system/segment.py",
                 "    except OSError as error:  # RLIMIT_AS, or no",
                 "    except ValueError as error:  # RLIMIT_AS, or no",
             ),
@@ -69,7 +69,7 @@ TABLE = (
         ("RLIMIT_FSIZE",),
         (
             Edit(
-                "shared.py",
+                "system/segment.py",
                 "        except OSError as error:  # RLIMIT_FSIZE counts",
                 "        except ValueError as error:  # RLIMIT_FSIZE counts",
             ),
@@ -80,7 +80,7 @@ TABLE = (
     Break(
         "what limit was met at the start is not named",
         ("RLIMIT_NOFILE",),
-        (Edit("loader.py", '            raise refused("cannot start", error) from error\n', "            raise\n"),),
+        (Edit("loader.py", "            raise said_as_refused(error) from error\n", "            raise\n"),),
         (limited("NOFILE 9 after"),),
         r"Too many open files",
     ),
@@ -89,8 +89,8 @@ TABLE = (
         ("RLIMIT_NOFILE at a restart of the server",),
         (
             Edit(
-                "workers/pool.py",
-                '                raise refused("cannot start the server of the producers", error) from error\n',
+                "workers/supervisor.py",
+                '                raise refused("cannot start the fork server", error) from error\n',
                 "                raise\n",
             ),
         ),
@@ -103,7 +103,7 @@ TABLE = (
         ("RLIMIT_NOFILE with a source that opens files", "RLIMIT_NOFILE"),
         (
             Edit(
-                "data/files.py",
+                "storage/read_ahead.py",
                 "        self._max_open = min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)\n",
                 "        self._max_open = MAX_OPEN\n",
             ),
@@ -113,11 +113,11 @@ TABLE = (
         60,
     ),
     Break(
-        "a producer that cannot be started ends the server",
+        "a worker that cannot be started ends the server",
         ("RLIMIT_NPROC", "pids.max of a cgroup"),
         (
             Edit(
-                "workers/server.py",
+                "workers/fork_server.py",
                 "            except OSError as error:  # told as a death",
                 "            except ValueError as error:  # told as a death",
             ),
@@ -134,9 +134,9 @@ TABLE = (
         ("RLIMIT_STACK",),
         (
             Edit(
-                "workers/pool.py",
-                "json.dumps(asdict(config)), *path]",
-                'json.dumps(asdict(config)), *path, *["x" * 100_000] * 2]',
+                "workers/supervisor.py",
+                "json.dumps(asdict(config)), *as_it_was.path]",
+                'json.dumps(asdict(config)), *as_it_was.path, *["x" * 100_000] * 2]',
             ),
         ),
         (limited("STACK 262144 before"),),
@@ -147,12 +147,12 @@ TABLE = (
         ("RLIMIT_SIGPENDING", "kill -9 of the trainer while all its processes are stopped"),
         (
             Edit(
-                "workers/server.py",
+                "workers/fork_server.py",
                 "    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)\n",
                 "    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGRTMIN)\n",
             ),
         ),
-        ("test_exit.py::test_the_trainer_is_killed_while_producers_are_stopped[no signal can be queued]",),
+        ("test_exit.py::test_the_trainer_is_killed_while_workers_are_stopped[no signal can be queued]",),
         r"timed out after|a mapping in process",
     ),
     Break(
@@ -160,7 +160,7 @@ TABLE = (
         ("RLIMIT_MEMLOCK",),
         (
             Edit(
-                "shared.py",
+                "system/segment.py",
                 "        return np.frombuffer(mmap.mmap(fd, n_bytes), np.uint8)\n",
                 "        return np.frombuffer(mmap.mmap(fd, n_bytes, mmap.MAP_SHARED | 0x2000), np.uint8)  # MAP_LOCKED\n",
             ),

@@ -11,13 +11,13 @@ TABLE = (
         ),
         (
             Edit(
-                "workers/pool.py",
+                "workers/supervisor.py",
                 "            be_taken_first(self.server_pid)  # from here",
                 "            # from here",
             ),
         ),
         (
-            "test_ram_cgroup.py::test_a_hog_beside_it_costs_a_producer_and_not_the_trainer",
+            "test_ram_cgroup.py::test_a_hog_beside_it_costs_a_worker_and_not_the_trainer",
             "test_ram_cgroup.py::test_a_limit_that_is_lowered_when_the_ring_is_in_use[the server]",
         ),
         r"assert",
@@ -26,10 +26,10 @@ TABLE = (
     Break(
         "what the OOM killer did is not told",
         (
-            "a producer that the OOM killer takes",
+            "a worker that the OOM killer takes",
             "a cgroup's memory limit lowered when the whole ring is in use",
         ),
-        (Edit("ring/limits.py", "        if self._seen <= before:\n", "        if self._seen >= before:\n"),),
+        (Edit("system/cgroups.py", "        if self._seen <= before:\n", "        if self._seen >= before:\n"),),
         (
             "test_ram_cgroup.py::test_who_was_taken_by_the_oom_killer_is_told_so",
             "test_ram_cgroup.py::test_a_sample_that_takes_too_much_is_found",
@@ -40,28 +40,28 @@ TABLE = (
     Break(
         "the ring is reserved beyond a limit that was lowered",
         ("a cgroup's memory limit lowered while the ring is reserved",),
-        (Edit("workers/server.py", "            require((stop - first) * config.slot_bytes)\n", ""),),
+        (Edit("workers/fork_server.py", "            require((stop - first) * config.slot_bytes)\n", ""),),
         ("test_ram_cgroup.py::test_a_limit_that_is_lowered_makes_a_smaller_ring",),
         r"assert",
         100,
     ),
     Break(
         "whom the kernel killed for want of memory is taken for killed by hand",
-        ("a producer is killed by the kernel for want of memory",),
+        ("a worker is killed by the kernel for want of memory",),
         (
             Edit(
-                "workers/pool.py",
-                "            hungry = not 0 <= self._n_oom_kills == oom_kills()\n",
-                "            hungry = False\n",
+                "workers/supervisor.py",
+                "            maybe_oom = not 0 <= self._n_oom_kills == oom_kills()\n",
+                "            maybe_oom = False\n",
             ),
         ),
-        ("test_suspects.py::test_a_sample_that_takes_all_memory_is_found",),
-        r"ProducerDied|assert",
+        ("test_blame.py::test_a_sample_that_takes_all_memory_is_found",),
+        r"WorkerDiedError|assert",
     ),
     Break(
         "a budget above what may be used is accepted",
         ("a budget above a cgroup's memory limit",),
-        (Edit("ring/memory.py", "    if budget_bytes > usable.n_bytes:\n", "    if budget_bytes > usable.n_bytes * 1000:\n"),),
+        (Edit("ring/plan.py", "    if budget_bytes > usable.n_bytes:\n", "    if budget_bytes > usable.n_bytes * 1000:\n"),),
         ("test_budget.py::test_what_a_limit_does_not_allow_is_refused",),
         r"assert",
         60,
@@ -69,7 +69,11 @@ TABLE = (
     Break(
         "a cgroup's limit is not looked at",
         ("a cgroup's memory limit that the budget is a share of", "a budget above a cgroup's memory limit"),
-        (Edit("ring/limits.py", "        if limit_bytes is not None and (used", "        if limit_bytes is None and (used"),),
+        (
+            Edit(
+                "system/cgroups.py", "        if limit_bytes is not None and (used", "        if limit_bytes is None and (used"
+            ),
+        ),
         (
             "test_budget.py::test_inside_a_limit_nothing_is_killed[1.0]",
             "test_budget.py::test_what_a_limit_does_not_allow_is_refused[2GB]",
@@ -82,7 +86,7 @@ TABLE = (
         ("a ring of .*, every page of it touched",),
         (
             Edit(
-                "ring/memory.py",
+                "ring/plan.py",
                 "        return (self.n_workers + 1) * -(-mapped_bytes // PAGE_BYTES) * PAGE_ENTRY_BYTES",
                 "        return mapped_bytes * 0",
             ),
@@ -92,12 +96,19 @@ TABLE = (
         60,
     ),
     Break(
+        "what a storage reads ahead is not in the plan",
+        (),
+        (Edit("sources/image_table.py", " + self._files.ahead_bytes\n", "\n"),),
+        ("test_storage.py::test_what_is_read_ahead_is_in_the_plan",),
+        r"assert",
+    ),
+    Break(
         "huge images are decoded side by side",
         ("an image of max_pixels inside a cgroup that has no more than the budget",),
         (
             Edit(
-                "data/images.py",
-                "        if self._producer is None or self._has_turn or not self._is_large(needed_bytes):",
+                "images/decoder.py",
+                "        if self._worker is None or self._has_turn or not self._is_large(needed_bytes):",
                 "        if needed_bytes:",
             ),
         ),
@@ -107,31 +118,31 @@ TABLE = (
     ),
     Break(
         "what a huge image took is kept",
-        ("an image of max_pixels between small ones", "soak: looks at the producers' memory"),
+        ("an image of max_pixels between small ones", "soak: looks at the workers' memory"),
         (
             Edit(
-                "data/images.py",
+                "images/decoder.py",
                 "                self._has_turn = False\n                give_back()\n",
                 "                self._has_turn = False\n",
             ),
         ),
-        ("test_ram.py::test_a_producer_gives_back_what_a_huge_image_took[progressive]",),
+        ("test_ram.py::test_a_worker_gives_back_what_a_huge_image_took[progressive]",),
         r"assert",
         100,
     ),
     Break(
         "images are decoded whatever their headers say",
         ("an image file whose header says .*",),
-        (Edit("data/images.py", "        if height * width > self.max_pixels:\n", "        if height < 0:\n"),),
+        (Edit("images/decoder.py", "        if height * width > self.max_pixels:\n", "        if height < 0:\n"),),
         ("test_ram.py::test_bombs_of_every_format_are_refused_by_their_headers",),
         r"Timeout|assert|DID NOT RAISE|Error",
         60,
     ),
     Break(
-        "a source's arrays are pickled, and each producer has a copy",
+        "a source's arrays are pickled, and each worker has a copy",
         ("rows of a table",),
-        (Edit("data/sharing.py", "SHARE_FROM_BYTES = 1 << 16", "SHARE_FROM_BYTES = 1 << 60"),),
-        ("test_hostile.py::test_producers_hold_no_million_rows",),
+        (Edit("packing/pack.py", "SHARE_FROM_BYTES = 1 << 16", "SHARE_FROM_BYTES = 1 << 60"),),
+        ("test_hostile.py::test_workers_hold_no_million_rows",),
         r"assert .*2_?000_?000|< 2000000|BudgetError",
         60,
     ),

@@ -1,6 +1,21 @@
 """All breaks, those first whose faults are hardest to see harm of."""
 
-from tests.breaks import Break, deaths, ends, interruptions, leases, limits, memory, samples, waits
+from tests.breaks import (
+    Break,
+    arrays,
+    deaths,
+    dropin,
+    ends,
+    interruptions,
+    leases,
+    limits,
+    memory,
+    packages,
+    processes,
+    samples,
+    tables,
+    waits,
+)
 
 TABLE: tuple[Break, ...] = (
     *interruptions.TABLE,
@@ -11,4 +26,9 @@ TABLE: tuple[Break, ...] = (
     *memory.TABLE,
     *limits.TABLE,
     *samples.TABLE,
+    *processes.TABLE,
+    *tables.TABLE,
+    *dropin.TABLE,
+    *arrays.TABLE,
+    *packages.TABLE,
 )

@@ -1,0 +1,1 @@
+"""What the adapters of several frameworks share. Imports no framework."""

@@ -1,1 +1,0 @@
-"""Data: where samples come from, in which order, and how one is loaded."""

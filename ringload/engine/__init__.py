@@ -1,0 +1,1 @@
+"""The engine: from an order to slots that are filled in that order."""

@@ -1,0 +1,180 @@
+"""What decoders print: noted while a sample is decoded, so that it belongs to the sample, and is not on stderr.
+
+    Pillow      warns by `warnings`
+    libtiff     in Pillow: calls a handler, which writes to stderr unless another is set
+    tifffile    logs by `logging`, and so does Pillow's plugin for TIFF
+    OpenCV      logs to stderr, what its own libtiff says too
+
+Descriptor 2 stays where it is. It is the whole process's: what other threads write meanwhile would have to be told apart,
+and what is written last by a process that dies (glibc's "free(): invalid pointer", faulthandler's traceback) would go down
+with it. So each is asked to tell this module instead. All four are state of the process, too: what does not come from the
+thread that decodes goes where it would have gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
+from typing import Any
+
+import cv2
+from PIL import _imaging
+
+from ringload.images.hook import Hook
+
+MAX_PRINTED = 300  # characters, of a reason
+MAX_LINE = 1000
+SILENT = 0  # OpenCV's level
+PILLOW = re.compile(r".*[/\\]PIL[/\\]\w+\.py")
+HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)  # module, format, va_list
+
+
+class Printed:
+    """What was printed while a sample was decoded, in one line."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        """Keep a line."""
+        self._lines.append(" ".join(line.split()))
+
+    def __str__(self) -> str:
+        text = "; ".join(dict.fromkeys(line for line in self._lines if line))
+        return text if len(text) <= MAX_PRINTED else f"{text[:MAX_PRINTED]} ..."
+
+
+class _Thread(threading.local):
+    printed: Printed | None = None  # of the sample that this thread decodes
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def noted(printed: Printed, is_tiff: bool) -> Iterator[None]:
+    """While this is entered, what decoders print in this thread is noted. `is_tiff`: libtiff is about to be used."""
+    before, _thread.printed = _thread.printed, printed
+    try:
+        with ExitStack() as hooks:
+            for hook in (hear_warnings, hear_libtiff, *hear_loggers) if is_tiff else (hear_warnings,):
+                hooks.enter_context(hook())
+            yield
+    finally:
+        _thread.printed = before
+
+
+class _Warnings:
+    """Without `warnings.catch_warnings`, which makes Python forget which warnings of the user's it has shown already: one
+    that is to be shown once would be shown for every sample."""
+
+    _always = ("always", None, Warning, re.compile(r"PIL\."), 0)
+    _filters: list[Any] = warnings.filters  # type: ignore[assignment]
+    _shown: Callable[..., None] = staticmethod(warnings.showwarning)  # what shows those of others
+
+    def set(self) -> None:
+        if warnings.showwarning != self._show:  # who has left `warnings.catch_warnings` since may have put it back
+            self._shown = warnings.showwarning
+        self._filters = warnings.filters  # type: ignore[assignment]
+        self._filters.insert(0, self._always)
+        warnings.showwarning = self._show
+
+    def undo(self) -> None:
+        if warnings.showwarning == self._show:
+            warnings.showwarning = self._shown
+        with suppress(ValueError):  # somebody has changed the filters meanwhile
+            self._filters.remove(self._always)
+
+    def _show(self, message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        if _thread.printed is not None and PILLOW.fullmatch(filename):
+            _thread.printed.note(str(message))
+        else:
+            self._shown(message, category, filename, lineno, file, line)
+
+
+class _Logger:
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def set(self) -> None:
+        self._logger.addFilter(_is_for_others)
+
+    def undo(self) -> None:
+        self._logger.removeFilter(_is_for_others)
+
+
+def _is_for_others(record: logging.LogRecord) -> bool:
+    if _thread.printed is None or record.levelno < logging.WARNING:
+        return True
+    _thread.printed.note(record.getMessage())
+    return False
+
+
+class _Libtiff:
+    """The error handler of the libtiff that Pillow is linked to, if it shows its names. What a handler gets for a va_list is a
+    pointer on all 64-bit Linux, to be passed on as it is (System V and ARM ABIs)."""
+
+    def __init__(self) -> None:
+        self._before: list[int | None] = []  # the handler that was set
+        self._handler = HANDLER(self._handle)  # as long as the process lives: another thread may be about to call it
+        self._address = ctypes.cast(self._handler, ctypes.c_void_p)
+
+    @cached_property
+    def _set_handler(self) -> Callable[[Any], int | None]:
+        try:
+            setter = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        except (AttributeError, OSError):  # Pillow without libtiff, or with one that shows no names
+            return lambda address: None
+        setter.argtypes, setter.restype = (ctypes.c_void_p,), ctypes.c_void_p
+        return setter
+
+    @cached_property
+    def _vsnprintf(self) -> Callable[..., int]:
+        function = ctypes.CDLL(None).vsnprintf
+        function.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
+        return function
+
+    def set(self) -> None:
+        self._before.extend(map(self._set_handler, (self._address,)))  # set and kept in one step, which nothing interrupts
+
+    def undo(self) -> None:
+        if self._before:
+            now = self._set_handler(self._before[0])
+            if now != self._address.value:  # somebody has set another meanwhile
+                self._set_handler(now)
+            self._before.clear()
+
+    def _handle(self, module: bytes | None, form: int, values: int) -> None:
+        if _thread.printed is None:
+            if self._before and self._before[0]:
+                HANDLER(self._before[0])(module, form, values)
+            return
+        line = ctypes.create_string_buffer(MAX_LINE)
+        self._vsnprintf(line, MAX_LINE, form, values)
+        _thread.printed.note(f"{(module or b'').decode(errors='replace')}: {line.value.decode(errors='replace')}")
+
+
+class _SilentOpenCV:
+    """It has one level for all threads."""
+
+    _levels: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, and 5
+    _before: Any = None
+
+    def set(self) -> None:
+        self._before = self._levels.getLogLevel()
+        self._levels.setLogLevel(SILENT)
+
+    def undo(self) -> None:
+        if self._before is not None and self._levels.getLogLevel() == SILENT:
+            self._levels.setLogLevel(self._before)
+
+
+silent_opencv = Hook(_SilentOpenCV())
+hear_warnings, hear_libtiff = Hook(_Warnings()), Hook(_Libtiff())
+hear_loggers = tuple(Hook(_Logger(name)) for name in ("PIL.TiffImagePlugin", "tifffile"))

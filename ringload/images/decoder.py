@@ -1,0 +1,254 @@
+"""Images: from the bytes of a file to a row `(H, W, C)` of the ring, in two steps.
+
+    decode      content -> decoder (scaled, if JPEG) -> part -> resample -> EXIF orientation -> (H, W, C) uint8
+    augment     the part is chosen before; flip, transform, float32 come after: see `augment`
+
+Decoding is deterministic: its pixels depend on the content and the part alone. Where nothing comes after it, it resamples
+straight into the row.
+
+Memory: what decoding takes is known from the header, before any of it is allocated. What needs more than this worker's
+scratch waits for its turn (`Worker.exclusive`), so that one such image at a time is decoded. What needs more than
+`Worker.max_bytes` is refused: bombs are.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ringload.checks import one_of
+from ringload.errors import ConfigError
+from ringload.fields import Field, Worker
+from ringload.images import pillow
+from ringload.images.augment import SCALE, Augmenter, Dtype
+from ringload.images.formats import N_CHANNELS, Color, Scratch, Truncated, Wanted
+from ringload.images.geometry import Box, Geometry, orient, upright
+from ringload.images.jpeg import Jpeg
+from ringload.images.pillow import PillowImage
+from ringload.images.resample import INTERPOLATIONS, Interpolation, Resampler
+
+PartOf = Callable[[int, int], Box]  # of an image's height and width, as it is shown: the part that is wanted
+
+MAX_PIXELS = 89_478_485  # of an image, if nothing is said: Pillow's limit too, a quarter of a GB in RGB
+FIXED_BYTES = 2 << 20  # what decoding takes of memory for the smallest image: libjpeg's own buffers
+JPEG_BEGIN = b"\xff\xd8\xff"
+
+
+def worst_scratch_bytes(max_pixels: int | None) -> int:
+    """The most memory that decoding an image of `max_pixels` may take."""
+    return pillow.WORST_PIXEL_BYTES * (MAX_PIXELS if max_pixels is None else max_pixels) + FIXED_BYTES
+
+
+class ImageDecoder:
+    """Decodes image files into rows of `field`.
+
+    Arguments:
+        geometry: size, and which part is shown. color: "rgb", "gray" or "rgba".
+        dtype, scale: "uint8"; or "float32", which maps 0..255 onto `scale`.
+        exif: apply the EXIF orientation. flip: mirror every other image, at random.
+        transform: the user's own `transform(image (H, W, C) uint8, rng) -> image`, or an albumentations transform.
+        max_pixels: larger images are refused; None: what needs more memory than the budget has for one.
+        interpolation, background, value_range, truncated: as `ImageFrame` has them.
+
+    Raises:
+        ConfigError: an option cannot be.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        color: Color = "rgb",
+        dtype: Dtype = "uint8",
+        scale: tuple[float, float] = SCALE,
+        exif: bool = False,
+        flip: bool = False,
+        transform: Any = None,
+        max_pixels: int | None = None,
+        interpolation: Interpolation = "auto",
+        background: int | tuple[int, int, int] | None = None,
+        value_range: tuple[float, float] | None = None,
+        truncated: Truncated | None = None,
+    ) -> None:
+        one_of("color", color, N_CHANNELS)
+        if max_pixels is not None and max_pixels < geometry.height * geometry.width:
+            raise ConfigError(
+                f"max_pixels={max_pixels:,} is less than the size asked for, {geometry.height} x {geometry.width}"
+            )
+        one_of("interpolation", interpolation, INTERPOLATIONS)
+        self.color, self.exif = color, exif
+        self.guaranteed_pixels, self.max_pixels = max_pixels, MAX_PIXELS if max_pixels is None else max_pixels
+        self.augmenter = Augmenter(geometry, N_CHANNELS[color], dtype, scale, flip, transform)
+        self._wanted = Wanted.of(color, background, value_range, truncated)
+        self._resampler = Resampler(interpolation)
+        self._scratch = Scratch()
+        self._worker: Worker | None = None
+        self._has_turn = False
+
+    def twin(self, augmenter: Augmenter | None = None) -> ImageDecoder:
+        """A decoder like this one, with scratch of its own, or also with another augmenter."""
+        twin = copy.copy(self)
+        twin.augmenter = augmenter or self.augmenter
+        twin._scratch, twin._worker, twin._resampler = Scratch(), None, Resampler(self._resampler.interpolation)
+        return twin
+
+    @property
+    def field(self) -> Field:
+        """The row of an image."""
+        return self.augmenter.field
+
+    def start(self, worker: Worker) -> None:
+        """From now on keep to what this worker may use."""
+        self._worker = worker
+        if worker.n_workers:
+            # Workers run beside each other; in the trainer's own process the setting is the user's. Not 1: that ends the
+            # threads of OpenCV's pool and waits for them, and in a fork of a trainer that has used them there are none.
+            cv2.setNumThreads(0)
+
+    def load(self, content: bytes | bytearray | memoryview, rng: np.random.Generator | None, row: np.ndarray) -> None:
+        """Decode the content of a file, augment the image, and write it into `row`.
+
+        Raises:
+            OSError, ValueError, ...: in the words of the decoder that refuses it.
+        """
+        augmenter = self.augmenter
+        image: Any = row if augmenter.is_plain else np.empty(self.field.shape, np.uint8)  # a new one: the user's may keep it
+        self.decode(memoryview(content), augmenter.part(rng), image)
+        if not augmenter.is_plain:
+            augmenter.finish(image, rng, row)
+
+    def decode(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> None:
+        """Decode a content, and bring the part of the image that is wanted into `out (H, W, C) uint8`, of any size. Nothing is
+        drawn here.
+
+        `part_of` may be asked twice: of a JPEG file that only Pillow can read.
+        """
+        self.check_content(len(data))
+        if data[: len(JPEG_BEGIN)] != JPEG_BEGIN or not self._decode_jpeg(data, part_of, out):
+            self._decode_by_pillow(data, part_of, out)
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    @property
+    def shared_bytes(self) -> int:
+        """The most bytes that a content may have which is read without `room_for` it: beside those of other workers."""
+        most = pillow.WORST_PIXEL_BYTES * self.max_pixels
+        return most if self._worker is None else min(most, self._worker.scratch_bytes, self._worker.max_bytes or most)
+
+    @contextmanager
+    def room_for(self, n_bytes: int) -> Iterator[None]:
+        """While this is entered, there is memory for a content of so many bytes, and for its image.
+
+        Raises:
+            ValueError: there cannot be.
+        """
+        self.check_content(n_bytes)
+        with self._turn(n_bytes):
+            yield
+
+    def check_content(self, n_bytes: int) -> None:
+        """Refuse a content by its size."""
+        if n_bytes > pillow.WORST_PIXEL_BYTES * self.max_pixels:
+            raise ValueError(f"a file of {n_bytes:,} bytes cannot be an image of at most {self.max_pixels:,} pixels")
+        self._check_fits(n_bytes, "a file of {:,} bytes", n_bytes)
+
+    def _check(self, height: int, width: int) -> None:
+        if height * width > self.max_pixels:
+            raise ValueError(f"{height:,} x {width:,} pixels: more than max_pixels={self.max_pixels:,}")
+
+    def _check_fits(self, needed_bytes: int, what: str, *numbers: int) -> None:
+        """Refuse what needs more than the plan has set aside for one image; but for its file, which is the smaller part."""
+        if self._worker is not None and self._worker.max_bytes is not None and needed_bytes > self._worker.max_bytes:
+            raise ValueError(
+                f"{what.format(*numbers)}: decoding takes up to {needed_bytes / 1e6:,.1f} MB of memory, and ram_budget "
+                f"has {self._worker.max_bytes / 1e6:,.1f} MB for one image: raise it, or set max_pixels, which it has to hold"
+            )
+
+    def _is_large(self, needed_bytes: int) -> bool:
+        return self._worker is not None and needed_bytes > self._worker.scratch_bytes
+
+    @contextmanager
+    def _turn(self, needed_bytes: int) -> Iterator[None]:
+        """For what needs so much memory, one worker at a time. Inside of another, it is the same turn."""
+        if self._worker is None or self._has_turn or not self._is_large(needed_bytes):
+            yield
+            return
+        with self._worker.exclusive():
+            self._has_turn = True
+            try:
+                yield
+            finally:
+                self._has_turn = False
+                give_back()
+
+    # -- decoding -----------------------------------------------------------------------------------------------------
+
+    def _decode_jpeg(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> bool:
+        """Try the fast decoder. False: it is not one for it."""
+        try:
+            jpeg = Jpeg(data, self.color, self._scratch)
+        except Exception:  # whatever it raises: the other decoder will say what is wrong, if anything is
+            return False
+        self._check(jpeg.height, jpeg.width)
+        orientation = jpeg.orientation() if self.exif else 1
+        height, width = upright(jpeg.height, jpeg.width, orientation)
+        box = part_of(height, width).stored(height, width, orientation)
+        shown = upright(out.shape[0], out.shape[1], orientation)
+        eighths = jpeg.eighths(
+            -(-shown[0] * jpeg.height // box.height),  # of the whole image, for the box to be large enough
+            -(-shown[1] * jpeg.width // box.width),
+            self._resampler.antialiases,
+        )
+        self._check_fits(jpeg.needed_bytes(eighths), "{:,} x {:,} pixels", jpeg.height, jpeg.width)
+        needed_bytes = len(data) + jpeg.needed_bytes(eighths)
+        with self._turn(needed_bytes):
+            keep = not self._is_large(needed_bytes)
+            part = jpeg.shown(box, eighths, self._resampler.antialiases)
+            return self._show_jpeg(jpeg, eighths, part, orientation, out, keep)
+
+    def _show_jpeg(self, jpeg: Jpeg, eighths: int, box: Box, orientation: int, out: np.ndarray, keep: bool) -> bool:
+        """False: it is damaged, and Pillow may recover it. The pixels are gone when this returns, before the turn ends."""
+        try:
+            pixels = jpeg.decode(eighths, keep)
+        except MemoryError:
+            raise
+        except Exception:
+            return False
+        self._show(pixels, box, orientation, True, out)
+        return True
+
+    def _decode_by_pillow(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> None:
+        with self._turn(2 * len(data)):  # what Pillow stumbles over in a PNG file is taken out of it
+            image = PillowImage(data, self._wanted)
+        self._check(image.height, image.width)
+        self._check_fits(image.needed_bytes(), "{:,} x {:,} pixels", image.height, image.width)
+        with self._turn(len(data) + image.needed_bytes()):
+            self._show_pillows(image, part_of, out)
+
+    def _show_pillows(self, image: PillowImage, part_of: PartOf, out: np.ndarray) -> None:
+        """The pixels are gone when this returns, before the turn ends."""
+        pixels, orientation = image.decode(self.exif)
+        height, width = upright(pixels.shape[0], pixels.shape[1], orientation)
+        self._show(pixels, part_of(height, width).stored(height, width, orientation), orientation, False, out)
+
+    def _show(self, pixels: np.ndarray, box: Box, orientation: int, is_opaque: bool, out: np.ndarray) -> None:
+        """Bring the part `box` of `pixels (h, w, C)`, which are as the file stores them, into `out (H, W, C)`."""
+        if orientation == 1:
+            self._resampler.write(pixels, box, out, is_opaque)
+            return
+        size = upright(out.shape[0], out.shape[1], orientation)
+        shown = np.empty((*size, out.shape[2]), np.uint8)
+        self._resampler.write(pixels, box, shown, is_opaque)
+        np.copyto(out, orient(shown, orientation))
+
+
+def give_back() -> None:
+    """Have glibc return what was freed. By itself it keeps up to 64 MB of that, more the more was freed at once (measured: 35
+    MB after a progressive JPEG of 12 megapixels, for good; after a PNG or a baseline JPEG of any size, at most 2)."""
+    with suppress(AttributeError):  # musl keeps nothing
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,155 @@
+"""Formats: which there are, by their first bytes; what is wanted of their pixels; and a decoder's refusal in words."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from ringload.checks import one_of, short
+from ringload.errors import ConfigError
+
+Color = Literal["rgb", "gray", "rgba"]
+Truncated = Literal["refuse", "pad"]
+
+N_CHANNELS: dict[Color, int] = {"rgb": 3, "gray": 1, "rgba": 4}
+MODES: dict[Color, str] = {"rgb": "RGB", "gray": "L", "rgba": "RGBA"}  # Pillow's
+ORIENTATION = 0x0112  # the EXIF tag
+
+SIGNATURES = (  # the first bytes, as a regular expression, and the name of the format
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG", "PNG"),
+    (rb"RIFF....WEBP", "WebP"),
+    (rb"BM", "BMP"),
+    (rb"GIF8", "GIF"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
+    (rb"P[1-6][\s#]", "PNM"),
+    (rb"P[fF]\s", "PFM"),
+    (rb"....ftyp(?:avif|avis)|....ftyp(?:mif1|msf1|miaf).*avif", "AVIF"),
+)
+FORMATS = tuple(name for _, name in SIGNATURES)
+HEAD_BYTES = 128  # of a file, which are enough to tell
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+    *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
+
+CODEC_ERRORS = {  # of Pillow's C code, where it has no words of its own
+    -1: "they do not fit into the image",
+    -2: "they are damaged",
+    -3: "for an unknown reason",
+    -8: "the decoder cannot be set up for them",
+    -9: "there is not enough memory",
+}
+NOT_IN_WORDS = (KeyError, IndexError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError, struct.error)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of an image's pixels. See `ImageFrame`."""
+
+    color: Color = "rgb"
+    background: tuple[int, int, int] | None = None
+    value_range: tuple[float, float] | None = None
+    truncated: Truncated | None = None
+
+    @classmethod
+    def of(cls, color: Color, background: Any, value_range: Any, truncated: Any) -> Wanted:
+        """What a user has asked for.
+
+        Raises:
+            ConfigError: an option cannot be.
+        """
+        if truncated is not None:
+            one_of("truncated", truncated, get_args(Truncated))
+        return cls(color, _background(background, color), _value_range(value_range), truncated)
+
+    @property
+    def alpha_counts(self) -> bool:
+        """Whether it makes a difference which pixels are transparent."""
+        return self.color == "rgba" or self.background is not None
+
+
+def _background(given: Any, color: Color) -> tuple[int, int, int] | None:
+    if given is None:
+        return None
+    levels = tuple(given) if isinstance(given, Sequence | np.ndarray) else (given,) * 3
+    if len(levels) != 3 or not all(isinstance(one, int | np.integer) and 0 <= one <= 255 for one in levels):
+        raise ConfigError(f"background is a colour (red, green, blue), or one number for a gray, of 0..255; not {short(given)}")
+    if color == "rgba":
+        raise ConfigError("background is what shows where color='rgb' or 'gray' has no alpha; color='rgba' keeps it")
+    return int(levels[0]), int(levels[1]), int(levels[2])
+
+
+def _value_range(given: Any) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    try:
+        black, white = (float(one) for one in given)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"value_range is (black, white), the values of pixels that become 0 and 255, not {short(given)}"
+        ) from None
+    if black == white or not np.isfinite([black, white]).all():
+        raise ConfigError(f"value_range is two different, finite numbers, not {short(given)}")
+    return black, white
+
+
+class Scratch:
+    """Memory that is used again for each image. A pickled one arrives empty."""
+
+    def __init__(self) -> None:
+        self._pixels = np.empty(0, np.uint8)
+
+    def pixels(self, n_bytes: int, keep: bool) -> np.ndarray:
+        """`(n,) uint8` with n >= n_bytes; kept for the next image if `keep`."""
+        if n_bytes <= len(self._pixels):
+            return self._pixels
+        made = np.empty(n_bytes + n_bytes // 4 if keep else n_bytes, np.uint8)
+        if keep:
+            self._pixels = made
+        return made
+
+    def __reduce__(self) -> Any:
+        return Scratch, ()
+
+
+def format_of(head: bytes) -> str:
+    """The format of a file that begins with `head`; one of `FORMATS`, or ""."""
+    return next((name for pattern, name in SIGNATURES if re.match(pattern, head, re.DOTALL)), "")
+
+
+def refusal(name: str, error: Exception, printed: str = "") -> Exception:
+    """Why a file of a format was refused: the decoder's own words, and what it printed. An error of the system stays as it
+    is: it is none of the file's."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return error
+    said = _words(error)
+    return ValueError(f"{'an' if name[0] in 'A' else 'a'} {name} file: {said}{f' ({printed})' if printed else ''}")
+
+
+def _words(error: Exception) -> str:
+    cause = error.__cause__ if str(error.__cause__) == str(error) else error  # Pillow turns its own failures into SyntaxError
+    if isinstance(cause, NOT_IN_WORDS):
+        return f"what its header says makes no sense ({type(cause).__name__}: {cause})"
+    said = re.sub(r"\bb'([^']*)'|\bb\"([^\"]*)\"", r"\1\2", " ".join(str(error).split()))
+    said = re.sub(r"^broken PNG file \((.*)\)$", r"\1", said)
+    if match := re.fullmatch(r"(?:\w+ )?error (-?\d+)(?: when reading image file)?", said):
+        return f"its pixels cannot be decoded: {CODEC_ERRORS.get(int(match[1]), 'they are damaged')}"
+    if said == "not identified by this driver":
+        return "its header is damaged"
+    return said or f"it is damaged ({type(error).__name__})"
+
+
+def orientation_of(image: Image.Image) -> int:
+    """1..8, as `ImageOps.exif_transpose` takes it: by EXIF, or where that is silent by XMP; 1 if neither can be read."""
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:  # SyntaxError, struct.error, ...: the metadata are damaged, the image need not be
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -1,0 +1,282 @@
+"""Images by Pillow: every format, and whatever the fast JPEG decoder does not take.
+
+Each file goes to the one plugin of Pillow's that its first bytes name: Pillow has others, some of which run programs. What
+Pillow reads wrongly (pixels of more than 8 bits, bit fields, transparent values) is read elsewhere: `high_depth`, `bmp`,
+`png`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from ringload.images import bmp, high_depth, png, tiff
+from ringload.images.captured_output import Printed, noted
+from ringload.images.content_file import ContentFile
+from ringload.images.formats import FORMATS, HEAD_BYTES, MODES, Wanted, format_of, orientation_of, refusal
+from ringload.images.geometry import INVERSE
+from ringload.images.hook import Attribute, Hook
+from ringload.images.resample import image_of
+from ringload.images.truncated import truncated
+
+# Of memory, for each pixel, at most: the decoder's image, its conversion, and the array. Measured on 12 megapixels of 25 kinds:
+# with the file lossless WebP 18.6, and all others of 8 bits 16.0 (RGBA that is not compressed); beside it RGBA TIFF of 16 bits
+# 17.0, RGB of 32-bit floats 24.2.
+PIXEL_BYTES = 16
+WEBP_PIXEL_BYTES = 20
+WIDE_PIXEL_BYTES = 8  # beside values of more than 8 bits, and a strip or tile: what they become
+WORST_PIXEL_BYTES = 24  # of what is usual: RGBA of 16 bits in one strip
+PFM_PIXEL_BYTES = 12
+no_limit = Hook(Attribute(Image, "MAX_IMAGE_PIXELS", None))  # the caller has a limit of its own
+OPTIONAL = ("WebP", "AVIF")  # which Pillow can be built without
+BEFORE = {"LAB": "RGB", "La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts to this one only
+
+PLUGINS = {  # format -> the module of Pillow's, and what opens a file in it
+    "JPEG": ("JpegImagePlugin", "jpeg_factory"),
+    "PNG": ("PngImagePlugin", "PngImageFile"),
+    "WebP": ("WebPImagePlugin", "WebPImageFile"),
+    "BMP": ("BmpImagePlugin", "BmpImageFile"),
+    "GIF": ("GifImagePlugin", "GifImageFile"),
+    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
+    "PNM": ("PpmImagePlugin", "PpmImageFile"),
+    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+}
+
+
+class Decoded(NamedTuple):
+    """An image, the orientation that the file gives it, and whether it has been turned accordingly."""
+
+    image: Image.Image
+    orientation: int
+    is_turned: bool = False
+
+
+class PillowImage:
+    """An image of any format.
+
+    Raises:
+        ValueError: it is none of `FORMATS`, or its header makes no sense.
+    """
+
+    def __init__(self, data: memoryview, wanted: Wanted) -> None:
+        self._data, self._wanted = data, wanted
+        self._head = bytes(data[:HEAD_BYTES])
+        self.format = format_of(self._head)
+        if not self.format:
+            raise ValueError(f"cannot identify image file: it begins with {self._head[:16]!r}; {', '.join(FORMATS)} are read")
+        self._pixel_bytes, self._more_bytes = WEBP_PIXEL_BYTES if self.format == "WebP" else PIXEL_BYTES, 0
+        self._file: Any = None  # Pillow's, that is open
+        # not bound: a cycle would keep the pixels until gc
+        self._decode: Callable[[PillowImage], Decoded] = PillowImage._by_pillow
+        with self._refusing():
+            self.height, self.width = OPENERS.get(self.format, PillowImage._open_by_pillow)(self)
+
+    def needed_bytes(self) -> int:
+        """What `decode` takes of memory beside the file, which may be held, too."""
+        return self.height * self.width * self._pixel_bytes + self._more_bytes
+
+    def decode(self, exif: bool) -> tuple[np.ndarray, int]:
+        """Pixels `(h, w, C)` in memory of their own, and the orientation 1..8 that is still to be applied to them. Once.
+
+        Raises:
+            ValueError: the file is damaged, or of a kind that is not read; in the decoder's words.
+            OSError, MemoryError: there is something wrong with more than the file.
+        """
+        with self._refusing(), truncated(self._wanted.truncated):
+            *images, orientation, is_turned = self._decode(self)
+            self._file = None
+            pixels = converted(images, self._wanted)
+        if is_turned:
+            return pixels, 1 if exif else INVERSE.get(orientation, orientation)
+        return pixels, orientation if exif else 1
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        printed = Printed()
+        try:
+            with noted(printed, is_tiff=self.format == "TIFF"):
+                yield
+        except Exception as error:
+            raise refusal(self.format, error, str(printed)) from error
+
+    # -- Pillow -----------------------------------------------------------------------------------------------------------
+
+    def _open_by_pillow(self, data: memoryview | None = None) -> tuple[int, int]:
+        """(height, width). `data` is what is opened in place of the content."""
+        module, name = PLUGINS[self.format]
+        try:
+            plugin: Any = importlib.import_module(f"PIL.{module}")
+        except ImportError:
+            raise ValueError("the Pillow that is installed here is too old for it") from None
+        if self.format in OPTIONAL and not plugin.SUPPORTED:
+            raise ValueError("Pillow is installed without its decoder here")
+        with no_limit(), one_thread(plugin)() if self.format == "AVIF" else nullcontext():
+            self._file = getattr(plugin, name)(ContentFile(self._data if data is None else data))
+        width, height = self._file.size
+        return height, width
+
+    def _by_pillow(self) -> Decoded:
+        if self.format == "TIFF":  # Pillow turns it when it is loaded, as it says itself before
+            orientation = orientation_of(self._file)
+            self._file.load()
+            return Decoded(self._file, orientation, is_turned=True)
+        self._file.load()
+        orientation = orientation_of(self._file)
+        if self.format in OPTIONAL:  # these keep a second copy of the pixels, and a decoder with a third
+            self._file.fp = None
+            vars(self._file).pop("_decoder", None)
+        return Decoded(self._file, orientation)
+
+    # -- PNG --------------------------------------------------------------------------------------------------------------
+
+    def _open_png(self) -> tuple[int, int]:
+        self._decode = PillowImage._png
+        header = png.read_png(self._head)
+        if header is not None and header.bits == 16 and (self._wanted.value_range or self._wanted.alpha_counts):
+            self._pixel_bytes += WIDE_PIXEL_BYTES
+        try:
+            return self._open_by_pillow()
+        except MemoryError:
+            raise
+        except Exception:
+            if (size := self._open_pixels_of_png()) is None:
+                raise
+            return size
+
+    def _open_pixels_of_png(self) -> tuple[int, int] | None:
+        """Without what Pillow stumbled over. None: it was something that matters."""
+        with suppress(Exception):
+            return self._open_by_pillow(memoryview(png.only_pixels(self._data)))
+        return None
+
+    def _png(self) -> Decoded:
+        transparent = self._file.info.get("transparency")
+        header = png.read_png(self._head)
+        is_for_opencv = header is not None and header.bits == 16 and (self._wanted.value_range or transparent is not None)
+        try:
+            with truncated("refuse" if is_for_opencv else None):  # what Pillow pads, OpenCV does not
+                self._file.load()
+        except MemoryError:
+            raise
+        except Exception:
+            if not self._load_pixels_of_png():
+                raise
+        image, orientation = self._file, orientation_of(self._file)
+        if transparent is None:  # what comes behind the pixels is too late
+            image.info.pop("transparency", None)
+        if header is None or header.color == png.PALETTE:
+            return Decoded(image, orientation)
+        if header.bits == 16:
+            return Decoded(self._png_of_16_bits(image, header.color), orientation)
+        return Decoded(png.with_transparency(image, header.bits) if self._wanted.alpha_counts else image, orientation)
+
+    def _load_pixels_of_png(self) -> bool:
+        with suppress(Exception):
+            if self._open_pixels_of_png() is not None:
+                self._file.load()
+                return True
+        return False
+
+    def _png_of_16_bits(self, image: Image.Image, color: int) -> Image.Image:
+        transparent = image.info.get("transparency") if self._wanted.alpha_counts else None
+        if color == png.GRAY:
+            values = np.asarray(image)[:, :, np.newaxis].astype(np.uint16, copy=False)
+            gray = high_depth.image_of_values(high_depth.to_8_bits(values, 16, self._wanted))
+            if transparent is not None:
+                gray.putalpha(image_of((values != transparent).astype(np.uint8) * np.uint8(255), "L"))
+            return gray
+        if self._wanted.value_range is None and transparent is None:
+            return image  # of 8 bits: Pillow has taken the upper ones
+        self._file = None
+        data = memoryview(png.only_pixels(self._data))
+        png.check_pixels(data)
+        values = high_depth.opencv_values(data)
+        pixels = high_depth.to_8_bits(values, 16, self._wanted)
+        if values.shape[2] == 4:
+            pixels[:, :, 3] = values[:, :, 3] >> 8  # no range is asked for of that
+        return high_depth.image_of_values(pixels[:, :, [0, 3]] if color == png.GRAY_ALPHA else pixels)
+
+    # -- TIFF, BMP, PNM ---------------------------------------------------------------------------------------------------
+
+    def _open_tiff(self) -> tuple[int, int]:
+        header = tiff.read_tiff(self._data)
+        self._more_bytes = header.block_bytes
+        is_plain = header.photometric in tiff.PLAIN
+        is_never_right = header.photometric in tiff.NEVER or (header.is_planar and header.n_samples > 1)
+        if header.is_wide and (is_plain or is_never_right) and not high_depth.pillow_reads(header, self._wanted):
+            return self._open_wide_tiff(header)
+        try:
+            return self._open_by_pillow()
+        except SyntaxError as error:
+            if is_plain:
+                return self._open_wide_tiff(header)
+            if "pixel mode" in str(error):
+                raise ValueError(f"{header.in_words}: not read") from None
+            raise
+
+    def _open_wide_tiff(self, header: tiff.Tiff) -> tuple[int, int]:
+        self._pixel_bytes = header.n_samples * header.value_bytes + WIDE_PIXEL_BYTES
+        self._more_bytes += len(self._data) if header.is_turned else 0  # OpenCV gets a copy
+        self._decode = lambda file: Decoded(high_depth.read_tiff(file._data, header, file._wanted), header.orientation)
+        return header.height, header.width
+
+    def _open_bmp(self) -> tuple[int, int]:
+        header = bmp.read_bmp(self._head)
+        if header is None:
+            return self._open_by_pillow()
+
+        def decode(file: PillowImage) -> Decoded:
+            return Decoded(bmp.decode_bmp(file._data, header, bool(ImageFile.LOAD_TRUNCATED_IMAGES)), 1)
+
+        self._decode = decode
+        return header.height, header.width
+
+    def _open_pnm(self) -> tuple[int, int]:
+        width, height, white = high_depth.pnm_header(self._head)
+        if self.format == "PNM" and white <= 255:
+            return self._open_by_pillow()
+        self._pixel_bytes, self._more_bytes = PFM_PIXEL_BYTES + WIDE_PIXEL_BYTES, len(self._data)  # and a newline more
+        self._decode = lambda file: Decoded(high_depth.read_pnm(file._data, white, file._wanted), 1)
+        return height, width
+
+
+OPENERS: dict[str, Callable[[PillowImage], tuple[int, int]]] = {
+    "PNG": PillowImage._open_png,
+    "TIFF": PillowImage._open_tiff,
+    "BMP": PillowImage._open_bmp,
+    "PNM": PillowImage._open_pnm,
+    "PFM": PillowImage._open_pnm,
+}
+
+
+@cache
+def one_thread(plugin: Any) -> Hook:
+    """AVIF's decoder has as many threads as there are CPUs, if nothing is said: in each of the workers."""
+    return Hook(Attribute(plugin, "DEFAULT_MAX_THREADS", 1))
+
+
+def converted(images: list[Image.Image], wanted: Wanted) -> np.ndarray:
+    """`(h, w, C)`: the one image with its colours as wanted, on the background if there is one. It is taken out of the list, so
+    that its memory is free as soon as there is another."""
+    image = images.pop()
+    if image.mode in BEFORE:
+        image = image.convert(BEFORE[image.mode])
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"pixels of Pillow's mode {image.mode} have no range that is known")
+    if wanted.background is not None and image.has_transparency_data:
+        shown = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.new("RGB", shown.size, wanted.background)
+        image.paste(shown, mask=shown)
+        del shown
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    mode = MODES[wanted.color]
+    if image.mode != mode:
+        image = image.convert(mode)
+    return np.asarray(image).reshape(image.height, image.width, -1)

@@ -1,0 +1,10 @@
+"""Positions: (epoch, number) of a batch, as an order counts them."""
+
+from __future__ import annotations
+
+from ringload.protocols import Order
+
+
+def following(order: Order, epoch: int, number: int) -> tuple[int, int]:
+    """What follows batch `number` of `epoch`."""
+    return (epoch, number + 1) if number + 1 < order.n_batches(epoch) else (epoch + 1, 0)

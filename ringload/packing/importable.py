@@ -1,0 +1,93 @@
+"""Modules that a worker cannot import by name: what is defined in them is sent by value.
+
+A worker is a fresh interpreter with the trainer's `sys.path`. Pickle sends a function or a class by the name of its module, for
+any module in `sys.modules`. Some of those exist in the trainer alone: a script's under the name that multiprocessing gives it
+in a child (`__mp_main__`), one that was loaded from a path or made by `exec`, one whose folder has left `sys.path`, and one in
+whose place `sys.path` would now find another. Installed packages are not asked: some give a module several names, or make it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from importlib.machinery import BYTECODE_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
+from types import FunctionType, ModuleType
+from typing import Any
+
+
+def goes_by_name(name: str) -> bool:
+    """Whether a worker that imports module `name` gets the module that this process has under that name."""
+    return _goes_by_name(name, id(sys.modules.get(name)), tuple(sys.path), _directory() if "" in sys.path else "")
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return ""
+
+
+@cache
+def _goes_by_name(name: str, module_id: int, path: tuple[str, ...], directory: str) -> bool:
+    """The same; the other arguments are what the answer depends on."""
+    module, package = sys.modules.get(name), sys.modules.get(name.partition(".")[0])
+    if not isinstance(module, ModuleType) or is_installed(getattr(package, "__file__", None) or ""):
+        return True  # of what is no module, pickle makes what it can
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return not _has_python_code(module)
+    if not file.endswith((*SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)):
+        return True
+    parent = name.rpartition(".")[0]
+    spec = None if parent and not goes_by_name(parent) else _found(name, parent)
+    return spec is not None and spec.has_location and _is_same(file, spec.origin)
+
+
+def _has_python_code(module: ModuleType) -> bool:
+    """Whether it was made by `exec`, say, and not by native code."""
+    made_there = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    methods = (method for value in made_there if isinstance(value, type) for method in vars(value).values())
+    return any(isinstance(value, FunctionType) for value in (*made_there, *methods))
+
+
+@cache
+def is_users(name: str | None) -> bool:
+    """Whether a module is the user's own: of Python's code, and of no installed package."""
+    if name is None or name.partition(".")[0] == "ringload":
+        return False
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not isinstance(file, str):
+        return name == "__main__"  # of a notebook, or of -c
+    return file.endswith((*SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)) and not is_installed(file)
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file is of the standard library or of an installed package."""
+    return file.startswith(_installed_folders()) or "/site-packages/" in file or "/dist-packages/" in file
+
+
+@cache
+def _installed_folders() -> tuple[str, ...]:
+    import site  # workers, which start sooner without, have no use for these
+    import sysconfig
+
+    paths = sysconfig.get_paths()
+    folders = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")} | {site.getusersitepackages()}
+    return tuple(f"{folder}/" for folder in folders)
+
+
+def _found(name: str, parent: str) -> ModuleSpec | None:
+    """What an import of `name` would find, were it not imported yet."""
+    path = getattr(sys.modules.get(parent), "__path__", None) if parent else None
+    if parent and path is None:
+        return None
+    for finder in sys.meta_path:
+        find: Any = getattr(finder, "find_spec", None)
+        if find is not None and (spec := find(name, path, None)) is not None:
+            return spec  # type: ignore[no-any-return]
+    return None
+
+
+def _is_same(file: str, origin: str | None) -> bool:
+    return origin is not None and os.path.realpath(file) == os.path.realpath(origin)

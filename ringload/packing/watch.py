@@ -1,0 +1,252 @@
+"""Whether a source was changed since workers were given it: asked at the beginning of each iteration.
+
+    source --pickled, without what is large--> a hash          a change is seen at once
+    large containers (from LARGE_LENGTH on)    their elements  which objects they are: at once; what is in those: in turn
+    large arrays (from SHARE_FROM_BYTES on)    their content   in turn; not of arrays that nobody can write to
+
+In turn: piece after piece, as many as fit into a share of the time since the last look, all of them if that suffices (it does
+for 5 GB in an epoch of a minute: 5 GB/s on a 2-core EPYC VM, November 2026). Else the look goes on next time where it ended
+now; a change of a few elements of very much data is then seen some iterations late, and said to be. What lies in shared memory
+or in mapped files is not looked at: workers see it as it is.
+
+A hash belongs to what one process sends at one time, so it is compared with nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import operator
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ringload.packing.mapped import SharedMappings
+from ringload.packing.module_globals import globals_of, reachable
+from ringload.packing.pack import SHARE_FROM_BYTES, Packed, Pickler
+from ringload.packing.process_state import switches
+
+try:
+    import xxhash
+except ImportError:
+    xxhash = None  # type: ignore[assignment]
+
+CONTAINERS = (list, tuple, dict, set, frozenset)
+LARGE_LENGTH = 1000  # elements
+PIECE_LENGTH = 1000
+PIECE_BYTES = 1 << 20
+CHANGED = "it was changed"
+LATE = "it was changed, perhaps some iterations ago: large data are compared piece by piece"
+LEAST_S, SHARE = 0.01, 0.02  # how long a look may take: this, or this share of the time since the last one
+
+
+class Watch:
+    """Remembers what a source is like, as workers have it.
+
+    Raises:
+        Exception: what pickling raises. Such a source cannot be watched.
+    """
+
+    def __init__(self, source: Any, packed: Packed | None = None) -> None:
+        """`packed`, if that is what workers were given, has copies of the arrays, which need not be hashed then."""
+        self._hash, larges = _taken_apart(source)
+        self._known = [_known(one, packed) for one in larges]
+        self._next = 0  # the piece that is looked at first
+        self._looked_s = time.monotonic()
+
+    def changed(self, source: Any) -> str:
+        """What was changed, in words; "" if nothing was found."""
+        begin_s = time.monotonic()
+        until_s = begin_s + max(LEAST_S, SHARE * (begin_s - self._looked_s))
+        self._looked_s = begin_s
+        try:
+            now, larges = _taken_apart(source)
+        except Exception:  # it has what cannot be sent: who sends it again says what
+            return CHANGED
+        if now != self._hash or len(larges) != len(self._known):
+            return CHANGED
+        pairs = list(zip(self._known, larges, strict=True))
+        if not all(known.is_like(large) for known, large in pairs):
+            return CHANGED
+        pieces = [(known, large, number) for known, large in pairs for number in range(known.n_pieces)]
+        for n_looked, (known, large, number) in enumerate(pieces[self._next :] + pieces[: self._next]):
+            if n_looked and time.monotonic() > until_s:
+                self._next = (self._next + n_looked) % len(pieces)
+                break
+            if known.differs(large, number):
+                return CHANGED if self._next == 0 else LATE
+        else:
+            self._next = 0
+        return ""
+
+
+def _taken_apart(source: Any) -> tuple[bytes, list[Any]]:
+    """A hash of the source, and of the state that goes with it, but for what is large; and what is large."""
+    buffer = io.BytesIO()
+    pickler = _Skeleton(buffer)
+    with pickler.sending_by_value():
+        pickler.dump(source)
+        pickler.dump(switches(that_alter_samples=True))
+        pickler.dump(globals_of(reachable(pickler.modules)))
+    return digest(buffer.getbuffer()), pickler.larges
+
+
+class _Hasher(Pickler):
+    """Writes the hash of a large array in its place."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer)
+        self.mappings = SharedMappings(for_workers=False)
+
+    def share(self, array: np.ndarray) -> Any:
+        return bytes, (b"".join(_hash(piece) for piece in _pieces(array)), array.shape, array.dtype)
+
+    def generator(self, generator: Any) -> Any:
+        return bytes, (type(generator).__qualname__.encode(),)  # whose state is set for each sample
+
+
+class _Skeleton(_Hasher):
+    """Leaves out what is large, and keeps it in a list."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer)
+        self.larges: list[Any] = []
+
+    def persistent_id(self, obj: Any) -> Any:
+        kind = type(obj)
+        if (kind in CONTAINERS and len(obj) >= LARGE_LENGTH) or (kind in (bytes, str) and len(obj) >= SHARE_FROM_BYTES):
+            self.larges.append(obj)
+            return type(obj).__name__, len(obj)
+        return None
+
+    def share(self, array: np.ndarray) -> Any:
+        self.larges.append(array)
+        return bytes, (array.shape, array.dtype)
+
+
+def _known(large: Any, packed: Packed | None) -> _Array | _Container | _Constant:
+    if isinstance(large, np.ndarray):
+        return _Constant(large) if _is_constant(large) else _Array(large, packed)
+    return _Container(large) if isinstance(large, CONTAINERS) else _Constant(large)
+
+
+class _Constant:
+    """What nobody can write to."""
+
+    n_pieces = 0
+
+    def __init__(self, large: Any) -> None:
+        self._large = large
+
+    def is_like(self, large: Any) -> bool:
+        """Whether that is the same."""
+        return large is self._large and (not isinstance(large, np.ndarray) or _is_constant(large))
+
+    def differs(self, large: Any, number: int) -> bool:
+        return False
+
+
+class _Array:
+    """A large array as it was: a copy, or hashes of its pieces."""
+
+    def __init__(self, array: np.ndarray, packed: Packed | None) -> None:
+        self._shape, self._dtype = array.shape, array.dtype
+        self._copy = packed.copy_of(array) if packed is not None else None
+        self._hashes = [_hash(piece) for piece in _pieces(array)] if self._copy is None else []
+
+    @property
+    def n_pieces(self) -> int:
+        return len(self._hashes) if self._copy is None else _n_pieces(self._copy)
+
+    def is_like(self, array: Any) -> bool:
+        """Whether that may be the same one, at first sight."""
+        return isinstance(array, np.ndarray) and (array.shape, array.dtype) == (self._shape, self._dtype)
+
+    def differs(self, array: np.ndarray, number: int) -> bool:
+        """Whether piece `number` of that is another one."""
+        piece = _piece(array, number)
+        if self._copy is not None:
+            return not _are_equal(piece, _piece(self._copy, number))
+        return _hash(piece) != self._hashes[number]
+
+
+class _Container:
+    """A large list, tuple, dict or set as it was: its elements, and hashes of their content."""
+
+    def __init__(self, container: Any) -> None:
+        self._kind = type(container)
+        self._elements = _elements(container)
+        self._hashes = [self._hash(self._elements, number) for number in range(-(-len(self._elements) // PIECE_LENGTH))]
+
+    @property
+    def n_pieces(self) -> int:
+        return len(self._hashes)
+
+    def is_like(self, container: Any) -> bool:
+        """Whether that has the same elements."""
+        if type(container) is not self._kind:
+            return False
+        elements = _elements(container)
+        return len(elements) == len(self._elements) and all(map(operator.is_, elements, self._elements))
+
+    def differs(self, container: Any, number: int) -> bool:
+        """Whether the content of these elements is another one. They are the same objects (`is_like`)."""
+        return self._hash(self._elements, number) != self._hashes[number]
+
+    @staticmethod
+    def _hash(elements: list[Any], number: int) -> bytes:
+        buffer = io.BytesIO()
+        hasher = _Hasher(buffer)
+        with hasher.sending_by_value():
+            hasher.dump(elements[number * PIECE_LENGTH : (number + 1) * PIECE_LENGTH])
+        return digest(buffer.getbuffer())
+
+
+def _elements(container: Any) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _is_constant(array: np.ndarray) -> bool:
+    """Whether nobody can write to it, but by asking NumPy for that first."""
+    return array.flags.owndata and not array.flags.writeable
+
+
+def _n_pieces(array: np.ndarray) -> int:
+    rows = _as_rows(array)
+    return -(-len(rows) // _rows_per_piece(rows))
+
+
+def _piece(array: np.ndarray, number: int) -> np.ndarray:
+    """Piece `number`, `(n_bytes,) uint8`."""
+    rows = _as_rows(array)
+    n = _rows_per_piece(rows)
+    return np.ascontiguousarray(rows[number * n : (number + 1) * n]).reshape(-1).view(np.uint8)
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    return (_piece(array, number) for number in range(_n_pieces(array)))
+
+
+def _as_rows(array: np.ndarray) -> np.ndarray:
+    """Along its first axis in memory, as the copies for workers lie."""
+    return np.atleast_1d(array.T if array.flags.f_contiguous and not array.flags.c_contiguous else array)
+
+
+def _rows_per_piece(rows: np.ndarray) -> int:
+    return max(1, PIECE_BYTES // max(1, rows.nbytes // len(rows)))
+
+
+def _hash(piece: np.ndarray) -> bytes:
+    return digest(piece.data)
+
+
+def digest(data: Any) -> bytes:
+    """A hash, which is compared within this process alone: without xxhash, another one that takes twice as long or more."""
+    return hashlib.sha256(data).digest() if xxhash is None else xxhash.xxh3_128_digest(data)
+
+
+def _are_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    n = len(one) // 8 * 8  # whole words first: 4 times as fast
+    return np.array_equal(one[:n].view(np.uint64), other[:n].view(np.uint64)) and np.array_equal(one[n:], other[n:])

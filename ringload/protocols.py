@@ -1,0 +1,322 @@
+"""The seams: what users and other packages plug into ringload, as typed protocols.
+
+    Source      what a sample is, and how one is loaded
+    Order       which samples are in the rows of each batch, and what each row draws by
+    Storage     from a key to bytes: local files, and what `register_storage` adds
+    Workers     what fills the slots of the ring: processes, the trainer itself, threads, another engine
+    Observer    what is told of batches, stalls, deaths, restarts, growth and bad samples
+
+An object needs no base class: it has the methods. A method that is optional gets its default in one place: `sources.bind` for
+sources, the body below for workers and observers that name the protocol as their base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ringload.system.deaths import Death
+
+if TYPE_CHECKING:
+    from ringload.bad_sample import Bad
+    from ringload.ring.layout import Layout
+    from ringload.ring.slots import InFlightBatch, TaskResult
+    from ringload.workers.current_work import CurrentWork
+    from ringload.workers.records import Task, WorkerReport
+    from ringload.workers.worker import Start
+
+PAD = -1  # in place of a sample's index: the row holds none
+
+
+class Source(Protocol):
+    """What a sample is, and how one is loaded. Samples are numbered 0..N-1.
+
+    Example:
+        class Squares:
+            fields = {"x": ringload.Field((), "int64"), "noise": ringload.Field((8,), "float32")}
+
+            def __len__(self):
+                return 1_000_000
+
+            def load(self, index, rng, out):      # out: field -> its row, to be written
+                out["x"] = index * index
+                out["noise"][:] = rng.random(8, np.float32)
+
+    Optional, in a source's class:
+        load_rows(indices, rngs, out)   loads several samples in one call: `indices (n,) int64`, `rngs` a sequence of n
+                                        generators, `out` a dict: field -> `(n, *shape) dtype`. One of load and load_rows is
+                                        enough
+        prefetch(indices)               these samples are loaded next: begin to read them, and do not wait
+        start(worker)                   called once in each worker, before anything else; `worker` is a `ringload.Worker`
+        describe(index)                 a sample in words (its path), for messages
+        begin_task(rows)                some rows are loaded next, one by one: field -> `(n, *shape)`, with what the order has
+                                        written there
+        load_again()                    called after the rows of a task: True, and all of them are loaded once more
+        scratch_bytes                   the most memory that loading one sample may take, beside its row
+        fingerprint()                   a value that JSON can hold, and that differs from that of other data, or of the same
+                                        data in another order: a loader's state holds it, and is refused by another source
+        refuses_large = True            the source refuses samples that need more memory than there is (`Worker.max_bytes`)
+        random = False                  loading draws nothing: `rng` is None
+        global_random = False           loading draws nothing from `random` or `numpy.random`: they are not seeded for it
+        calls_user_code = True          of ringload's own sources: this one calls the user's code
+    """
+
+    fields: Mapping[str, Any]  # name -> Field, or (shape, dtype)
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        """Write sample `index` into `out`, a `ringload.fields.Row`. `rng` is valid during the call."""
+        ...
+
+
+@dataclass(slots=True)
+class Rows:
+    """What is in the rows of a batch.
+
+    `index`: the sample of each row, `(n,) int64`; PAD (-1) where there is none. `key`: what each row draws by, `(n,) int64`
+    from 0 on; None where that is its index. `fields`: what else the order knows of its rows: field of the source -> `(n,
+    *shape)`.
+    """
+
+    index: np.ndarray
+    key: np.ndarray | None = None
+    fields: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Order(Protocol):
+    """Which samples are in the rows of each batch of each epoch, and what they draw by.
+
+    An order is arithmetic: for the same (epoch, number) it gives the same rows, whenever and however often it is asked. A
+    sample that comes twice in an epoch has a key of its own each time, its position say, or both would be augmented alike.
+
+    Example:
+        class Weighted:                                # samples by weights, with replacement
+            def __init__(self, weights, n_batches, batch_size):
+                self.edges, self.n, self.size = np.cumsum(weights) / np.sum(weights), n_batches, batch_size
+
+            def n_batches(self, epoch):
+                return self.n
+
+            def rows(self, epoch, number):
+                positions = np.arange(number * self.size, (number + 1) * self.size)
+                drawn = np.random.default_rng((epoch, number)).random(self.size)
+                return ringload.Rows(np.searchsorted(self.edges, drawn), key=positions)
+    """
+
+    def n_batches(self, epoch: int) -> int:
+        """How many batches an epoch has, 1 or more."""
+        ...
+
+    def rows(self, epoch: int, number: int) -> Rows | None:
+        """What is in the rows of batch `number` of `epoch`; None while nobody knows: it is asked for again later."""
+        ...
+
+
+class Storage(Protocol):
+    """Gives the bytes that a key names: the content of a local file, of an object in a bucket, of a member of an archive.
+
+    A key is a `str`. `ImageFrame` asks for a path from the root of the file system, or for a whole URL.
+
+    `ringload.register_storage(scheme, factory)` plugs a storage in. Each process that reads calls `factory()` for a storage
+    of its own, a fork too. So a storage is not pickled, and may hold threads and connections; `factory` is pickled. One
+    thread at a time calls a storage.
+
+    Example::
+
+        class Memory:
+            def __init__(self, contents: dict[str, bytes]) -> None:
+                self._contents = contents
+
+            def prefetch(self, keys: Sequence[str], max_bytes: int) -> None:
+                pass  # all contents are here already
+
+            def read(self, key: str, max_bytes: int) -> bytes:
+                if (n_bytes := len(self._contents[key])) > max_bytes:
+                    raise ringload.ContentTooLargeError(n_bytes, max_bytes)
+                return self._contents[key]
+
+            def close(self) -> None:
+                pass
+
+        ringload.register_storage("memory", functools.partial(Memory, contents))
+    """
+
+    def prefetch(self, keys: Sequence[str], max_bytes: int) -> None:
+        """Begin to read the contents that are read next, in this order, and do not wait for them.
+
+        Of all contents that were asked for and not read yet, this process keeps `max_bytes` at most; what the kernel keeps
+        does not count. `read` fetches what does not fit. Raise nothing: `read` says what is wrong with a key.
+        """
+
+    def read(self, key: str, max_bytes: int) -> bytes | bytearray | memoryview:
+        """The whole content of a key.
+
+        The caller does not write to it, and does not use it after the next `read`: a storage may use its memory again.
+
+        Raises:
+            ContentTooLargeError: the content has more than `max_bytes`. If possible, this is found out before it is read.
+                The caller may ask again with a larger limit, once it has set the memory aside.
+            Exception: the sample is a bad one, for this reason. The message names the key in any case.
+        """
+
+    def close(self) -> None:
+        """Let go of what was read ahead, and of all connections. Called when the source is freed; a worker is killed without
+        it. Idempotent."""
+
+
+class Job(NamedTuple):
+    """All that workers need to fill rows, whatever they are.
+
+    `source`: the source, or where `Workers.needs_packed` its bytes (`packing.pack`). `seed`, `n_samples`: what randomness and
+    substitutes are made of. `on_error`: "raise", "skip" or "replace". `max_sample_bytes`: the most memory that there is for one
+    sample; 0 where nothing is set aside. `setup`: what is called before the source is used, where it is not in its bytes.
+    """
+
+    source: Any
+    layout: Layout
+    seed: int
+    n_samples: int
+    on_error: str
+    scratch_bytes: int = 0
+    max_sample_bytes: int = 0
+    setup: Callable[[], Any] | None = None
+
+
+class Owner(Protocol):
+    """The owner of a descriptor that workers need under the same number."""
+
+    fd: int
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Event:
+    """What has happened to workers and memory since the last call: see `Workers.events`."""
+
+    died: list[Death]
+    n_reserved: int | None = None
+    goal: int | None = None  # how many slots will be reserved
+    short: str = ""  # why they are fewer than was asked for, where the system refused more
+    server_died: bool = False
+
+
+class Workers(Protocol):
+    """What fills the slots of the ring. The engine calls these methods from one thread at a time, but for `wake`.
+
+    A batch is split into tasks (`InFlightBatch.split`); a task is "fill rows a..b of slot s". Before a batch is posted, each
+    row's index and draw key are in its slot. Whoever fills a task calls `workers.fill.Filler`, then reports it in `collect`.
+    Where workers are threads of the trainer, or other machines, that is all; the other methods have defaults. tests/threads.py
+    is an example of 100 lines.
+
+    `n_workers`: how many tasks are filled at once; 0: `post` itself fills. `needs_packed`: the source is given as bytes.
+    `max_ahead`: how many batches may be posted and not taken.
+    """
+
+    n_workers: int
+    needs_packed: bool = False
+    max_ahead: int = 1 << 30  # the ring's slots bound it
+
+    def open(self, job: Job, memory: np.ndarray) -> None:
+        """Called once, before anything else: `memory` is the ring's segment, `(n_bytes,) uint8`."""
+        ...
+
+    def post(self, batches: Sequence[InFlightBatch]) -> int:
+        """Have batches filled. Returns how many of them; the others are posted again later."""
+        ...
+
+    def collect(self) -> tuple[list[WorkerReport], list[TaskResult]]:
+        """What was reported since the last call, without waiting: bad samples, and tasks that are done."""
+        ...
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until a slot is full, or there is an event, or `wake` is called. False: the time is over."""
+        ...
+
+    def wake(self) -> None:
+        """End a wait, from another thread or a signal handler."""
+        ...
+
+    def close(self) -> None:
+        """End for good. Idempotent."""
+        ...
+
+    def take_back(self) -> list[Task]:
+        """Take what is posted and not begun: it will not be filled."""
+        return []
+
+    def start(self, start: Start, n_reserved: int) -> None:
+        """Begin, or begin again after `clear`: so many slots are reserved."""
+        return
+
+    def events(self) -> Event:
+        """Deaths, and memory that was reserved, without waiting."""
+        return Event([])
+
+    def clear(self) -> Event:
+        """End whatever may still write into slots. What was reported before can still be collected."""
+        return self.events()
+
+    def forget(self, batches: Iterable[InFlightBatch]) -> None:
+        """After `clear`: nothing is posted or being filled, and the tasks of `batches` are done as `is_done` says."""
+        return
+
+    def renew(self, source: Any, setup: Callable[[], Any] | None, owners: Sequence[Owner]) -> None:
+        """After `clear`: from the next start on another source is loaded (see `Job`), whose descriptors have these owners."""
+        return
+
+    def own_bytes(self) -> tuple[int, int] | None:
+        """What all workers take of memory for the source, and for its modules; None: none of them has started yet."""
+        return 0, 0
+
+    def current_work(self) -> dict[int, tuple[int, CurrentWork]]:
+        """Worker -> (pid, what it is filling)."""
+        return {}
+
+    def processes(self) -> dict[str, int]:
+        """The processes there are beside the trainer: name -> pid."""
+        return {}
+
+
+class Observer(Protocol):
+    """What a loader tells of itself as it goes. Each method is called in the trainer's thread; what it raises is raised there.
+
+    Example:
+        class CountDeaths(ringload.Observer):
+            n = 0
+
+            def on_death(self, death, samples):
+                self.n += 1
+
+        ringload.Loader(source, 64, observers=[CountDeaths()])
+    """
+
+    def on_batch(self, epoch: int, number: int, n_rows: int, wait_s: float) -> None:
+        """A batch was lent, after a wait of so many seconds."""
+        return
+
+    def on_bad(self, bad: Bad, outcome: str) -> None:
+        """A sample could not be loaded: it is "skipped", "replaced" or "raised"."""
+        return
+
+    def on_death(self, death: Death, samples: Sequence[int]) -> None:
+        """A worker died, while it was filling these samples."""
+        return
+
+    def on_restart(self, n_workers: int, n_batches: int) -> None:
+        """Workers were started again; so many batches have tasks that are filled again."""
+        return
+
+    def on_growth(self, n_slots: int, goal: int) -> None:
+        """The ring has so many slots now, of `goal`."""
+        return
+
+    def on_seek(self, epoch: int, number: int) -> None:
+        """The trainer goes on at another batch than the next: it resumes, say."""
+        return

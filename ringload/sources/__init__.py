@@ -1,0 +1,1 @@
+"""Sources: what a sample is, and how one is loaded."""

@@ -1,0 +1,87 @@
+"""Arrays as a source: rows of those in memory are copied, many in one call; rows of those on disk are read when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ringload.checks import fixed_once_made
+from ringload.errors import ConfigError
+from ringload.fields import Field, Worker, as_fields, in_brief
+from ringload.sources.disk_arrays import DiskArray
+from ringload.sources.fingerprints import Fingerprint, fingerprint_of_arrays
+
+
+class Arrays:
+    """One field an argument: `Arrays(x=images, y=labels)` with arrays `(N, ...)` of one length N.
+
+    In memory: NumPy's arrays and memory maps; lists of numbers, of strings, or of lists of one length; tensors of torch,
+    TensorFlow and JAX in CPU memory; columns of pandas and pyarrow. Arrays, maps and tensors are not copied here. Workers
+    share what is in memory, and map files again.
+
+    On disk: an `h5py.Dataset`, a `zarr.Array`, and any object that has `shape` and `dtype`, gives rows by `x[a:b]`, and can be
+    pickled (dask, xarray). The trainer does not read them. Each worker opens them again and reads the rows that it is asked
+    for, one after another; `y=file["y"][:]` is faster for what is small. An HDF5 file has to be open for reading alone, by its
+    name, and must not change. Where rows are stored in chunks, each row costs reading its chunk; the budget has room for that.
+
+    Nothing is converted to another dtype. What has no rows of one shape and one dtype is refused: sparse and masked arrays,
+    lists of different lengths, Python objects, columns with missing values, generators.
+
+    Raises:
+        ConfigError: an array cannot be used, as above, or the arrays' lengths differ. The message says what can be done.
+    """
+
+    random = False
+
+    def __init__(self, *unnamed: Any, **arrays: Any) -> None:
+        from ringload.sources.array_kinds import rows_of  # workers do without
+
+        if unnamed:
+            raise TypeError("arrays are given by the names of their fields: Arrays(x=..., y=...)")
+        if not arrays:
+            raise ConfigError("Arrays needs at least one array: Arrays(x=..., y=...)")
+        self._arrays: dict[str, np.ndarray | DiskArray] = {name: rows_of(name, array) for name, array in arrays.items()}
+        lengths = {name: array.shape[0] for name, array in self._arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise ConfigError(f"the arrays have different lengths: {lengths}")
+        self._n_samples = next(iter(lengths.values()))
+        self._fingerprint: Fingerprint | None = None
+        self.fields = as_fields({name: Field(array.shape[1:], array.dtype) for name, array in self._arrays.items()})
+        on_disk = [array for array in self._arrays.values() if not isinstance(array, np.ndarray)]
+        self.scratch_bytes = sum(array.scratch_bytes for array in on_disk)
+        self._turn: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._fixed = ("fields", "scratch_bytes", "random")
+
+    if not TYPE_CHECKING:
+        __setattr__ = fixed_once_made
+
+    def __repr__(self) -> str:
+        return in_brief(self, type(self).__name__)
+
+    def __len__(self) -> int:
+        return self._n_samples
+
+    def fingerprint(self) -> Fingerprint:
+        """What a loader's state says of this source: shapes, dtypes, and a checksum of the content, or of parts of it."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of_arrays(self._arrays)
+        return self._fingerprint
+
+    def start(self, worker: Worker) -> None:
+        """Begin to load in a worker."""
+        if self.scratch_bytes > worker.scratch_bytes:
+            self._turn = worker.exclusive
+
+    def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
+        """Copy the rows `indices (n,) int64` into `out`: field -> `(n, ...)`."""
+        for name, array in self._arrays.items():
+            if not isinstance(array, np.ndarray):
+                with self._turn():
+                    array.read(indices, out[name])
+            elif array.flags.c_contiguous and array.dtype.isnative:
+                np.take(array, indices, axis=0, out=out[name], mode="clip")  # "raise" would go through a copy
+            else:
+                out[name][...] = array[indices]  # `take` would copy the whole array first

@@ -1,0 +1,79 @@
+"""Binding a source: what a source does not say of itself gets its default here, once, for whoever uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ringload.checks import named
+from ringload.errors import ConfigError
+from ringload.fields import Worker
+
+
+@dataclass(frozen=True)
+class BoundSource:
+    """A source with all that `ringload.protocols.Source` lists. `load` and `load_rows`: one of both may be None.
+
+    `is_own`: the source is ringload's, so that its `describe` cannot kill a worker.
+    """
+
+    source: Any
+    names: tuple[str, ...]  # of its fields
+    load: Callable[..., Any] | None
+    load_rows: Callable[..., None] | None
+    prefetch: Callable[[np.ndarray], None] | None
+    start: Callable[[Worker], None]
+    describe: Callable[[int], str]
+    begin_task: Callable[[dict[str, np.ndarray]], None] | None
+    load_again: Callable[[], bool] | None
+    scratch_bytes: int
+    refuses_large: bool
+    random: bool
+    global_random: bool
+    calls_user_code: bool
+    is_own: bool
+
+
+def bind(source: Any) -> BoundSource:
+    """The source with the defaults of what it lacks.
+
+    Raises:
+        ConfigError: it has neither `load` nor `load_rows`.
+    """
+    load, load_rows = getattr(source, "load", None), getattr(source, "load_rows", None)
+    if load is None and load_rows is None:
+        from ringload.terms import of_source
+
+        neither = "has neither load(index, rng, out) nor load_rows(indices, rngs, out)"
+        raise ConfigError(f"{named(source)} {neither}: {of_source(source)}")
+    is_own = type(source).__module__.startswith("ringload.")
+    draws = bool(getattr(source, "random", True))
+    global_random = draws and bool(getattr(source, "global_random", True))
+    return BoundSource(
+        source=source,
+        names=tuple(source.fields),
+        load=load,
+        load_rows=load_rows,
+        prefetch=getattr(source, "prefetch", None),
+        start=getattr(source, "start", _nothing),
+        describe=getattr(source, "describe", _no_words),
+        begin_task=getattr(source, "begin_task", None),
+        load_again=getattr(source, "load_again", None),
+        scratch_bytes=getattr(source, "scratch_bytes", 0),
+        refuses_large=getattr(source, "refuses_large", False),
+        random=draws,
+        global_random=global_random,
+        calls_user_code=global_random or not is_own or getattr(source, "calls_user_code", False),
+        is_own=is_own,
+    )
+
+
+def _nothing(worker: Worker) -> None:
+    pass
+
+
+def _no_words(index: int) -> str:
+    return ""

@@ -1,0 +1,365 @@
+"""A table of image files as a source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ringload.checks import fixed_once_made, flag, height_width, in_our_words, one_of, short, warn
+from ringload.errors import ConfigError, ContentTooLargeError
+from ringload.fields import Field, Row, Worker, as_fields
+from ringload.images.augment import SCALE, Dtype
+from ringload.images.decoder import ImageDecoder, worst_scratch_bytes
+from ringload.images.formats import Color, Truncated
+from ringload.images.geometry import Geometry, Resize
+from ringload.images.opencv import warn_of_two
+from ringload.images.resample import Interpolation
+from ringload.sources.columns import column_of, numbers, present, read_table
+from ringload.sources.fingerprints import Fingerprint, TableFingerprint, checksum
+from ringload.sources.label_field import WEIGHT, Label, LabelFields
+from ringload.sources.labels import LabelMode, encode
+from ringload.sources.paths import paths_of
+from ringload.sources.splits import How, chosen_rows, rows_of_parts
+from ringload.sources.stored_files import StoredFiles
+from ringload.storage.registry import factory_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE = "image"  # the field beside those of the labels
+UNSAID = "unsaid"  # a transform that nobody has given, nor said that there is none
+NO_TRANSFORM = (
+    "split(): the parts after the first are made without this frame's transform, as without flip and random crops. If it does "
+    "what they need, too (normalising, say), give split(..., eval_transform=...) with that; if it is augmentation alone, "
+    "eval_transform=None says so. augment='all' keeps all of it in each part"
+)
+
+
+class ImageFrame:
+    """Images by their paths in a table, with labels.
+
+    Fields: `image (H, W, C)` uint8 or float32; those of the labels, see `label`; `weight () float32` if asked for.
+
+    Arguments:
+        df: a DataFrame, or the path of a .csv, .tsv (also .gz, .bz2, .xz, .zip, .zst) or .parquet file of one. In a column of
+            strings of a .csv file an empty cell is missing, and "NA" or "None" is a string; in one of numbers both are missing.
+        path: the column of paths. Relative ones start at `root`, or, without it: those of a table's file at the folder of that
+            file, those of a DataFrame at the present directory. `root` is where they start and no fence: absolute paths, and
+            `..`, lead out of it. `~/` and `~name/` are homes. Only regular files are read, and only as images. A warning says
+            if none of the first files is there. Or all of them are URLs of one scheme, or start at a `root` that is one, and
+            `ringload.register_storage` has said what reads them.
+        label: a column of classes (strings or ints), of bools, of numbers with decimals (float, Decimal), or of lists; several
+            columns; a dict of field names to these; or None. The field is called `label` but for a dict. Where columns have
+            levels, a tuple names one, and a list of tuples several. A string is one class, "red,blue" too.
+        size: (height, width) in pixels.
+        classes: which number each class has: a list (array, Index) of them in the order of their numbers, or a dict of class ->
+            number. None: an ordered categorical has its own order; integers from 0 on keep their numbers, whichever of them
+            occur; all else is sorted, other integers with a warning. So the number of a class may depend on which others are
+            there: give the table of a validation set `classes=train.class_names`. For a dict of labels, a dict of these.
+        label_mode: "auto", "int", "categorical" (one-hot), "binary", "multi_hot" or "float"; see `ringload.sources.labels`.
+        weight: a column of sample weights.
+        color: "rgb" (C = 3), "gray" (1) or "rgba" (4).
+        dtype, scale: "uint8"; or "float32" with 0..255 mapped onto `scale`, (low, high).
+        resize: "stretch" to the size; "crop": the largest part in the middle with its proportions; "random_crop": a part
+            drawn as torchvision's RandomResizedCrop does, with its share of the area in `crop_area` and width / height in
+            `crop_ratio`.
+        interpolation: how images are scaled. "auto" is "antialias": each side by a factor of its own, over all pixels that it
+            stands for, as Pillow's BILINEAR, torchvision and tf.image.resize(antialias=True) do; JPEG as near to that as 45 dB
+            (median of photographs), other formats to one level of 255. By cykooz-resizer, or where that is not installed by
+            Pillow: between the two installations pixels may differ by one level. The others are OpenCV's, faster or for
+            other ends: "linear" takes 2 x 2 pixels at any factor, so it aliases where an image shrinks; "area" averages, if
+            both sides shrink, else it is "linear"; "nearest", "cubic" (4 x 4) and "lanczos" (8 x 8) average nothing. "fast"
+            is "area" from 3 times smaller on (the larger of both factors), else "linear": what "auto" was up to 0.1.
+        flip: mirror every other image, at random. `split` keeps this, random crops and `transform` to the first part.
+        exif: turn images as their EXIF orientation says, or where that is silent XMP, as `ImageOps.exif_transpose` does.
+            False: images are as they are stored, those of TIFF too.
+        transform: `transform(image (H, W, C) uint8, rng) -> image`, or an albumentations transform; called last, before
+            the conversion to float32. It may return float32 itself.
+        max_pixels: larger images are bad samples, and the budget has to hold one of that size. None: images of up to
+            89,478,485 pixels, as far as a half of `ram_budget` allows; larger ones are bad samples.
+        background: what shows where an image is transparent, as (red, green, blue) or one number for a gray, of 0..255. None:
+            color="rgb" and "gray" drop alpha, and the colour that was hidden shows, as with Pillow and torchvision.
+            color="rgba" keeps alpha, and is scaled weighted by it: hidden colours do not bleed.
+        value_range: (black, white): the values of pixels that become 0 and 255, for files of more than 8 bits a value (PNG,
+            TIFF, PNM). None: by their kind, never by their content: integers of n bits from 0 to 2**n - 1, of PNM to its
+            maximum, floats from 0 to 1; floats outside that and signed integers are bad samples. 12-bit data in a 16-bit
+            file, usual in medicine, come out dark without value_range=(0, 4095).
+        truncated: "refuse" files that are cut short, as bad samples; "pad" what they lack, as Pillow does; None: what Pillow's
+            own switch, `ImageFile.LOAD_TRUNCATED_IMAGES`, says where the image is loaded.
+        read_options: of `pandas.read_csv` or `pandas.read_parquet`, for a table's file: {"sep": ";", "encoding": "latin-1"}.
+
+    Read are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM and PFM, and AVIF where Pillow has it; told by their content. Of
+    animations and TIFF files of several images the first is taken. TIFF of planes, of 2 or more than 4 values a pixel, or
+    of odd bits is read if tifffile is installed. Gray of a JPEG file is its own luma.
+
+    Attributes: `class_names`, `class_indices` (of one label field); `filenames`, `filepaths`, `samples`, `n`; `labels`, the
+    values of one label field; `rows`, which rows of the table the samples are; `augmentation`, what is done at random. None of
+    them can be set.
+
+    Raises:
+        ConfigError: the table, a column or an option cannot be used; the message names column and row.
+    """
+
+    @in_our_words()
+    def __init__(
+        self,
+        df: pd.DataFrame | str | os.PathLike[str],
+        path: Any = "path",
+        label: Any = None,
+        *,
+        size: tuple[int, int],
+        root: str | os.PathLike[str] | None = None,
+        classes: Any = None,
+        label_mode: LabelMode | dict[str, LabelMode] = "auto",
+        weight: Any = None,
+        color: Color = "rgb",
+        dtype: Dtype = "uint8",
+        scale: tuple[float, float] = SCALE,
+        resize: Resize = "stretch",
+        crop_area: tuple[float, float] = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: Interpolation = "auto",
+        flip: bool = False,
+        exif: bool = False,
+        transform: Any = None,
+        max_pixels: int | None = None,
+        background: int | tuple[int, int, int] | None = None,
+        value_range: tuple[float, float] | None = None,
+        truncated: Truncated | None = None,
+        read_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        warn_of_two()
+        table = read_table(df, read_options)
+        if len(table) == 0:
+            raise ConfigError("the table has no rows")
+        self._decoder = ImageDecoder(
+            Geometry(*height_width(size), resize, crop_area, crop_ratio),
+            color=color,
+            dtype=dtype,
+            scale=scale,
+            exif=flag("exif", exif),
+            flip=flag("flip", flip),
+            transform=transform,
+            max_pixels=max_pixels,
+            interpolation=interpolation,
+            background=background,
+            value_range=value_range,
+            truncated=truncated,
+        )
+        self._is_plain = False  # made by `without_augmentation`
+        paths = paths_of(present(table, path), df, root)
+        self._files = StoredFiles(paths, factory_of(paths.scheme))
+        labels = encode(table, label, classes, label_mode)
+        if weight is not None:
+            labels.append(Label(WEIGHT, Field((), "float32"), (), numbers(present(table, weight), "a weight")))
+        self._labels = LabelFields(tuple(labels))
+        names = [IMAGE, *(one.name for one in self._labels)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"two fields are called {twice.pop()!r}: give the label another name, label={{name: column}}")
+        self.table_fingerprint = TableFingerprint.of(self._files.paths.names, list(self._labels))
+        self._rows_checksum = ""  # computed when it is first asked for
+        self._table: pd.DataFrame | None = table  # to split by its columns; workers do not get it
+        self.rows = np.arange(len(table))
+        self.fields: dict[str, Field] = as_fields({IMAGE: self._decoder.field} | {one.name: one.field for one in self._labels})
+        self._fixed = ("rows", "fields") if type(self) is ImageFrame else ("rows",)  # a subclass may have more fields
+
+    if not TYPE_CHECKING:  # or else a type checker would accept any attribute
+        __setattr__ = fixed_once_made
+
+    def __repr__(self) -> str:
+        if "_fixed" not in vars(self):  # its constructor raised
+            return object.__repr__(self)
+        of = {one.name: f" of {len(one.class_names):,} classes" if one.class_names else "" for one in self._labels}
+        random = [f"{k}={short(v)}" for k, v in self.augmentation.items() if v not in (None, False, "stretch", "crop")]
+        fields = ", ".join(f"{name} {field}{of.get(name, '')}" for name, field in self.fields.items())
+        return f"<{type(self).__name__} of {len(self):,} samples: {fields}; augmentation: {', '.join(random) or 'none'}>"
+
+    def __len__(self) -> int:
+        return len(self._files.paths)
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def random(self) -> bool:
+        """Whether loading draws anything."""
+        return self._decoder.augmenter.draws
+
+    @property
+    def global_random(self) -> bool:
+        """Whether loading may draw from the global generators."""
+        return self._decoder.augmenter.transform is not None
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The most memory that loading one image may take, with what is read ahead."""
+        return worst_scratch_bytes(self._decoder.max_pixels) + self._files.ahead_bytes
+
+    @property
+    def refuses_large(self) -> bool:
+        """Whether images may be refused that are larger than the budget allows: unless `max_pixels` says what it has to."""
+        return self._decoder.guaranteed_pixels is None
+
+    def start(self, worker: Worker) -> None:
+        """Begin to load in a worker."""
+        ahead_bytes = self._files.ahead_bytes
+        max_bytes = None if worker.max_bytes is None else worker.max_bytes - ahead_bytes
+        self._decoder.start(replace(worker, scratch_bytes=worker.scratch_bytes - ahead_bytes, max_bytes=max_bytes))
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Begin to read the files of samples that are loaded next."""
+        self._files.prefetch(indices)
+
+    def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
+        """Decode sample `index` into its row."""
+        row, n_bytes = out[IMAGE], 0
+        try:
+            self._decode(index, self._decoder.shared_bytes, rng, row)
+        except ContentTooLargeError as error:
+            n_bytes = error.n_bytes
+        if n_bytes:
+            with self._decoder.room_for(n_bytes):
+                self._decode(index, n_bytes, rng, row)
+        self._labels.write(index, out)
+
+    def _decode(self, index: int, max_bytes: int, rng: np.random.Generator | None, row: np.ndarray) -> None:
+        """The content of the file is gone when this returns, before the turn ends."""
+        self._decoder.load(self._files.read(index, max_bytes), rng, row)
+
+    def describe(self, index: int) -> str:
+        """The sample's path."""
+        return self._files.paths.key(index)
+
+    def fingerprint(self) -> Fingerprint:
+        """What a loader's state says of this source: the table, its labels, and which rows of it are taken."""
+        self._rows_checksum = self._rows_checksum or checksum(self.rows)
+        return self.table_fingerprint.of_rows(self._rows_checksum)
+
+    # -- what users of Keras' flow_from_dataframe read ----------------------------------------------------------------
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self)
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return len(self)
+
+    @property
+    def filenames(self) -> list[str]:
+        """The paths, as the table has them."""
+        return [os.fsdecode(path) for path in self._files.paths.names]
+
+    @property
+    def filepaths(self) -> list[str]:
+        """The paths, from the root of the file system."""
+        return [self.describe(index) for index in range(len(self))]
+
+    @property
+    def class_names(self) -> list[Any]:
+        """The classes in the order of their numbers."""
+        return list(self._labels.only().class_names)
+
+    @property
+    def class_indices(self) -> dict[Any, int]:
+        """Class -> its number."""
+        return {name: number for number, name in enumerate(self.class_names)}
+
+    def class_names_of(self, field: str) -> list[Any]:
+        """The classes of one of several label fields."""
+        return list(self._labels.named(field).class_names)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The values of the label field for all samples: `(N, *shape)`."""
+        return self._labels.only().of_all(len(self))
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """What is done at random, or by the user: `flip`, `resize` and `transform`, as this frame, or this part of one, has
+        them."""
+        augmenter = self._decoder.augmenter
+        return {"flip": augmenter.flip, "resize": augmenter.geometry.resize, "transform": augmenter.transform}
+
+    @in_our_words()
+    def split(
+        self,
+        fraction: float | Sequence[float],
+        seed: int = 0,
+        by: Any = None,
+        how: How = "stratify",
+        *,
+        augment: Literal["first", "all"] = "first",
+        eval_transform: Any = UNSAID,
+    ) -> tuple[ImageFrame, ...]:
+        """Two parts or more, for training and validation. All keep the table's order, and depend on `seed` alone.
+
+        Without `by`: round(fraction * N) samples at random are the second part. by=column, how="stratify": of each value's n
+        samples round(fraction * n). how="group": whole groups, in random order, until the second part has at least `fraction`
+        of all samples, and so on; no value is in two parts.
+
+        Only the first part is augmented. The others are made without `flip`, with resize="crop" in place of "random_crop", and
+        with `eval_transform` in place of `transform`: their `augmentation` says so. Split again, they stay as they are.
+
+        Arguments:
+            fraction: that of the second of two parts; or those of all parts, which sum to 1: (0.7, 0.2, 0.1).
+            by: a column to stratify or group by; missing values are one value.
+            augment: "first", or "all": each part as this frame is.
+            eval_transform: the `transform` of the parts after the first, where images need one that is no augmentation, such
+                as normalising; None for none. If it is not given, and this frame has a `transform`, there is none, and a
+                warning says so.
+
+        Raises:
+            ConfigError: there is no such column, or a part would be empty.
+        """
+        if one_of("augment", augment, ("first", "all")) == "all" and eval_transform is not UNSAID:
+            raise ConfigError("augment='all' keeps transform in all parts, and eval_transform is one for the others: give one")
+        if by is not None and self._table is None:
+            raise ConfigError(f"this frame was pickled, which leaves its table behind: split by {short(by)} before that")
+        if by is None and how == "group":
+            raise ConfigError("how='group' needs by=, the column whose values are the groups")
+        values = None if by is None or self._table is None else column_of(self._table, by).iloc[self.rows]
+        parts = [self.subset(rows) for rows in rows_of_parts(len(self), fraction, seed, values, how)]
+        if augment == "all" or (self._is_plain and eval_transform is UNSAID):
+            return tuple(parts)
+        if eval_transform is UNSAID:
+            eval_transform = None
+            if self._decoder.augmenter.transform is not None:
+                warn(NO_TRANSFORM)
+        return (parts[0], *(part.without_augmentation(eval_transform) for part in parts[1:]))
+
+    def without_augmentation(self, transform: Any = None) -> ImageFrame:
+        """The same samples without `flip`, with resize="crop" in place of "random_crop", and with `transform` in place of this
+        frame's."""
+        if transform is not None and not callable(transform):
+            raise ConfigError(f"a transform is a function transform(image, rng) -> image, or None, not {short(transform)}")
+        part = self._twin(_decoder=self._decoder.twin(self._decoder.augmenter.plain(transform)))
+        part._is_plain = True
+        return part
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageFrame:
+        """The samples `indices`, in that order; or those where a mask of bools is True. They are augmented as those of this
+        frame are: for validation, `subset(...).without_augmentation()`.
+
+        Raises:
+            ConfigError: there are none, or no such ones.
+        """
+        rows = chosen_rows(indices, len(self))
+        files, labels = self._files.of(self._files.paths.take(rows)), self._labels.take(rows)
+        return self._twin(rows=self.rows[rows], _rows_checksum="", _files=files, _labels=labels)
+
+    def _twin(self, **changes: Any) -> ImageFrame:
+        own = {"_decoder": self._decoder.twin(), "_files": self._files.of(self._files.paths), "_table": self._table}
+        twin: ImageFrame = object.__new__(type(self))
+        twin.__dict__.update(self.__getstate__() | own | changes)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None, "_rows_checksum": ""}

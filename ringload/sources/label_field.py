@@ -1,0 +1,106 @@
+"""Fields of labels: what each row of the table has in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ringload.checks import no_field
+from ringload.errors import ConfigError
+from ringload.fields import Field, Row
+
+WEIGHT = "weight"  # the field of sample weights, which is no label
+
+
+@dataclass(frozen=True)
+class Label:
+    """One field of labels.
+
+    `values` has the value of each row; with `hot`, the class that is 1 in its row; with `starts` and `lengths` `(N,)`,
+    the classes `values[start : start + length]`.
+    """
+
+    name: str
+    field: Field
+    class_names: Sequence[Any]
+    values: np.ndarray
+    hot: bool = False
+    starts: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for array in (self.values, self.starts, self.lengths):
+            if array is not None and array.flags.owndata:
+                array.flags.writeable = False  # what nobody can write to need not be compared with what workers have
+
+    def write(self, row: int, view: np.ndarray) -> None:
+        """Write a row's value into its view."""
+        if not self.hot:
+            view[...] = self.values[row]
+            return
+        view[...] = 0
+        if self.starts is None or self.lengths is None:
+            view[self.values[row]] = 1
+        else:
+            start = int(self.starts[row])
+            view[self.values[start : start + int(self.lengths[row])]] = 1
+
+    def of_all(self, n_rows: int) -> np.ndarray:
+        """The values of all rows: `(n_rows, *shape)`."""
+        made = np.empty((n_rows, *self.field.shape), self.field.dtype)
+        if not self.hot:
+            made[...] = self.values
+            return made
+        for row, view in enumerate(made):
+            self.write(row, view)
+        return made
+
+    def take(self, rows: np.ndarray) -> Label:
+        """The labels of some rows."""
+        if self.starts is None or self.lengths is None:
+            return replace(self, values=self.values[rows])
+        return replace(self, starts=self.starts[rows], lengths=self.lengths[rows])
+
+
+@dataclass(frozen=True)
+class LabelFields:
+    """All fields of labels of a table, and the one of weights."""
+
+    fields: tuple[Label, ...]
+
+    def __iter__(self) -> Iterator[Label]:
+        return iter(self.fields)
+
+    def write(self, row: int, out: Row) -> None:
+        """Write a row's values."""
+        for label in self.fields:
+            label.write(row, out[label.name])
+
+    def take(self, rows: np.ndarray) -> LabelFields:
+        """The labels of some rows."""
+        return LabelFields(tuple(label.take(rows) for label in self.fields))
+
+    def only(self) -> Label:
+        """The one that there is.
+
+        Raises:
+            ConfigError: there are none, or several.
+        """
+        labels = [label for label in self.fields if label.name != WEIGHT]
+        if len(labels) != 1:
+            raise ConfigError(f"there are {len(labels)} label fields: use class_names_of(field)")
+        return labels[0]
+
+    def named(self, name: str) -> Label:
+        """One by its name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for label in self.fields:
+            if label.name == name:
+                return label
+        raise ConfigError(no_field(name, [label.name for label in self.fields], "label field"))

@@ -1,0 +1,196 @@
+"""Paths of a table: where relative ones start, and what is said of those that lead nowhere.
+
+    /data/1.jpg     as it is
+    ~/1.jpg         in the user's home, ~name/1.jpg in another's (a file called ~1.jpg is one like others)
+    a/1.jpg         starts at `root`: the one that is given; else, if the table is a file, the folder of that; else the working
+                    directory
+    file:///1.jpg   the path /1.jpg
+    s3://b/1.jpg    a key of the storage that is registered for s3. All paths of a table are of one scheme. If `root` is a
+                    URL, paths that are none start there
+    C:\\...         paths of Windows are refused
+
+A table of millions of paths is not looked through, and its files are not looked for: some rows are, spread over the table. What
+is wrong with the others is said when they are loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+
+from ringload.checks import short, warn
+from ringload.errors import ConfigError
+from ringload.sources.columns import URL, folder_of, row_name
+from ringload.sources.string_column import Strings
+from ringload.storage.registry import LOCAL, SCHEME, is_registered, not_registered, scheme_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+N_READ = 10_000  # paths, at least where there are as many, that are looked at when the table is given: 10 ms
+N_LOOKED_FOR = 5  # files that are looked for then: the first ones
+URL_BYTES = re.compile(URL.pattern.encode())
+WINDOWS = re.compile(rb"[A-Za-z]:[\\/]|\\\\")  # C:\ and C:/, \\server
+MIXED = "its scheme is not that of the first path, and one storage reads all paths of a table"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """A column of paths as the table has them, with `root` and `home`, which end in a slash, and the scheme of all of them."""
+
+    names: Strings
+    root: bytes
+    home: bytes
+    scheme: str = LOCAL
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def key(self, index: int) -> str:
+        """What the storage knows a path by: the path from the root of the file system, or a URL."""
+        return os.fsdecode(self._full(self.names[index]))
+
+    def _full(self, name: bytes) -> bytes:
+        if self.scheme != LOCAL:
+            return name if SCHEME.match(name) else self.root + name.lstrip(b"/")
+        if name.startswith(b"/"):
+            return name
+        if name.startswith(b"~"):
+            user, slash, rest = name.partition(b"/")
+            if slash and (home := self.home if user == b"~" else home_of(user)):
+                return home + rest
+        return _of_file_url(name) or self.root + name
+
+    def scheme_of(self, index: int) -> str:
+        """The scheme of a path; a name that is no URL has that of `root`."""
+        name = self.names[index]
+        return scheme_of(name if SCHEME.match(name) else self.root)
+
+    def in_words(self, error: OSError, index: int) -> OSError:
+        """What a storage says of a path; of a local file, with what is known of such names."""
+        if self.scheme != LOCAL:
+            return error
+        name = self.names[index]
+        hint = MIXED if self.scheme_of(index) != LOCAL else _foreign(name)
+        if not hint and b"\\" in name:
+            hint = "it has backslashes: on Linux, folders are separated by /"
+        return OSError(error.errno, f"{error.strerror} ({hint})" if hint else error.strerror, self.key(index))
+
+    def take(self, rows: np.ndarray) -> Paths:
+        """Those of some rows."""
+        return replace(self, names=self.names.take(rows))
+
+
+def paths_of(column: pd.Series[Any], df: Any, root: str | os.PathLike[str] | None) -> Paths:
+    """The paths of a column of the table `df`, or of its file.
+
+    Raises:
+        ConfigError: a value is no path, or not of a file of this machine or of a storage that is registered; or, with a
+        table's file, they were meant to start at the working directory.
+    """
+    names = Strings.of(column, f"column {short(column.name)}, row", lambda row: row_name(column, row))
+    of_file = folder_of(df)
+    if root is not None:
+        whence, folder = f"root={short(root)}", root_of(root, is_url_too=True)
+    elif of_file is not None:
+        whence, folder = "the folder of the table, as no root= is given", of_file
+    else:
+        whence, folder = "the working directory, as no root= is given", os.getcwd()
+    home = os.path.join(os.path.expanduser(b"~"), b"")
+    paths = Paths(names, os.path.join(os.fsencode(folder), b""), home)
+    paths = replace(paths, scheme=paths.scheme_of(0))
+    for row in range(0, len(names), max(1, len(names) // N_READ)):
+        if wrong := _wrong(paths, row):
+            text = os.fsdecode(names[row])
+            raise ConfigError(f"column {short(column.name)} has {short(text)} in row {row_name(column, row)}: {wrong}")
+    if paths.scheme == LOCAL:
+        _look_for_some(paths, column.name, whence, root is None and of_file is not None)
+    return paths
+
+
+def root_of(root: str | os.PathLike[str], is_url_too: bool = False) -> str:
+    """The folder `root`, from the root of the file system; or, if it `is_url_too`, a URL whose scheme has a storage.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        path = os.path.expanduser(os.fsencode(root))
+    except TypeError as error:
+        raise ConfigError(f"root is the path of a folder, not {short(root)}") from error
+    scheme = scheme_of(path)
+    if scheme == LOCAL:
+        wrong = _foreign(path)
+    elif not is_registered(scheme):
+        wrong = not_registered(scheme)
+    else:
+        wrong = "" if is_url_too else "only folders of this machine are looked through: give ImageFrame a table of the URLs"
+    if wrong:
+        raise ConfigError(f"root={short(root)}: {wrong}")
+    return os.fsdecode(os.path.abspath(_of_file_url(path) or path) if scheme == LOCAL else path)
+
+
+def _wrong(paths: Paths, row: int) -> str:
+    """What is said of a path that the storage of its table cannot read; else ""."""
+    scheme = paths.scheme_of(row)
+    if not is_registered(scheme):
+        return not_registered(scheme)
+    if scheme != paths.scheme:
+        return MIXED
+    return _foreign(paths.names[row]) if scheme == LOCAL else ""
+
+
+def _foreign(path: bytes) -> str:
+    """What is said of a path that is no URL of a storage, and not one of a file of this machine either; else ""."""
+    if path.startswith(b"file:/") and not _of_file_url(path):
+        return f"give the path itself, {short('/' + os.fsdecode(path).removeprefix('file:').lstrip('/'))}"
+    if WINDOWS.match(path):
+        return "a path of Windows, and this is Linux: give the paths as they are on this machine, with /"
+    if URL_BYTES.match(path) and not SCHEME.match(path):
+        scheme = path.partition(b":")[0].decode().lower()
+        return "a URL that a Path has taken a slash of: give a str" if is_registered(scheme) else not_registered(scheme)
+    return ""
+
+
+def _of_file_url(path: bytes) -> bytes:
+    """The path of a URL file:///...; b"" if it is none."""
+    return unquote_to_bytes(path.removeprefix(b"file://")) if path.startswith(b"file:///") else b""
+
+
+def _look_for_some(paths: Paths, column: Any, whence: str, is_of_file: bool) -> None:
+    """Warn if none of the first files is there. One that is there is enough: the others may be made later."""
+    rows = range(min(N_LOOKED_FOR, len(paths)))
+    errors = [error for row in rows if (error := _why_not_there(paths, row)) is not None]
+    if len(errors) < len(rows):
+        return
+    is_relative = not paths.names[0].startswith((b"/", b"~", b"file:"))
+    here = [os.path.join(os.getcwdb(), paths.names[row]) for row in rows] if is_of_file and is_relative else []
+    if there := [path for path in here if os.path.exists(path)]:
+        raise ConfigError(
+            f"{short(errors[0].filename)} is not there, and {short(os.fsdecode(there[0]))} is: relative paths in the file of a "
+            "table start at the folder of that file. For the working directory give root='.'"
+        )
+    start = f"; relative paths start at {whence}" if is_relative else ""
+    said = f"{errors[0].strerror}: {short(errors[0].filename)}{start}"
+    warn(f"none of the first {len(rows)} files of column {short(column)} is there: {said}. Each such sample will be a bad one")
+
+
+def _why_not_there(paths: Paths, row: int) -> OSError | None:
+    try:
+        os.stat(paths.key(row))
+    except OSError as error:
+        return paths.in_words(error, row)
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def home_of(user: bytes) -> bytes | None:
+    """The home of `~name`, with a slash at its end; None if there is no such user."""
+    home = os.path.expanduser(user)
+    return None if home == user else os.path.join(home, b"")

@@ -1,0 +1,55 @@
+"""The files that a column of paths names, by the storage of their scheme."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ringload.protocols import Storage
+from ringload.sources.paths import Paths
+from ringload.storage.registry import LOCAL, Factory
+
+AHEAD_BYTES = 16 << 20  # of each worker's scratch: for what a storage reads ahead, if it is not the kernel that keeps it
+
+
+class StoredFiles:
+    """File `index` is the one that path `index` names.
+
+    Owns its storage, which is made in each process, when a file is first asked for there.
+    """
+
+    _storage: Storage | None = None
+    _pid = 0  # of the process whose storage it is
+
+    def __init__(self, paths: Paths, factory: Factory) -> None:
+        self.paths, self._factory = paths, factory
+        self.ahead_bytes = 0 if paths.scheme == LOCAL else AHEAD_BYTES
+
+    def of(self, paths: Paths) -> StoredFiles:
+        """The files of other paths of the same scheme, by a storage of its own."""
+        return StoredFiles(paths, self._factory)
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Begin to read some files, and do not wait for them."""
+        self._own().prefetch([self.paths.key(index) for index in indices.tolist()], self.ahead_bytes)
+
+    def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
+        """The content of a file, until the next is read: see `ringload.Storage`."""
+        try:
+            return self._own().read(self.paths.key(index), max_bytes)
+        except OSError as error:
+            raise self.paths.in_words(error, index) from None
+
+    def _own(self) -> Storage:
+        if self._storage is None or self._pid != os.getpid():  # a fork does not use its parent's
+            self._storage, self._pid = self._factory(), os.getpid()
+        return self._storage
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_storage", "_pid")}
+
+    def __del__(self) -> None:
+        if self._pid == os.getpid() and self._storage is not None:
+            self._storage.close()

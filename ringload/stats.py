@@ -1,0 +1,70 @@
+"""What a loader has counted, and what that means for its user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ringload.bad_sample import Bad
+from ringload.system.deaths import Death
+
+
+@dataclass
+class Counters:
+    """What an engine has counted. Times in seconds; busy and idle are those of all workers together."""
+
+    n_batches: int = 0
+    n_samples: int = 0
+    first_s: float = 0.0  # when the first batch was asked for
+    last_s: float = 0.0  # when the last one was received
+    wait_s: float = 0.0
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+    deaths: list[Death] = field(default_factory=list)
+
+    def count(self, n_rows: int, asked_s: float, received_s: float) -> None:
+        """A batch was received."""
+        if self.n_batches == 0:
+            self.first_s = asked_s
+        self.n_batches += 1
+        self.n_samples += n_rows
+        self.wait_s += received_s - asked_s
+        self.last_s = received_s
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since the first batch was asked for. Times in seconds; busy and idle are those of all workers together."""
+
+    n_batches: int
+    n_samples: int
+    elapsed_s: float
+    stall_s: float  # that the trainer waited in next()
+    busy_s: float  # that workers filled rows
+    idle_s: float  # that they waited for a free slot
+    n_bad: int
+    bad: tuple[Bad, ...]  # the first of them, by name
+    n_restarts: int
+    n_full: int  # batches that are full and not lent, now
+    n_slots: int
+
+    @property
+    def stall_share(self) -> float:
+        """The share of the time that the trainer waited for data."""
+        return self.stall_s / self.elapsed_s if self.elapsed_s else 0.0
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples received a second."""
+        return self.n_samples / self.elapsed_s if self.elapsed_s else 0.0
+
+    def __str__(self) -> str:
+        verdict = (
+            "loading keeps up with training"
+            if self.stall_share < 0.02
+            else "training waits for loading: more workers, or cheaper samples, would help"
+        )
+        return (
+            f"{self.n_samples:,} samples in {self.elapsed_s:.1f} s: {self.samples_per_s:,.0f} a second, "
+            f"waited {self.stall_share:.1%} of the time; {self.n_full} of {self.n_slots} slots full; "
+            f"{self.n_bad} bad, {self.n_restarts} restarts. {verdict}."
+        )

@@ -1,0 +1,1 @@
+"""Storage: from a key to bytes."""

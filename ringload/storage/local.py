@@ -1,0 +1,67 @@
+"""Local files as a storage: a key is a path.
+
+Contents of up to `KEPT_BYTES` are read into one buffer, which is used again; a larger one gets memory of its own. What is
+read ahead stays in the kernel's page cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from ringload.errors import ContentTooLargeError
+from ringload.storage.read_ahead import ReadAhead
+
+KEPT_BYTES = 4 << 20
+
+
+class LocalStorage:
+    """See `ringload.protocols.Storage`."""
+
+    def __init__(self) -> None:
+        self._ahead = ReadAhead()
+        self._kept = bytearray()
+
+    def prefetch(self, keys: Sequence[str], max_bytes: int) -> None:
+        """Open the files, and have the kernel read them."""
+        self._ahead.ask(keys)
+
+    def read(self, key: str, max_bytes: int) -> memoryview:
+        """The content of a file; less, if the file has shrunk since it was opened.
+
+        Raises:
+            OSError: it cannot be opened or read. ValueError: it is no regular file, or empty. ContentTooLargeError.
+        """
+        fds: list[int] = []
+        closed = map(os.close, fds)  # each is taken and closed in one step, which no interruption divides
+        try:
+            n_bytes = self._ahead.open(key, fds)
+            if n_bytes > max_bytes:
+                raise ContentTooLargeError(n_bytes, max_bytes)
+            return _read_whole(fds[0], self._buffer(n_bytes))
+        finally:
+            for _ in closed:
+                pass
+
+    def close(self) -> None:
+        """Close the files that were opened ahead. Idempotent."""
+        self._ahead.close()
+
+    def _buffer(self, n_bytes: int) -> memoryview:
+        if n_bytes > KEPT_BYTES:
+            return np.empty(n_bytes, np.uint8).data  # in huge pages, where there are, and not filled with zeros first
+        if n_bytes > len(self._kept):
+            self._kept = bytearray(min(n_bytes + n_bytes // 4, KEPT_BYTES))
+        return memoryview(self._kept)[:n_bytes]
+
+
+def _read_whole(fd: int, buffer: memoryview) -> memoryview:
+    n_read = 0
+    while n_read < len(buffer):
+        n = os.preadv(fd, [buffer[n_read:]], n_read)
+        if n == 0:
+            break
+        n_read += n
+    return buffer[:n_read]

@@ -1,0 +1,71 @@
+"""Which storage reads a path: by the scheme of its URL.
+
+    /data/1.jpg, file:///data/1.jpg     local files
+    s3://bucket/1.jpg                   what was registered for "s3"
+
+The table is the trainer's: a source looks the factory of its storage up when it is made, and takes it to the workers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ringload.checks import short
+from ringload.errors import ConfigError
+from ringload.protocols import Storage
+from ringload.storage.local import LocalStorage
+
+Factory = Callable[[], Storage]
+
+SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]+)://")
+LOCAL = ""  # the scheme of local files
+
+_factories: dict[str, Factory] = {LOCAL: LocalStorage}
+
+
+def register_storage(scheme: str, factory: Factory) -> None:
+    """Have the URLs of a scheme read by a storage of your own. Call this before a source with such paths is made.
+
+    A later call for the same scheme counts for sources that are made after it.
+
+    Arguments:
+        scheme: what URLs have before "://", such as "s3".
+        factory: makes a `ringload.Storage`: a class, or any function without arguments. It is called in each process that
+            reads, and gets there with the source, pickled by cloudpickle.
+
+    Raises:
+        ConfigError: the scheme or the factory cannot be one.
+    """
+    if not isinstance(scheme, str) or not SCHEME.fullmatch(f"{scheme}://".encode()) or scheme.lower() == "file":
+        raise ConfigError(f"a scheme is what URLs have before '://', such as 's3', and not 'file'; not {short(scheme)}")
+    if not callable(factory):
+        raise ConfigError(f"factory is a class or function that makes a Storage, without arguments, not {short(factory)}")
+    _factories[scheme.lower()] = factory
+
+
+def scheme_of(path: bytes) -> str:
+    """The scheme of a URL, in small letters; `LOCAL` of a path, and of file://."""
+    match = SCHEME.match(path)
+    scheme = match[1].decode().lower() if match else LOCAL
+    return LOCAL if scheme == "file" else scheme
+
+
+def is_registered(scheme: str) -> bool:
+    """Whether there is a storage for a scheme."""
+    return scheme in _factories
+
+
+def factory_of(scheme: str) -> Factory:
+    """What makes the storage of a scheme that is registered."""
+    return _factories[scheme]
+
+
+def not_registered(scheme: str) -> str:
+    """What is said of a path whose scheme has no storage."""
+    schemes = ", ".join(one for one in _factories if one != LOCAL) or "none"
+    return (
+        f"URLs are not read: no storage is registered for {scheme}:// (registered: {schemes}). Download the files; or register "
+        f"a storage, ringload.register_storage({scheme!r}, factory); or give the loader a function load(index, rng, out) that "
+        "fetches them"
+    )

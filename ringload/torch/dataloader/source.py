@@ -1,0 +1,289 @@
+"""A torch dataset in a worker: loads the samples that a row asks for, and writes them, or says why they do not fit.
+
+Two modes. In "rows", a row is one sample: its fixed leaves go into fields, the rest is encoded beside them. In "whole", a row
+is the result of one call for a whole batch (a `collate_fn` of the user's, `__getitems__`), or a sample for batch_size=None; it
+is encoded.
+
+The trainer lists of each row: `index`, which names it in messages; `place` () int64, of which its seed is made; `key` (K,)
+uint8, the encoded key or keys, unless every key is its `index` (K = 0: the field is not there). The worker writes `status`
+() int64: WRITTEN; the bytes that what is beside takes, if there is less room; or -1 - number for a node of the plan that the
+sample does not fit.
+
+Randomness: `random`, `numpy.random` and torch's global generator are seeded with the row's seed before it is loaded, so that
+what is drawn does not depend on who loads it. That costs 10 us a row, so it is done from the first task on in which anything
+was drawn (that task is loaded again): where nothing is drawn, no seed matters.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data._utils import collate
+from torch.utils.data._utils import worker as torch_worker
+
+from ringload.errors import without_frames
+from ringload.fields import Field, Row, Worker
+from ringload.packing.generators import OwnGenerators, take_made
+from ringload.packing.pack import generators_of
+from ringload.packing.unpack import unpack
+from ringload.torch.dataloader.tree import Beside, Misfit, Node, leaves, writer
+from ringload.torch.dataloader.values import PLAIN, Encoder, NoRoom, decode
+
+WRITTEN = 0
+SMALL = 1 << 16  # characters of a string, at most
+MASK = (1 << 64) - 1
+STATUS = Field((), "int64")
+
+
+@dataclass
+class Bundle:
+    """What is the user's, pickled once. `collate_fn` is None for rows; `batched`: keys come in lists."""
+
+    dataset: Any
+    collate_fn: Callable[[Any], Any] | None
+    worker_init_fn: Callable[[int], Any] | None
+    batched: bool
+    base_seed: int
+
+
+class TorchSource:
+    """See the module's text. `bundle` is a Bundle, or a pickled one. A `Source` that seeds by itself what users draw."""
+
+    random = global_random = False
+    calls_user_code = True
+
+    def __init__(
+        self, bundle: Bundle | bytes, tree: Node | None, fields: dict[str, Field], allow_pickle: bool, n_workers: int
+    ) -> None:
+        self._bundle, self._tree, self._n_workers = bundle, tree, n_workers
+        self.fields = fields
+        self._allow_pickle = allow_pickle
+        self._init_error: Exception | None = None
+        self._seeding = False
+
+    def start(self, worker: Worker) -> None:
+        """As torch's workers begin: one thread, seeds, `get_worker_info()`, then the user's `worker_init_fn`."""
+        is_packed = isinstance(self._bundle, bytes)
+        bundle = unpack(self._bundle) if isinstance(self._bundle, bytes) else self._bundle
+        self._bundle = bundle  # and not the bytes, too
+        self._dataset, self._collate, self._batched = bundle.dataset, bundle.collate_fn, bundle.batched
+        self._own = OwnGenerators(take_made()) if is_packed else generators_of(bundle)
+        self._pid = os.getpid()
+        self._first, self._gathered = 0, list[list[Any]]()  # rows of the task: the first, and what is beside of each
+        self._encoder = Encoder(self._allow_pickle)
+        self._write = writer(self._tree) if self._tree is not None else None
+        self._paths = [leaf.path for leaf in leaves(self._tree) if isinstance(leaf, Beside)] if self._tree is not None else []
+        torch.set_num_threads(1)
+        if collate.default_collate_fn_map.get(torch.Tensor) is collate.collate_tensor_fn:
+            collate.default_collate_fn_map[torch.Tensor] = _stack
+        seed = bundle.base_seed + worker.id
+        seed_all(seed)
+        torch_worker._worker_info = torch_worker.WorkerInfo(
+            id=worker.id, num_workers=self._n_workers, seed=seed, dataset=self._dataset
+        )
+        if bundle.worker_init_fn is not None:
+            try:
+                bundle.worker_init_fn(worker.id)
+            except Exception as error:  # as with torch, it is said in place of a batch
+                self._init_error = without_frames(error)
+            except BaseException as error:
+                self._init_error = without_frames(self._as_error(error))
+        self._generators = Generators()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def load(self, index: int, rng: None, out: Row) -> None:
+        """Load one row. What the user's code raises, and a TypeError for what cannot be encoded, is raised."""
+        if self._init_error is not None:
+            raise self._init_error.with_traceback(None)  # or each time would add to its traceback
+        out.written()
+        rows, row = self._rows, out.number
+        if self._seeding or self._own.are_set:
+            seed = seed_of(self._places[row])
+            if self._seeding:
+                seed_all(seed)
+            self._own.set(seed)
+        try:
+            if self._write is None:
+                self._encoder.encode(*self._whole(self._keys[row]), rows["beside"][row])
+            else:
+                beside: list[Any] = []
+                self._write(self._dataset[self._keys[row]], row, rows, beside)
+                if beside:
+                    self._gather(row, beside, rows["beside"])
+        except NoRoom as there_is:
+            rows["status"][row] = there_is.n_bytes
+        except Misfit as there_is:
+            rows["status"][row] = -1 - there_is.number
+        except Exception:
+            raise
+        except BaseException as error:
+            raise self._as_error(error) from error
+
+    def begin_task(self, rows: dict[str, np.ndarray]) -> None:
+        """Begin a task, or begin it again: `rows` is field -> `(n, *shape)` of it."""
+        self._rows = rows
+        self._first, self._gathered = 0, []
+        self._keys = [decode(key, self._allow_pickle) for key in rows["key"]] if "key" in rows else rows["index"].tolist()
+        self._places = rows["place"].tolist()
+        rows["status"][:] = WRITTEN
+
+    def _gather(self, row: int, beside: list[Any], rooms: np.ndarray) -> None:
+        """Encode what is beside, for several rows of a task in one piece: a row by itself takes ten times as long. Rows are
+        gathered while they are small, so that no more is held than what a sample takes. A row that failed leaves a gap, and
+        what was gathered before it is dropped: so is its batch."""
+        if row != self._first + len(self._gathered):
+            self._first, self._gathered = row, []
+        self._gathered.append(beside)
+        if row + 1 == len(rooms) or not all(map(_is_small, beside)):
+            first, gathered = self._first, self._gathered
+            self._first, self._gathered = row + 1, []
+            self._encoder.encode_rows(gathered, self._paths, rooms[first : row + 1])
+
+    def _whole(self, key: Any) -> tuple[Any, str]:
+        """One result, and what it is called in messages."""
+        assert self._collate is not None
+        if not self._batched:
+            return self._collate(self._dataset[key]), "sample"
+        return self._collate(fetch(self._dataset, key)), "batch"
+
+    def _as_error(self, error: BaseException) -> Exception:
+        """For a SystemExit, KeyboardInterrupt or GeneratorExit of the user's code: no user interrupts a worker, so it belongs
+        to what is loaded. But a child that this code has forked ends with it."""
+        if os.getpid() != self._pid:
+            raise error
+        made = RuntimeError(f"{type(error).__name__} was raised by the dataset, by collate_fn or by worker_init_fn")
+        made.__cause__ = error
+        return made
+
+    def load_again(self) -> bool:
+        """Whether the first thing was drawn: then everything is seeded from now on."""
+        have_moved = not self._seeding and self._generators.have_moved()
+        self._seeding |= have_moved
+        return self._own.were_used((self._dataset, self._collate)) or have_moved
+
+
+def _is_small(value: Any) -> bool:
+    kind = type(value)
+    return len(value) <= SMALL if kind is str or kind is bytes else kind in PLAIN
+
+
+def fetch(dataset: Any, keys: list[Any]) -> list[Any]:
+    """The samples of a batch, as torch fetches them."""
+    if getattr(dataset, "__getitems__", None):
+        samples: list[Any] = dataset.__getitems__(keys)
+        return samples
+    return [dataset[key] for key in keys]
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch. `torch.manual_seed` asks for each kind of GPU: 200 us."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+
+
+class Generators:
+    """The state of the global generators as it is now."""
+
+    def __init__(self) -> None:
+        self._state: tuple[Any, Any, torch.Tensor] = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+        self._words: bytes | None = None if self._state[1]["has_gauss"] else _numpy_words()
+
+    def have_moved(self) -> bool:
+        """Whether anything was drawn since. In microseconds: 20 for Python's (four of its words are compared: all are made anew
+        before its place in them is the same again), 4 for torch's, 2 for NumPy's; 90 for NumPy's where it keeps a normal
+        number for the next call, which its words do not show (2-core VM, November 2026)."""
+        (_, words, gauss), of_numpy, of_torch = self._state
+        if not torch.equal(of_torch, torch.get_rng_state()):
+            return True
+        _, words_now, gauss_now = random.getstate()
+        if words[-5:] != words_now[-5:] or gauss != gauss_now:
+            return True
+        if self._words is not None and (numpy_now := _numpy_words()) is not None:
+            return self._words != numpy_now
+        now = np.random.get_state(legacy=False)
+        return (
+            any(now[name] != of_numpy[name] for name in ("bit_generator", "has_gauss", "gauss"))
+            or now["state"]["pos"] != of_numpy["state"]["pos"]
+            or not np.array_equal(now["state"]["key"], of_numpy["state"]["key"])
+        )
+
+    def text(self) -> dict[str, Any]:
+        """For JSON."""
+        (version, words, gauss), of_numpy, of_torch = self._state
+        return {
+            "python": [version, text_of(np.array(words, np.uint32)), gauss],
+            "numpy": of_numpy | {"state": of_numpy["state"] | {"key": text_of(of_numpy["state"]["key"])}},
+            "torch": text_of(of_torch.numpy()),
+        }
+
+    @classmethod
+    def of_text(cls, text: dict[str, Any]) -> Generators:
+        """The other way round."""
+        generators, of_numpy, (version, words, gauss) = cls(), text["numpy"], text["python"]
+        generators._state = (
+            (version, tuple(array_of(words, np.uint32).tolist()), gauss),
+            of_numpy | {"state": of_numpy["state"] | {"key": array_of(of_numpy["state"]["key"], np.uint32)}},
+            torch.from_numpy(array_of(text["torch"], np.uint8)),
+        )
+        return generators
+
+    def restore(self) -> None:
+        """As it was."""
+        of_python, of_numpy, of_torch = self._state
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+
+
+def _numpy_words() -> bytes | None:
+    """The memory of NumPy's global MT19937: 624 words and a place; None if it has another generator."""
+    generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    return ctypes.string_at(generator.ctypes.state_address, 2500) if type(generator) is np.random.MT19937 else None
+
+
+def text_of(array: np.ndarray) -> str:
+    """An array's bytes, for JSON."""
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def array_of(text: str, dtype: Any) -> np.ndarray:
+    """The other way round."""
+    return np.frombuffer(bytearray(base64.b64decode(text)), dtype)
+
+
+def seed_of_pass(base_seed: int, n_before: int) -> int:
+    """The seed of a pass before which there were `n_before` with the same base seed: that itself, for the first."""
+    return (base_seed + n_before * 0xD1B54A32D192ED03) & MASK
+
+
+def places(seed: int, number: int, n_rows: int) -> np.ndarray:
+    """What the seeds of the rows of batch `number` of a pass are made of, `(n_rows,) int64`: see `seed_of`."""
+    return (np.arange(n_rows, dtype=np.uint64) + np.uint64((seed + (number << 32)) & MASK)).view(np.int64)
+
+
+def seed_of(place: int) -> int:
+    """The seed of a row, from 0 on: SplitMix64 (Steele, Lea, Flood 2014). Here, as no one needs it where nothing is drawn."""
+    mixed = (place & MASK) * 0x9E3779B97F4A7C15 & MASK
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & MASK
+    return (mixed ^ (mixed >> 31)) >> 1
+
+
+def _stack(batch: list[Any], *, collate_fn_map: Any = None) -> Any:
+    """torch's collation of tensors, without its detour by /dev/shm in workers."""
+    info, torch_worker._worker_info = torch_worker._worker_info, None
+    try:
+        return collate.collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
+    finally:
+        torch_worker._worker_info = info

@@ -1,0 +1,270 @@
+"""Where a pass over a torch DataLoader is: the keys that its sampler gives, and the state from which they can be given again.
+
+The sampler is asked in the order in which torch asks it, with the same draws from the same generators, so that the same seed
+gives the same batches: `iter(sampler)`, then a base seed, then batch after batch. Persistent workers keep their base seed, so
+passes with it are counted, and `Keys.seed` is of both.
+
+A state has the names of torchdata's StatefulDataLoader (those of its single-process form, whatever the number of workers), and
+`_base_seed`, `_pass`, `_order`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For
+others the state of the generators before the pass is kept, of the loader's and of the global ones of Python, NumPy and torch:
+then the sampler is asked again from the beginning, and what was received is skipped. The state of the same generators when
+the state was taken (`now`) is what `load_state_dict` sets: so later passes draw what they would have drawn.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler
+
+from ringload.checks import short
+from ringload.errors import ConfigError
+from ringload.torch.dataloader.source import Generators, array_of, seed_of_pass, text_of
+
+NAMES = (
+    "_index_sampler_state",
+    "_sampler_iter_state",
+    "_sampler_iter_yielded",
+    "_num_yielded",
+    "_iterator_finished",
+    "_base_seed",
+    "_pass",
+    "_order",
+    "_rng",
+    "_snapshot_step",
+    "dataset_state",
+)
+NAMES_OF_RNG = ("draws_base_seed", "global", "generators", "n_taken", "now")
+
+
+@dataclass
+class Snapshot:
+    """The sampler's states when `number` batches had been taken from it."""
+
+    number: int
+    sampler: Any = None
+    iterator: Any = None
+
+
+class Sampling:
+    """What of a loader decides on its keys: the sampler, what of it has a state, and the generators of the user's."""
+
+    def __init__(self, loader: Any) -> None:
+        self.sampler = loader._index_sampler
+        inner = getattr(self.sampler, "sampler", None)
+        self.stateful = next((one for one in (self.sampler, inner) if _is_stateful(one)), None)
+        generators = [getattr(one, "generator", None) for one in (loader, self.sampler, inner)]
+        self.generators = list(dict.fromkeys(one for one in generators if isinstance(one, torch.Generator)))
+        self.order = _order(loader)
+
+    def now(self) -> dict[str, Any]:
+        """The state of all generators, for JSON."""
+        return {"global": Generators().text(), "generators": [text_of(one.get_state().numpy()) for one in self.generators]}
+
+    def set(self, generators: list[str]) -> None:
+        """Set the user's generators."""
+        for generator, text in zip(self.generators, generators, strict=True):
+            generator.set_state(torch.from_numpy(array_of(text, np.uint8)))
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Whether the samplers and generators that a state is of are there."""
+        if (n := len(state["_rng"]["generators"])) != len(self.generators):
+            raise ConfigError(
+                f"the state is of a DataLoader with {n} generators, this one has {len(self.generators)}: make it with the same "
+                "sampler and generator"
+            )
+        if state["_index_sampler_state"] is not None and self.stateful is None:
+            raise ConfigError("the state has one of its sampler, and this DataLoader's sampler has no load_state_dict")
+
+    def state(
+        self,
+        dataset: Any,
+        snapshot: Snapshot,
+        before: Mapping[str, Any],
+        base_seed: int | None,
+        n_before: int,
+        n_yielded: int,
+        n_taken: int,
+        is_finished: bool,
+    ) -> dict[str, Any]:
+        """The state in which `n_yielded` batches were received and `n_taken` asked of the sampler. `before`: what `now` was
+        before the pass, and whether it drew its base seed."""
+        return {
+            "_index_sampler_state": snapshot.sampler,
+            "_sampler_iter_state": snapshot.iterator,
+            "_sampler_iter_yielded": n_yielded,
+            "_num_yielded": n_yielded,
+            "_IterableDataset_len_called": None,
+            "_shared_seed": None,
+            "fetcher_state": None,
+            "dataset_state": dataset.state_dict() if _is_stateful(dataset) else None,
+            "_iterator_finished": is_finished,
+            "_base_seed": base_seed,
+            "_pass": n_before,
+            "_order": self.order,
+            "_snapshot_step": snapshot.number,
+            "_rng": {**before, "n_taken": n_taken, "now": self.now()},
+        }
+
+
+class Keys:
+    """The keys of a pass, batch by batch, with a snapshot behind each."""
+
+    def __init__(self, loader: Any, kept: tuple[int, int] | None, every: int, state: Mapping[str, Any] | None = None) -> None:
+        """Begin a pass. `kept`: the base seed, and how many passes were begun with it; else one is drawn. With `state`, go on
+        where that was taken."""
+        self._every = every
+        self._sampling = sampling = Sampling(loader)
+        self.number = 0  # of the batch that is taken next
+        self._iterator: Iterator[Any]
+        if state is not None:
+            sampling.check(state)
+            if state["dataset_state"] is not None and _is_stateful(loader.dataset):
+                loader.dataset.load_state_dict(state["dataset_state"])
+        if state is None or state["_base_seed"] is None:  # of a loader that had not begun
+            if state is not None and state["_index_sampler_state"] is not None and sampling.stateful is not None:
+                sampling.stateful.load_state_dict(state["_index_sampler_state"])
+            base_seed, self.n_before = kept if kept is not None and state is None else (None, 0)
+            self._before = {"draws_base_seed": base_seed is None, **sampling.now()}
+            self.base_seed = self._begin(loader, base_seed)
+            self.snapshot = self._take_snapshot()
+        else:
+            self._go_on(loader, state)
+        self.seed = seed_of_pass(self.base_seed, self.n_before)
+
+    def _begin(self, loader: Any, base_seed: int | None) -> int:
+        self._iterator = iter(self._sampling.sampler)
+        if base_seed is not None:
+            return base_seed
+        return int(torch.empty((), dtype=torch.int64).random_(generator=loader.generator).item())
+
+    def next(self) -> tuple[Any, Snapshot]:
+        """The next key or keys, and the snapshot that holds once they are received. Raises what the sampler does."""
+        keys = next(self._iterator)
+        self.number += 1
+        if self.number % self._every == 0:
+            self.snapshot = self._take_snapshot()
+        return keys, self.snapshot
+
+    def _take_snapshot(self) -> Snapshot:
+        iterator = self._iterator.state_dict() if _is_stateful(self._iterator) else None  # type: ignore[attr-defined]
+        return _snapshot(self._sampling, self.number, iterator)
+
+    def state(self, snapshot: Snapshot, n_yielded: int, is_finished: bool, dataset: Any) -> dict[str, Any]:
+        """The state in which `n_yielded` batches were received, the last of them with `snapshot`."""
+        passes = self.base_seed, self.n_before
+        return self._sampling.state(dataset, snapshot, self._before, *passes, n_yielded, self.number, is_finished)
+
+    def _go_on(self, loader: Any, state: Mapping[str, Any]) -> None:
+        """Ask the sampler again for what was taken from it, with the generators as they were before that pass. Then they are
+        put back: `load_state_dict` has set them to what they were when the state was taken, so that what is drawn from now
+        on, for later passes too, is what was drawn there."""
+        rng, n_yielded = state["_rng"], int(state["_num_yielded"])
+        self._before = {name: rng[name] for name in ("draws_base_seed", "global", "generators")}
+        own, of_user = Generators(), self._sampling.now()["generators"]
+        try:
+            Generators.of_text(rng["global"]).restore()
+            self._sampling.set(rng["generators"])
+            for _ in range(self._restore(loader, state, n_yielded)):
+                next(self._iterator, None)
+            is_stateful = state["_index_sampler_state"] is not None or state["_sampler_iter_state"] is not None
+            n_ahead = 1 if is_stateful else rng["n_taken"] - n_yielded  # 1: what it draws when it begins is drawn here
+            ahead = list(itertools.islice(self._iterator, n_ahead))
+        finally:
+            own.restore()
+            self._sampling.set(of_user)
+        self.base_seed, self.n_before, self.number = int(state["_base_seed"]), int(state["_pass"]), n_yielded
+        self.snapshot = Snapshot(int(state["_snapshot_step"]), state["_index_sampler_state"], state["_sampler_iter_state"])
+        if ahead:
+            self._iterator = _Chained(ahead, self._iterator)
+
+    def _restore(self, loader: Any, state: Mapping[str, Any], n_yielded: int) -> int:
+        """Begin as the state's pass began. Returns how many batches are to be skipped."""
+        of_sampler, of_iterator = state["_index_sampler_state"], state["_sampler_iter_state"]
+        if of_sampler is not None and self._sampling.stateful is not None:
+            self._sampling.stateful.load_state_dict(of_sampler)
+        self._begin(loader, None if self._before["draws_base_seed"] else 0)
+        if of_iterator is not None:
+            if not _is_stateful(self._iterator):
+                raise ConfigError("the state has one of its sampler's iterator, and this DataLoader's has no load_state_dict")
+            self._iterator.load_state_dict(of_iterator)  # type: ignore[attr-defined]
+        return n_yielded - int(state["_snapshot_step"]) if of_sampler is not None or of_iterator is not None else n_yielded
+
+
+def first_state(loader: Any) -> dict[str, Any]:
+    """The state of a loader that has not begun. Nothing is drawn, and the sampler is not asked: whoever goes on from it begins
+    with the generators as they are now, and with the sampler as it is then (`set_epoch` may come between)."""
+    sampling = Sampling(loader)
+    before = {"draws_base_seed": True, **sampling.now()}
+    return sampling.state(loader.dataset, _snapshot(sampling, 0, None), before, None, 0, 0, 0, False)
+
+
+def set_generators(state: Mapping[str, Any], loader: Any) -> None:
+    """Set all generators to what they were when a state was taken."""
+    sampling, now = Sampling(loader), state["_rng"]["now"]
+    Generators.of_text(now["global"]).restore()
+    if len(now["generators"]) == len(sampling.generators):  # else `Keys` refuses the state
+        sampling.set(now["generators"])
+
+
+def _snapshot(sampling: Sampling, number: int, iterator: Any) -> Snapshot:
+    return Snapshot(number, sampling.stateful.state_dict() if sampling.stateful is not None else None, iterator)
+
+
+def check(state: Mapping[str, Any], loader: Any) -> None:
+    """See that this loader can go on at `state`.
+
+    Raises:
+        ConfigError: it is no state, or of a loader that gives other batches; the message names what differs.
+    """
+    absent = [name for name in NAMES if name not in state]
+    absent += [f"_rng.{name}" for name in NAMES_OF_RNG if name not in state.get("_rng", NAMES_OF_RNG)]
+    if absent:
+        raise ConfigError(f"this is not a state of a ringload.torch.DataLoader: it lacks {absent}")
+    there, here = state["_order"], _order(loader)
+    if state["dataset_state"] is not None and _is_stateful(loader.dataset):
+        del here["dataset_length"]  # it may come with the dataset's state
+    if differing := [name for name in here if there.get(name) != here[name]]:
+        told = ", ".join(f"{name}: {short(there.get(name))} there, {short(here[name])} here" for name in differing)
+        raise ConfigError(f"the state belongs to another order ({told}); make the DataLoader with the same arguments")
+
+
+def _order(loader: Any) -> dict[str, Any]:
+    """What decides on the batches, beside what is drawn."""
+    batches = loader.batch_sampler
+    made_by = batches if isinstance(batches, BatchSampler) else loader
+    sizes = {name: getattr(made_by, name, None) for name in ("batch_size", "drop_last")}
+    try:
+        n = len(loader.dataset)
+    except (TypeError, NotImplementedError):  # it has no length, or only a Dataset's that says so
+        n = None
+    return {name: value if isinstance(value, int) else None for name, value in sizes.items()} | {
+        "dataset_length": n,
+        "sampler": type(getattr(made_by, "sampler", None)).__qualname__,
+        "batch_sampler": type(batches).__qualname__,
+    }
+
+
+class _Chained:
+    """An iterator with its first items put back; its state is the iterator's once these were given."""
+
+    def __init__(self, first: list[Any], rest: Any) -> None:
+        self._first, self._rest = deque(first), rest
+        if _is_stateful(rest):
+            self.state_dict, self.load_state_dict = rest.state_dict, rest.load_state_dict
+
+    def __iter__(self) -> _Chained:
+        return self
+
+    def __next__(self) -> Any:
+        return self._first.popleft() if self._first else next(self._rest)
+
+
+def _is_stateful(one: Any) -> bool:
+    return callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None))

@@ -1,0 +1,261 @@
+"""The channel between the trainer and its workers: two semaphores and two pipes.
+
+    trainer  --tasks pipe-->    workers       a TASK record for each task
+             --free eventfd-->  workers       a counting semaphore: how many tasks are in the pipe
+    workers  --results pipe-->  trainer       a RESULT record for each task; before it, one with a text for each bad sample
+             --wake eventfd-->  trainer       notifies that some slot is full. It is never read: its edges wake an epoll
+
+The problem: any process may be killed at any instruction, and a lock in shared memory stays locked by a dead process. A pipe
+needs no lock: the kernel writes up to PIPE_BUF bytes at once or not at all. So a pipe holds whole records, and a dead worker
+takes with it only the task that it had read and had not answered. The trainer knows which tasks it has posted and which were
+answered. It posts the difference again, once all workers are dead.
+
+Waking the trainer costs 20 to 50 us (measured, VM). So it is woken when a slot is full, not for each task. After a wait its
+caches are cold, so it reads the results of several batches at once. A worker notifies the trainer if it sees that the slot is
+complete. Each worker
+    1. writes the rows,
+    2. writes its record to the pipe,
+    3. sets the done flag of its task,
+    4. asks `free` for its next token,
+    5. reads all done flags of the slot, and notifies if all are set.
+Two workers that finish together pass through the lock of the same eventfd in step 4. So the later one sees in step 5 what the
+earlier one did in step 3: both may notify, but never neither. A process that sees a done flag also sees the rows, as the lock
+of the pipe in step 2 lies between them.
+
+A full pipe of results (thousands of bad samples, or a trainer that has not read for long) is no deadlock: a worker that finds
+it full notifies until there is room, and a trainer that waits reads whenever it is notified.
+
+The trainer takes a batch for full when all its done flags are set. The slot table, which decides what is posted, and what is
+posted again, is made from the records alone, and is up to date whenever a slot is given back. The slot of a cancelled batch is
+used again only after both have come: the record says that no worker writes to its rows any more, the flag that no worker will
+set the flag later.
+
+This assumes: there is one trainer; records and texts are below PIPE_BUF; a process that takes a token off `free` reads exactly
+one record; only workers write to done flags (native code of a user that overwrites them could as well overwrite rows).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ringload.ring.layout import FLAG_DONE, FLAG_DONE_WITH_REPORTS, MAX_TASKS
+from ringload.ring.slots import TaskResult
+from ringload.workers.records import (
+    BAD,
+    DONE,
+    DONE_RESULT,
+    FAILED,
+    MAX_TEXT_BYTES,
+    RESULT,
+    TASK,
+    Task,
+    WorkerReport,
+)
+
+READ_BYTES = 1 << 14
+PIPE_BYTES = 1 << 20  # asked for; an unprivileged user may get less (/proc/sys/fs/pipe-user-pages-soft)
+NOTIFY_AGAIN_MS = 50  # how often a worker that finds the pipe full rings
+ALL_DONE = bytes([DONE]) * (READ_BYTES // RESULT.size)
+
+
+@dataclass(frozen=True)
+class ChannelFds:
+    """The four descriptors that a worker needs."""
+
+    tasks: int
+    free: int
+    results: int
+    wake_fd: int
+
+
+class Channel:
+    """The trainer's side: owns all descriptors of both directions."""
+
+    def __init__(self) -> None:
+        fds: list[int] = []
+        self._closed = map(os.close, fds)  # each is taken and closed in one step, which nothing interrupts
+        self._tasks_out, self._tasks_in = _pipe()
+        fds += self._tasks_out, self._tasks_in
+        self._results_out, self._results_in = _pipe()
+        fds += self._results_out, self._results_in
+        self._free = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        fds.append(self._free)
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        fds.append(self.wake_fd)
+        os.set_blocking(self._tasks_in, False)  # the write end is the trainer's alone: it never waits for workers
+        os.set_blocking(self._results_out, False)
+        os.set_blocking(self._results_in, False)  # a worker that finds it full rings first, then waits for room
+        self._rest = b""  # the beginning of a record whose text was not read yet
+
+    @property
+    def for_workers(self) -> ChannelFds:
+        return ChannelFds(self._tasks_out, self._free, self._results_in, self.wake_fd)
+
+    def post(self, records: bytes, n_tasks: int) -> bool:
+        """Post the tasks of one batch, all or none. False: the pipe is full."""
+        try:
+            os.write(self._tasks_in, records)
+        except BlockingIOError:
+            return False
+        os.eventfd_write(self._free, n_tasks)
+        return True
+
+    def take_back(self) -> list[Task]:
+        """Take what is posted and not yet in a worker's hands. Safe while workers run: a token is a record."""
+        tasks: list[Task] = []
+        while True:
+            try:
+                os.eventfd_read(self._free)
+            except BlockingIOError:
+                return tasks
+            tasks.append(Task._make(TASK.unpack(os.read(self._tasks_out, TASK.size))))
+
+    def results(self) -> tuple[list[WorkerReport], list[TaskResult]]:
+        """All results there are, without waiting."""
+        reports: list[WorkerReport] = []
+        done: list[TaskResult] = []
+        n_read = READ_BYTES
+        while n_read == READ_BYTES:  # less than was asked for is all there is
+            try:
+                data = os.read(self._results_out, READ_BYTES)
+            except BlockingIOError:
+                break
+            n_read = len(data)
+            if not self._rest and data[:: RESULT.size] == ALL_DONE[: n_read // RESULT.size]:
+                done += DONE_RESULT.iter_unpack(data)  # the usual case: no words between
+            else:
+                self._parse(self._rest + data, reports, done)
+        return reports, done
+
+    def _parse(self, data: bytes, reports: list[WorkerReport], done: list[TaskResult]) -> None:
+        """Sort records, and the texts behind them, into `reports` and `done`; keep the beginning of one that is not whole."""
+        position = 0
+        while position + RESULT.size <= len(data):
+            kind, worker_id, slot, task, n_text, _, _, _, sample = RESULT.unpack_from(data, position)
+            end = position + RESULT.size + n_text
+            if end > len(data):
+                break
+            if kind == DONE:
+                done.append(DONE_RESULT.unpack_from(data, position))
+            else:
+                reports.append(
+                    WorkerReport(kind, worker_id, slot, task, sample, data[end - n_text : end].decode("utf-8", "replace"))
+                )
+            position = end
+        self._rest = data[position:]
+
+    def notify(self) -> None:
+        """Notify the trainer itself, from another thread or a finalizer."""
+        os.eventfd_write(self.wake_fd, 1)
+
+    def empty(self) -> None:
+        """Once all workers are dead and what they said is read: forget every task that is still posted, with and without a
+        token, and a record that an interruption cut in two."""
+        self._rest = b""
+        os.set_blocking(self._tasks_out, False)
+        try:
+            for fd, n_bytes in ((self._free, 8), (self._tasks_out, READ_BYTES)):
+                with suppress(BlockingIOError):
+                    while True:
+                        os.read(fd, n_bytes)
+        finally:
+            os.set_blocking(self._tasks_out, True)
+
+    def close(self) -> None:
+        """Close all descriptors. Again is nothing, or the rest, if it was interrupted."""
+        for _ in self._closed:
+            pass
+
+    def __del__(self) -> None:
+        if hasattr(self, "_closed"):
+            self.close()
+
+
+class WorkerChannel:
+    """A worker's side of the channel, and of the done flags."""
+
+    def __init__(self, fds: ChannelFds, worker_id: int, done_flags: memoryview) -> None:
+        self._fds = fds
+        self._worker = worker_id
+        self._done_flags = done_flags
+        self._flag = FLAG_DONE
+        self._has_token = False
+        self._wait = select.poll()
+        self._wait.register(fds.free, select.POLLIN)
+        self._room = select.poll()
+        self._room.register(fds.results, select.POLLOUT)
+
+    def take(self, wait: bool) -> Task | None:
+        """The next task; None if there is none and `wait` is False."""
+        while not self._has_token and not self._take_token():
+            if not wait:
+                return None
+            self._wait.poll()  # another may be faster to the token: then wait again
+        # Died here: a token without its record, a record without its token. `Channel.empty` clears both.
+        self._has_token = False
+        return Task._make(TASK.unpack(os.read(self._fds.tasks, TASK.size)))
+
+    def _take_token(self) -> bool:
+        try:
+            os.eventfd_read(self._fds.free)
+        except BlockingIOError:
+            return False
+        return True
+
+    def done(self, task: Task, busy_s: float, idle_s: float) -> None:
+        """Report a task whose rows are written; notify if it was the last of its slot. Steps 2 to 5 of the module's text."""
+        rows = task.stop - task.start
+        self._write(RESULT.pack(DONE, self._worker, task.slot, task.task, 0, rows, busy_s, idle_s, 0))
+        # Died here: the record counts, the flag is not set. The trainer writes the flags again at a reset.
+        first = task.slot * MAX_TASKS
+        self._done_flags[first + task.task] = self._flag
+        self._flag = FLAG_DONE
+        # Died here: no worker notifies. The trainer learns of the death.
+        self._has_token = self._has_token or self._take_token()
+        if 0 not in bytes(self._done_flags[first : first + task.n_tasks]):
+            os.eventfd_write(self._fds.wake_fd, 1)
+
+    def check(self) -> None:
+        """Raise OSError if code of the user's closed the descriptors: at once, not in a later row's name."""
+        if os.get_blocking(self._fds.results):
+            raise OSError(errno.EBADF, "the descriptor of the results was replaced")
+
+    def bad(self, task: Task, sample: int, text: str) -> None:
+        """Report a sample of a task as bad; `done` for the task follows."""
+        self._say(BAD, task.slot, task.task, sample, text)
+        self._flag = FLAG_DONE_WITH_REPORTS
+
+    def failed(self, text: str) -> None:
+        """Report that this worker cannot work at all."""
+        self._say(FAILED, 0, 0, 0, text)
+        os.eventfd_write(self._fds.wake_fd, 1)
+
+    def _say(self, kind: int, slot: int, task: int, sample: int, text: str) -> None:
+        data = text.encode("utf-8", "replace")[:MAX_TEXT_BYTES]
+        self._write(RESULT.pack(kind, self._worker, slot, task, len(data), 0, 0, 0, sample) + data)
+
+    def _write(self, record: bytes) -> None:
+        """Write a record, whole. If there is no room, ask the trainer to read, which it does not for every record."""
+        self.check()
+        while True:
+            try:
+                os.write(self._fds.results, record)
+                return
+            except BlockingIOError:
+                os.eventfd_write(self._fds.wake_fd, 1)
+                self._room.poll(NOTIFY_AGAIN_MS)  # that ring may have gone unheard, beside one for a full slot
+
+
+def _pipe() -> tuple[int, int]:
+    out, into = os.pipe2(os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise  # EPERM: this user's pipes are at their limit; the default size holds 2,048 records
+    return out, into
