@@ -7,7 +7,6 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,6 @@ import numpy as np
 from ringload.bad_sample import Bad
 from ringload.bad_samples import BadSamples
 from ringload.checks import fixed_once_made, flag, in_our_words, integer, short
-from ringload.engine.assemble import assemble, lay_out, said_as_refused
 from ringload.engine.describe import OF_ARRAYS
 from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
@@ -38,7 +36,7 @@ from ringload.sources.bind import bind
 from ringload.sources.fingerprints import difference, fingerprint_of
 from ringload.stats import Stats
 from ringload.system.cgroups import Usable, usable_memory
-from ringload.system.segment import Segment
+from ringload.system.segment import Segment, said_as_refused
 from ringload.workers.fill import OnError
 from ringload.workers.inline import InlineWorkers
 from ringload.workers.processes import ProcessWorkers
@@ -234,7 +232,8 @@ class Loader:
         segment = Segment(layout.n_bytes)
         grows = self.workers and options.own_workers is None  # by the fork server
         n_first = min(plan.n_slots, max(3, FIRST_BYTES // layout.slot_bytes)) if grows else plan.n_slots
-        memory = lay_out(segment, layout, n_first)
+        segment.reserve(0, layout.slots_start + n_first * layout.slot_bytes)
+        memory = segment.map()
         settings = Settings(options.epochs, options.sample_timeout, options.stall_timeout, options.restarts, room_in(plan))
         job = Job(
             packed.data if packed is not None else self.source,
@@ -247,12 +246,14 @@ class Loader:
             options.worker_setup if packed is None else None,
         )
         workers = self._make_workers(segment, packed)
-        with ExitStack() as on_error:
-            engine = assemble(self.order, job, memory, workers, settings, n_first, observers=self._observers)
-            on_error.callback(engine.close)
-            weakref.finalize(self, Engine.close, engine)  # before anything can come between
-            on_error.pop_all()
-            return engine
+        engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)
+        weakref.finalize(self, Engine.close, engine)  # first, so that no interruption leaves workers that nobody closes
+        try:
+            engine.open(job)
+        except BaseException:
+            engine.close()  # now, as a traceback may keep this loader alive
+            raise
+        return engine
 
     def _make_workers(self, segment: Segment, packed: Packed | None) -> Workers:
         options = self._options

@@ -244,7 +244,7 @@ class Workers(Protocol):
         ...
 
     def close(self) -> None:
-        """End for good. Idempotent."""
+        """End for good; also where `open` failed half-way. Idempotent."""
         ...
 
     def take_back(self) -> list[Task]:

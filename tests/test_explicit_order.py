@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ringload import ConfigError, Field, WorkerDiedError
-from ringload.engine.assemble import assemble
+from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
 from ringload.order.explicit import ExplicitOrder
 from ringload.protocols import Job, Rows
@@ -189,7 +189,8 @@ def test_in_the_trainer_itself() -> None:
     order.submit(0, Rows(np.array([1, 2, 3]), fields={"draw": np.array([4, 5, 6])}))
     order.submit(1, Rows(np.array([7]), fields={"draw": np.array([8])}))
     job = Job(source, layout, 0, 1000, "raise")
-    engine = assemble(order, job, memory, InlineWorkers(), Settings(None, None, 5.0, None, Room(1, 1)), 3)
+    engine = Engine(order, layout, memory, InlineWorkers(), Settings(None, None, 5.0, None, Room(1, 1)), 3)
+    engine.open(job)
     for number, n in ((0, 3), (1, 1)):
         received = engine.next_batch(0)
         assert received is not None

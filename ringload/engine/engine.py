@@ -26,7 +26,7 @@ from ringload.engine.schedule import Schedule
 from ringload.engine.state import EngineState, Settings
 from ringload.engine.waiting import Waiting
 from ringload.errors import LoaderClosedError, RingloadError, without_frames
-from ringload.protocols import Observer, Order, Owner, Workers
+from ringload.protocols import Job, Observer, Order, Owner, Workers
 from ringload.ring.layout import Layout
 from ringload.ring.lease import Batch, LeaseEnd
 from ringload.stats import Counters
@@ -59,9 +59,22 @@ class Engine:
         self._state.progress_s = time.monotonic()
         self._schedule.grow(n_reserved)
         forks.keep(self)
+
+    def open(self, job: Job) -> None:
+        """Open the workers, and begin. Whoever calls this has seen to it that `close` will be called, whatever comes."""
         with self._life.lock, _Session(self):
-            self._recovery.start()
-            self._schedule.post()
+            self._state.workers.open(job, self._state.leases.memory)
+            self._begin()
+
+    def begin(self) -> None:
+        """The same with workers that another engine has opened, and retired from."""
+        with self._life.lock, _Session(self):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Start the workers, and post the first batches. Waits for none of them."""
+        self._recovery.start()
+        self._schedule.post()
 
     # -- for the loader -----------------------------------------------------------------------------------------------
 

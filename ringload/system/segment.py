@@ -20,7 +20,7 @@ from itertools import starmap
 
 import numpy as np
 
-from ringload.errors import BudgetError, ConfigError
+from ringload.errors import BudgetError, ConfigError, RingloadError
 
 PAGE_BYTES = mmap.PAGESIZE
 FAULT_AROUND_BYTES = 1 << 16  # what the kernel maps at once when a page is read that nobody has to make first
@@ -143,3 +143,8 @@ def refused(what: str, error: OSError) -> ConfigError:
     else:
         why = "the system refuses it"
     return ConfigError(f"{what}: {error.strerror}; {why}")
+
+
+def said_as_refused(error: OSError) -> Exception:
+    """What the system refuses at the start of processes, in ringload's words; ringload's own errors as they are."""
+    return error if isinstance(error, RingloadError) else refused("cannot start", error)

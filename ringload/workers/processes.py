@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from select import PIPE_BUF
 from typing import Any
 
@@ -39,17 +39,21 @@ class ProcessWorkers(Workers):
         self.n_workers, self.needs_packed = n_workers, method != "fork"
         self._segment, self._owners, self._method, self._preload = segment, [segment, *owners], method, preload
         self._room, self._workers_name = room, workers_name
+        self._opened: list[Callable[[], None]] = []  # what closes what `open` has made so far
 
     def open(self, job: Job, memory: np.ndarray) -> None:
-        with ExitStack() as on_error:
-            self._channel = channel = Channel()
-            on_error.callback(channel.close)
-            self._supervisor = WorkerSupervisor(self._worker_job(job), self._owners, self._method, self._preload)
-            self._look_into(job, memory)
-            on_error.pop_all()
-        self._epoll = select.epoll()
-        self._epoll.register(channel.wake_fd, select.EPOLLIN | select.EPOLLET)  # each ring wakes once, and none is read
+        self._look_into(job, memory)
+        self._opened.append(self._release_memory)
         self._registered = -1
+        self._epoll = select.epoll()
+        self._opened.append(self._epoll.close)
+        self._channel = Channel()
+        self._opened.append(self._channel.close)
+        self._epoll.register(
+            self._channel.wake_fd, select.EPOLLIN | select.EPOLLET
+        )  # each notification wakes once; none is read
+        self._supervisor = WorkerSupervisor(self._worker_job(job), self._owners, self._method, self._preload)
+        self._opened.append(self._supervisor.close)
 
     def post(self, batches: Sequence[InFlightBatch]) -> int:
         """One write for as many batches as fit into it."""
@@ -148,9 +152,11 @@ class ProcessWorkers(Workers):
         return server | {f"worker {worker_id}": pid for worker_id, pid in enumerate(self._supervisor.pids)}
 
     def close(self) -> None:
-        self._supervisor.close()
-        self._channel.close()
-        self._epoll.close()
+        while self._opened:  # the last first; what an interruption cuts short is done again
+            self._opened[-1]()
+            self._opened.pop()
+
+    def _release_memory(self) -> None:
         self._done_flags.release()
         self._current_work.release()
 

@@ -147,7 +147,13 @@ TABLE = (
     Break(
         "what was made of a loader is not closed when the rest is interrupted",
         ("Ctrl-C at every moment of making a loader",),
-        (Edit("engine/assemble.py", "        on_error.callback(workers.close)\n", ""),),
+        (
+            Edit(
+                "loader.py",
+                "        weakref.finalize(self, Engine.close, engine)",
+                "        weakref.finalize(self, id, engine)",
+            ),
+        ),
         ("test_interrupts.py::test_the_making_of_a_loader_is_interrupted_at_every_moment",),
         r"assert .*(descriptors|gone)",
     ),

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from ringload.bad_sample import Bad
-from ringload.engine.assemble import assemble, lay_out, said_as_refused
 from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
 from ringload.fields import Field
@@ -31,7 +30,7 @@ from ringload.ring.lease import Batch
 from ringload.ring.plan import make_plan, room_in
 from ringload.system.cgroups import usable_memory
 from ringload.system.deaths import Death
-from ringload.system.segment import Segment
+from ringload.system.segment import Segment, said_as_refused
 from ringload.workers.processes import ProcessWorkers
 from ringload.workers.supervisor import StartMethod
 
@@ -76,28 +75,19 @@ class Feed:
         self._engines: list[Engine] = []  # the present one, for what ends this feed when it is collected
         self._segment = Segment(0)
         with ExitStack() as on_error:
-            on_error.callback(self._segment.close)
+            on_error.callback(self._segment.close)  # with the workers, once they have it
             job, memory = self._lay_out(source, shape)
             owners = packed.owners if packed is not None else []
             self._workers = ProcessWorkers(
                 settings.workers, settings.start_method, self._segment, self._room, owners, settings.preload, "num_workers"
             )
+            self._make_engine(job, memory, epoch, number)
+            weakref.finalize(self, _end, self._workers, self._engines, settings.start_method == "fork")
+            on_error.callback(self._engine.close)
             try:
-                self._engine = assemble(
-                    self.order,
-                    job,
-                    memory,
-                    self._workers,
-                    self._engine_settings,
-                    job.layout.n_slots,
-                    (epoch, number),
-                    [LogObserver()],
-                )
+                self._engine.open(job)
             except OSError as error:
                 raise said_as_refused(error) from error
-            self._engines[:] = [self._engine]
-            on_error.callback(self._workers.close)
-            weakref.finalize(self, _end, self._workers, self._engines, settings.start_method == "fork")
             on_error.pop_all()
 
     # -- the ring -----------------------------------------------------------------------------------------------------
@@ -121,7 +111,8 @@ class Feed:
         self.n_slots = n_slots
         self._room = room_in(replace(plan, n_slots=n_slots))
         self._segment.resize(layout.n_bytes)
-        memory = lay_out(self._segment, layout, n_slots)
+        self._segment.reserve(0, layout.n_bytes)
+        memory = self._segment.map()
         return Job(data, layout, seed=0, n_samples=0, on_error="raise"), memory
 
     @property
@@ -137,6 +128,10 @@ class Feed:
         self._engine.retire()
         job, memory = self._lay_out(source, shape)
         self._workers.reopen(job, memory, self._room)
+        self._make_engine(job, memory, epoch, number)
+        self._engine.begin()
+
+    def _make_engine(self, job: Job, memory: np.ndarray, epoch: int, number: int) -> None:
         slots, due, observers = job.layout.n_slots, (epoch, number), [LogObserver()]
         self._engine = Engine(self.order, job.layout, memory, self._workers, self._engine_settings, slots, due, observers)
         self._engines[:] = [self._engine]
