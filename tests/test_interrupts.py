@@ -458,6 +458,41 @@ def test_the_making_of_a_loader_is_interrupted_at_every_moment(times: Times, inj
     injected("Ctrl-C at every moment of making a loader", len(at))
 
 
+class Numbered:
+    """A map-style dataset for the drop-in."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.full(8, index)
+
+
+@pytest.mark.timeout(600)
+def test_the_drop_in_is_interrupted_at_every_moment_from_its_making_to_its_end(times: Times, injected: Injected) -> None:
+    """Nothing is left, and nothing else is raised: not by a finalizer either, which only prints."""
+    from ringload.torch import DataLoader  # here, as not every environment has torch
+
+    printed: list[Any] = []
+
+    def iterate() -> None:
+        iterator = iter(DataLoader(Numbered(), batch_size=4, num_workers=1, multiprocessing_context="fork"))
+        assert next(iterator)[:, 0].tolist() == [0, 1, 2, 3]
+
+    iterate()
+    before, hook, sys.unraisablehook = descriptors(), sys.unraisablehook, printed.append
+    try:
+        at = list(moments(iterate, times(25, 500)))
+        for k in at:
+            interrupted_at(k, iterate)
+            assert not gone()
+            assert descriptors() == before, k
+        assert not printed, printed
+    finally:
+        sys.unraisablehook = hook
+    injected("Ctrl-C at every moment of the drop-in's", len(at))
+
+
 def test_a_lease_whose_end_an_interruption_took_along_is_not_lent_for_ever(injected: Injected) -> None:
     """It came when the end was out of the queue, and its slot not given back yet."""
     with make() as made:

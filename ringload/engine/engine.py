@@ -207,13 +207,16 @@ class Engine:
         """Before workers are ended: give them nothing more to do, and wait until they have finished what they have in hand, or
         for so long. One that is killed while it holds a lock of the user's never gives it back."""
         until_s, state = time.monotonic() + limit_s, self._state
-        with suppress(LoaderClosedError), self._life.lock, _Session(self):
-            self._schedule.give_up()
-            while state.ring.n_cancelled and (left_s := until_s - time.monotonic()) > 0:
-                if state.workers.wait(left_s) and (event := state.workers.events()) and (event.died or event.server_died):
-                    break
-                self._schedule.collect()
-                state.ring.free_cancelled()
+        with suppress(LoaderClosedError), self._life.lock:
+            if self._life.state is not OPEN:  # nothing is known of what they have in hand; do not start them over to end them
+                return
+            with _Session(self):
+                self._schedule.give_up()
+                while state.ring.n_cancelled and (left_s := until_s - time.monotonic()) > 0:
+                    if state.workers.wait(left_s) and (event := state.workers.events()) and (event.died or event.server_died):
+                        break
+                    self._schedule.collect()
+                    state.ring.free_cancelled()
 
     def retire(self) -> None:
         """End everything but the workers, which have nothing to do any more: another engine, of another layout, goes on with

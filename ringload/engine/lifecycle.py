@@ -1,6 +1,8 @@
 """The life of an engine: one state, which the thread that holds `lock` writes, and a request to close, which anyone may make.
 
-             begin                      an interruption leaves it there:
+    NEW, until its workers are opened
+     |
+     |       begin                      an interruption leaves it there:
     OPEN ------------> INCONSISTENT ---> the next session starts over
      ^                    |  |
      +--------------------+  |  close_requested, seen at the next step
@@ -30,6 +32,7 @@ FORKED_TEXT = "this process is a fork of the one that made the loader; make a lo
 class State(Enum):
     """See the module's text."""
 
+    NEW = "new"
     OPEN = "open"
     INCONSISTENT = "inconsistent"
     CLOSING = "closing"
@@ -41,7 +44,7 @@ class Lifecycle:
     """The state of one engine, its locks, and the reason of its end."""
 
     def __init__(self) -> None:
-        self.state = State.OPEN
+        self.state = State.NEW
         self.close_requested = False
         self.lock = new_lock()  # one thread at a time is inside
         self.wake_lock = new_rlock()  # held while workers are woken from outside

@@ -49,9 +49,7 @@ class ProcessWorkers(Workers):
         self._opened.append(self._epoll.close)
         self._channel = Channel()
         self._opened.append(self._channel.close)
-        self._epoll.register(
-            self._channel.wake_fd, select.EPOLLIN | select.EPOLLET
-        )  # each notification wakes once; none is read
+        self._epoll.register(self._channel.wake_fd, select.EPOLLIN | select.EPOLLET)  # each wakes once, and none is read
         self._supervisor = WorkerSupervisor(self._worker_job(job), self._owners, self._method, self._preload)
         self._opened.append(self._supervisor.close)
 
