@@ -114,7 +114,7 @@ def forever(batches: Any) -> Iterator[Any]:
 def fill(loader: ringload.Loader) -> None:
     """Wait until all slots are full, but for one that who measures may hold."""
     cuda_transfer_of(loader).in_transit.wait()  # copies hold theirs until they are asked whether they are done
-    while loader.stats.n_full < loader.plan().n_slots - 1:
+    while loader.poll().n_full < loader.plan().n_slots - 1:
         time.sleep(0.002)
 
 

@@ -412,13 +412,11 @@ class Loader:
     def plan(self) -> Plan:
         """What is allocated for what. Where the source takes more memory in its workers than was planned, slots are given up
         for it: from the first batch on they are no longer in the plan."""
-        self._engine.poll()
         return replace(self._plan, n_slots=self._engine.n_slots)
 
     @property
     def stats(self) -> Stats:
-        """What was counted so far."""
-        self._engine.poll()
+        """What was counted so far. This only reads: what workers have reported is counted at the next `next()`, or `poll()`."""
         counters = self._engine.counters
         return Stats(
             n_batches=counters.n_batches,
@@ -433,6 +431,13 @@ class Loader:
             n_full=self._engine.n_full,
             n_slots=self._engine.n_slots,
         )
+
+    def poll(self) -> Stats:
+        """Read what workers have reported, take slots back whose arrays are gone, and have the next batches loaded: what
+        `next()` does, but for the batch. Returns the statistics then. Needed only where no batch is taken for long, so that
+        the ring fills meanwhile."""
+        self._engine.poll()
+        return self.stats
 
     # -- for adapters -------------------------------------------------------------------------------------------------
 
@@ -508,6 +513,7 @@ class _Pass:
             raise StopIteration
         received = engine.next_batch(self._epoch)
         if received is None:
+            engine.poll()  # so that `stats` counts the whole epoch
             raise StopIteration
         batch, bad = received
         return loader._received(batch, bad) if bad or loader._options.copy else batch

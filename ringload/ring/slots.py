@@ -134,8 +134,8 @@ class Ring:
 
     @property
     def n_full(self) -> int:
-        """Batches that were reported full, and are not lent yet."""
-        return sum(posted.undone == 0 for posted in self._in_flight)
+        """Batches that are full, and are not lent yet. Any thread may ask."""
+        return sum(not posted.undone or 0 not in bytes(posted.flags_now) for posted in list(self._in_flight))
 
     @property
     def lent(self) -> dict[int, InFlightBatch]:

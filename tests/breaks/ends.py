@@ -148,7 +148,8 @@ TABLE = (
         (
             Edit(
                 "loader.py",
-                "        weakref.finalize(self, Engine.close, engine)  # first, so that no interruption leaves workers that nobody closes\n",
+                "        weakref.finalize(self, Engine.close, engine)  # first, so that no interruption "
+                "leaves workers that nobody closes\n",
                 "",
             ),
         ),
