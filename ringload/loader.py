@@ -36,6 +36,7 @@ from ringload.sources.bind import bind
 from ringload.sources.fingerprints import difference, fingerprint_of
 from ringload.stats import Stats
 from ringload.system.cgroups import Usable, usable_memory
+from ringload.system.interrupts import finalize
 from ringload.system.segment import Segment, said_as_refused
 from ringload.workers.fill import OnError
 from ringload.workers.inline import InlineWorkers
@@ -247,7 +248,7 @@ class Loader:
         )
         workers = self._make_workers(segment, packed)
         engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)
-        weakref.finalize(self, Engine.close, engine)  # first, so that no interruption leaves workers that nobody closes
+        weakref.finalize(self, finalize, engine.close)  # first, so that no interruption leaves workers that nobody closes
         try:
             engine.open(job)
         except BaseException:

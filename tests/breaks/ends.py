@@ -115,8 +115,8 @@ TABLE = (
             DEAF_TO_THE_END,
             Edit(
                 "loader.py",
-                "weakref.finalize(self, Engine.close, engine)  #",
-                "weakref.finalize(self, Engine.close, engine).atexit = False  #",
+                "weakref.finalize(self, finalize, engine.close)  #",
+                "weakref.finalize(self, finalize, engine.close).atexit = False  #",
             ),
         ),
         tuple(
@@ -148,7 +148,7 @@ TABLE = (
         (
             Edit(
                 "loader.py",
-                "        weakref.finalize(self, Engine.close, engine)  # first, so that no interruption "
+                "        weakref.finalize(self, finalize, engine.close)  # first, so that no interruption "
                 "leaves workers that nobody closes\n",
                 "",
             ),
