@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ import numpy as np
 
 from ringload.bad_sample import Bad
 from ringload.bad_samples import BadSamples
-from ringload.checks import fixed_once_made, flag, in_our_words, integer, short
+from ringload.checks import fixed_once_made, flag, in_our_words, integer, short, warn
 from ringload.engine.describe import OF_ARRAYS
 from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
@@ -306,7 +305,7 @@ class Loader:
                 f"{self.order.n_samples}): make a new Loader"
             )
         if change == LATE:
-            warnings.warn(f"the source: {change}", RuntimeWarning, stacklevel=3)
+            warn(f"the source: {change}", RuntimeWarning)
         setup, limit_bytes = self._options.worker_setup, self._plan.index_bytes + SPARE_INDEX_BYTES
         packed = pack(self.source, limit_bytes, setup) if self._needs_packed else None
         self._engine.renew(

@@ -7,10 +7,10 @@ known to be gone nothing else can write, so that no row ever has two writers. Lo
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from ringload.checks import warn
 from ringload.engine.blame import samples_of
 from ringload.engine.describe import death_text, work_text
 from ringload.engine.schedule import Schedule
@@ -39,15 +39,16 @@ class Recovery:
     def handle(self, event: Event) -> None:
         """Act on an event."""
         state = self._state
+        before = state.n_reserved, state.goal
         if event.n_reserved is not None and event.n_reserved > state.n_reserved:
             self._schedule.grow(event.n_reserved)
         if event.goal is not None:
             state.goal = event.goal
-        if event.n_reserved is not None or event.goal is not None:
+        if (state.n_reserved, state.goal) != before:
             for observer in state.observers:
                 observer.on_growth(state.n_reserved, state.goal)
         if event.short:
-            warnings.warn(f"the ring stays at {state.n_reserved} slots: {event.short}", RuntimeWarning, stacklevel=5)
+            warn(f"the ring stays at {state.n_reserved} slots: {event.short}", RuntimeWarning)
         if event.died or event.server_died:
             self.recover(event.died)
 

@@ -143,7 +143,7 @@ class Waiting:
         if is_told:
             self._warned_s = begin_s
             until = f"The loader waits until one is given back, for {limit_s:g} s at most (stall_timeout)"
-            self._schedule.warn(lent_text(state.ring.lent, self.advice, until), stacklevel=8)
+            self._schedule.warn(lent_text(state.ring.lent, self.advice, until))
 
     def _collect_garbage(self, generation: int = 2) -> None:
         """Batches in cycles: while this thread waits, the interpreter has no reason to collect them."""

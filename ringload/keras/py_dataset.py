@@ -8,7 +8,6 @@ is used again when the last of them is gone (see `ring.lease`). Which batch is g
 from __future__ import annotations
 
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import keras
 import numpy as np
 
 from ringload.bridge.field_roles import FieldRoles, Names, as_it_is, refuse_unless, roles_of
-from ringload.checks import fixed_once_made, in_our_words, short
+from ringload.checks import fixed_once_made, in_our_words, short, warn
 from ringload.errors import ConfigError
 from ringload.keras.epochs import EpochTracker
 from ringload.loader import Loader
@@ -147,12 +146,10 @@ class RingDataset(keras.utils.PyDataset):
         if not does:
             return
         self._has_warned = True
-        warnings.warn(
+        warn(
             f"evaluate(), predict() and validation are for every sample, in the order of the source, but this loader "
             f"{' and '.join(does)}. Give them the dataset of another Loader, with shuffle=False and last='keep'. "
             "(Keras does not tell them from fit(shuffle=False), where the loader's order counts, too, and nothing is wrong.)",
-            UserWarning,
-            stacklevel=_depth_of_user(),
         )
 
     def on_epoch_begin(self) -> None:
@@ -252,14 +249,6 @@ def _fit_of(backend: str) -> Callable[[str, np.ndarray], np.ndarray]:
 
         return narrowed
     return as_it_is
-
-
-def _depth_of_user() -> int:
-    """The `stacklevel`, for who calls this, of the line that called Keras."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("ringload.", "keras.")):
-        depth, frame = depth + 1, frame.f_back
-    return depth
 
 
 def _leaf_of(backend: str) -> Callable[[np.ndarray], Any]:

@@ -21,7 +21,6 @@ a few steps ago has completed; else the device's memory would fill with batches.
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from collections import deque
 
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 
 from ringload.bridge.device_prefetch import PendingTransfers
+from ringload.checks import warn
 from ringload.loader import Loader
 
 PIECE_BYTES = 64 << 20  # of the ring that are registered at a time, or one slot
@@ -122,12 +122,11 @@ class CudaTransfer:
             return
         self._refused = True
         _forget_error(device)
-        warnings.warn(
+        warn(
             f"CUDA does not page-lock {n_bytes:,} bytes of the ring: {cudart.cudaGetErrorString(code)} ({int(code)}); "
             f"{self.pinned_bytes:,} are page-locked, the others are copied more slowly. Is RLIMIT_MEMLOCK (ulimit -l) or the "
             "container's limit on memory too low? pin=False does without",
             RuntimeWarning,
-            stacklevel=4,
         )
 
     def end(self) -> None:
@@ -140,7 +139,7 @@ class CudaTransfer:
                 code = torch.cuda.cudart().cudaHostUnregister(self._addresses.pop())
                 torch.cuda.check_error(int(code))
         except RuntimeError as error:  # as after a device-side assert: nothing works any more, and the loader has to close
-            warnings.warn(f"CUDA does not unregister the ring: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"CUDA does not unregister the ring: {error}", RuntimeWarning)
         self.pinned_bytes, self._refused = 0, True
         self._memory = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch.utils.data import default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from ringload.checks import warn
 from ringload.errors import StallError, WorkerDiedError, without_frames
 from ringload.packing.generators import reached_from
 from ringload.ring.lease import Batch
@@ -56,7 +56,7 @@ class Pass:
         self._is_pinned = loader.pin_memory and torch.cuda.is_available()
         if loader.pin_memory and not self._is_pinned:
             text = "pin_memory=True, and there is no CUDA device: memory is not pinned"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warn(text, RuntimeWarning)
 
     def __iter__(self) -> Pass:
         return self
