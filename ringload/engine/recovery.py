@@ -31,7 +31,7 @@ class Recovery:
         self._oom_kills = OomKills()
 
     def start(self, unfinished: Iterable[InFlightBatch] = ()) -> None:
-        """Start workers, who are told what was learned of deaths."""
+        """Start workers, and tell them which samples to leave out."""
         state = self._state
         state.n_starts += 1
         state.workers.start(state.blame.start(state.workers.n_workers, unfinished), state.n_reserved)
@@ -68,10 +68,10 @@ class Recovery:
         3. Enter what was reported before the end, so that no task is done twice without need.
         4. Read what each was filling, before the table of it is cleared.
         5. Have workers and ring forget what was posted: cancelled slots are free.
-        6. Take what else was told meanwhile: slots that were reserved.
+        6. Act on the other events since then: slots that were reserved.
         7. Blame the samples that were being filled; raise where there were too many deaths.
         8. Bring each unfinished slot back to what the order says: a worker may have put another sample into a row.
-        9. Start workers, who are told what to leave out; then post what is unfinished, oldest first, and what is due next.
+        9. Start workers, and tell them which samples to leave out; then post what is unfinished, oldest first, and what is due.
         """
         state = self._state
         heard = state.workers.clear()  # 1
@@ -145,7 +145,7 @@ class Recovery:
 
         1. End all workers, and forget what was posted and reported.
         2. Do what has to be done while there are none.
-        3. Take what else was told meanwhile: slots that were reserved.
+        3. Act on the other events since then: slots that were reserved.
         4. Keep what the trainer has; all other slots are free.
         5. Start workers, and post from the batch that is due.
         """

@@ -120,7 +120,7 @@ class Schedule:
         self.collect()
         for task in state.workers.take_back():
             state.ring.take_back(task.slot, task.task)
-        for batch in state.unposted:  # their open tasks are in nobody's hands
+        for batch in state.unposted:  # no worker has their open tasks
             batch.undone, batch.flags_now = 0, b""
         state.unposted = []
         state.ring.cancel()
