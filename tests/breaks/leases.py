@@ -221,7 +221,7 @@ TABLE = (
         (
             Edit(
                 "workers/processes.py",
-                "        for task in tasks:  # so that who finishes what else is in hand of the slot rings\n"
+                "        for task in tasks:  # so that the worker that fills the slot's last task notifies\n"
                 "            self._done_flags[task.slot * MAX_TASKS + task.task] = FLAG_DONE\n",
                 "",
             ),
