@@ -1,4 +1,4 @@
-"""A loader's arguments, checked: what a user gives becomes numbers and objects, or an error in the user's words."""
+"""The arguments of a loader, checked and converted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ringload.workers.supervisor import StartMethod
 
 @dataclass(frozen=True)
 class Options:
-    """See `Loader`, whose arguments these are. Times in seconds."""
+    """The arguments of `Loader`. Times are in seconds."""
 
     batch_size: int
     n_workers: int
@@ -57,10 +57,10 @@ class Options:
         epochs: Any,
         observers: Any,
     ) -> Options:
-        """The arguments of `Loader`, each of which is what it has to be.
+        """The arguments of `Loader`, checked.
 
         Raises:
-            ConfigError: one is not.
+            ConfigError: one is not valid.
         """
         if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
             raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {short(seed)}")
@@ -113,28 +113,30 @@ def n_workers(workers: int | Literal["auto"]) -> int:
 
 
 def preload(source: Any) -> tuple[str, ...]:
-    """What the server imports before it forks: the source's module, if it is ringload's own. A user's is imported by each
-    worker, so that no file or connection that it opens is shared."""
+    """What the fork server imports before it forks: the source's module, if it is part of ringload. A user's module is imported
+    by each worker, so that workers do not share files or connections that it opens."""
     module = type(source).__module__
     return (module,) if module.startswith("ringload.") else ()
 
 
 def as_source(source: Any, fields: Mapping[str, Any] | None, n_samples: int | None) -> Any:
-    """A source, or a function with its fields and how many samples there are."""
+    """The source, or a source that calls the function, which has `fields` and `n_samples`."""
     if not hasattr(source, "fields") or isinstance(source, type):
         if not callable(source) or isinstance(source, type):
             raise no_source(source)
         return FunctionSource(source, fields, n_samples)
     if fields is not None or n_samples is not None:
-        raise ConfigError("fields and n_samples are for a function as a source; this one has its own")
+        raise ConfigError(
+            f"{type(source).__name__} has its own fields and length: leave out fields= and n_samples=, which are for functions"
+        )
     bind(source)
     if not hasattr(source, "__len__"):
-        raise ConfigError(f"{type(source).__name__} has no __len__: how many samples there are")
+        raise ConfigError(f"{type(source).__name__} has no __len__, which gives the number of samples")
     return source
 
 
 def no_source(value: Any) -> ConfigError:
-    """The error for what cannot be loaded from."""
+    """The error for an object that is no source."""
     from ringload.terms import of_source
 
     return ConfigError(f"{named(value)} is no source of samples: {of_source(value)}")
