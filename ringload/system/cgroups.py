@@ -57,14 +57,14 @@ def _available_bytes() -> int:
 
 
 def require(n_bytes: int) -> None:
-    """Before bytes are reserved: who takes more than a cgroup's limit allows is killed, not refused.
+    """Check before `n_bytes` are reserved: the kernel kills a process that exceeds its cgroup's limit.
 
     Raises:
-        BudgetError: there is less than that.
+        BudgetError: less memory is left.
     """
     usable = usable_memory()
     if n_bytes + ROOM_BYTES > usable.n_bytes:
-        raise BudgetError(f"{n_bytes:,} bytes more of it are needed, and {usable.n_bytes:,} are {usable.bound}")
+        raise BudgetError(f"{n_bytes:,} more bytes are needed, and {usable.n_bytes:,} are {usable.bound}")
 
 
 class OomKills:

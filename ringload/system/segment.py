@@ -81,7 +81,7 @@ class Segment:
         self.write(0, data)
 
     def close(self) -> None:
-        """Close the descriptor; mappings stay valid. Again is nothing."""
+        """Close the descriptor; mappings stay valid. Idempotent."""
         for _ in self._closed:
             pass
 
