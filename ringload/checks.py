@@ -48,6 +48,26 @@ def integer(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def checked_seed(seed: Any) -> int:
+    """A seed.
+
+    Raises:
+        ConfigError: it is not an integer of 64 bits.
+    """
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {short(seed)}")
+    return int(seed)
+
+
+def two_numbers(values: Any) -> tuple[float, float] | None:
+    """Two finite numbers that differ; None for all else."""
+    try:
+        one, other = (float(value) for value in values)
+    except (TypeError, ValueError):
+        return None
+    return (one, other) if one != other and np.isfinite([one, other]).all() else None
+
+
 def height_width(size: Any) -> tuple[int, int]:
     """A size in pixels.
 

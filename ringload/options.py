@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ringload.checks import flag, integer, named, one_of, short
+from ringload.checks import checked_seed, flag, integer, named, one_of, short
 from ringload.errors import ConfigError
 from ringload.protocols import Observer, Workers
 from ringload.sources.bind import bind
@@ -62,8 +62,6 @@ class Options:
         Raises:
             ConfigError: one is not valid.
         """
-        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-            raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {short(seed)}")
         if worker_setup is not None and not callable(worker_setup):
             raise ConfigError(f"worker_setup is a function without arguments, not {short(worker_setup)}")
         is_own = hasattr(workers, "post") and not isinstance(workers, type)
@@ -72,7 +70,7 @@ class Options:
             n_workers=workers.n_workers if is_own else n_workers(workers),
             own_workers=workers if is_own else None,
             ram_budget=ram_budget,
-            seed=int(seed),
+            seed=checked_seed(seed),
             on_error=one_of("on_error", on_error, ("raise", "skip", "replace")),
             max_bad=max(10, n_samples // 100) if max_bad is None else integer("max_bad", max_bad, 0),
             sample_timeout=None if sample_timeout is None else _seconds("sample_timeout", sample_timeout),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from ringload.checks import one_of, short
+from ringload.checks import one_of, short, two_numbers
 from ringload.errors import ConfigError
 from ringload.fields import Field, write_exactly
 from ringload.images.geometry import Box, Geometry
@@ -98,18 +98,15 @@ def _scale(given: Any, dtype: Dtype) -> tuple[float, float]:
     Raises:
         ConfigError: `given` is not two different numbers, or images stay uint8.
     """
-    try:
-        low, high = (float(one) for one in given)
-    except (TypeError, ValueError):
-        low = high = np.nan
-    if low == high or not np.isfinite([low, high]).all():
+    ends = two_numbers(given)
+    if ends is None:
         raise ConfigError(
             f"scale is (low, high), the numbers that 0 and 255 become in all channels, not {short(given)}. For a mean and a "
             "deviation of each channel, normalise in the model, or have transform= return float32"
         )
-    if dtype == "uint8" and (low, high) != SCALE:
+    if dtype == "uint8" and ends != SCALE:
         raise ConfigError(f"scale={short(given)} needs dtype='float32': dtype='uint8' keeps 0..255. Give both, or none")
-    return low, high
+    return ends
 
 
 def _is_albumentations(transform: Any) -> bool:

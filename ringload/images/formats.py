@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from ringload.checks import one_of, short
+from ringload.checks import one_of, short, two_numbers
 from ringload.errors import ConfigError
 
 Color = Literal["rgb", "gray", "rgba"]
@@ -91,15 +91,12 @@ def _background(given: Any, color: Color) -> tuple[int, int, int] | None:
 def _value_range(given: Any) -> tuple[float, float] | None:
     if given is None:
         return None
-    try:
-        black, white = (float(one) for one in given)
-    except (TypeError, ValueError):
+    if (ends := two_numbers(given)) is None:
         raise ConfigError(
-            f"value_range is (black, white), the values of pixels that become 0 and 255, not {short(given)}"
-        ) from None
-    if black == white or not np.isfinite([black, white]).all():
-        raise ConfigError(f"value_range is two different, finite numbers, not {short(given)}")
-    return black, white
+            "value_range is (black, white), the values of pixels that become 0 and 255: two finite numbers that differ, not "
+            f"{short(given)}"
+        )
+    return ends
 
 
 class Scratch:

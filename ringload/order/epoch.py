@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ringload.checks import one_of, short
+from ringload.checks import checked_seed, one_of
 from ringload.errors import ConfigError
 from ringload.order.permutation import permute, round_keys
 from ringload.protocols import PAD, Rows
@@ -47,8 +47,7 @@ class EpochOrder:
             raise ConfigError("the source has no samples")
         if self.batch_size <= 0:
             raise ConfigError(f"batch_size is a positive integer, not {self.batch_size}")
-        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {short(self.seed)}")
+        checked_seed(self.seed)
         one_of("last", self.last, ("drop", "keep", "pad"))
         if not 0 <= self.rank < self.world:
             raise ConfigError(f"shard is (rank, world) with 0 <= rank < world, not ({self.rank}, {self.world})")

@@ -20,6 +20,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ class Walk:
 
     def __init__(self, root: str, follow_links: bool) -> None:
         self._root, self._follow_links = root, follow_links
-        self._above = {_key(os.stat(path)) for path in _with_parents(os.path.realpath(root))}
+        folder = Path(os.path.realpath(root))
+        self._above = {_key(path.stat()) for path in (folder, *folder.parents)}
         self._owner: dict[Key, str] = {}  # a folder without links -> its class
         self._skipped: list[str] = []  # links, by guarantee 2
         self._broken: list[str] = []
@@ -190,13 +192,6 @@ def _suffix(name: str) -> str:
 
 def _key(status: os.stat_result) -> Key:
     return status.st_dev, status.st_ino
-
-
-def _with_parents(path: str) -> list[str]:
-    paths = [path]
-    while paths[-1] != os.path.dirname(paths[-1]):
-        paths.append(os.path.dirname(paths[-1]))
-    return paths
 
 
 def _entries(folder: str) -> Any:

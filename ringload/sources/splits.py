@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ringload.checks import integer, one_of, short
+from ringload.checks import checked_seed, one_of, short
 from ringload.errors import ConfigError
 from ringload.order.permutation import permute, round_keys
 
@@ -80,9 +80,7 @@ def _share(value: Any) -> float:
 def _part_of_rows(n: int, fractions: list[float], seed: Any, values: pd.Series[Any] | None, how: How) -> np.ndarray:
     """Which part each of `n` rows goes to, `(n,) int64`. `fractions`: of the parts after the first."""
     one_of("how", how, ("stratify", "group"))
-    seed = integer("seed", seed, 0)
-    if seed >= 1 << 64:
-        raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {seed}")
+    seed = checked_seed(seed)
     order = permute(np.arange(n), n, round_keys(seed, 0))
     if values is None:
         parts = _by_rank(order, np.array([n]), fractions)
