@@ -51,7 +51,7 @@ class ImageDecoder:
     Arguments:
         geometry: size, and which part is shown. color: "rgb", "gray" or "rgba".
         dtype, scale: "uint8"; or "float32", which maps 0..255 onto `scale`.
-        exif: apply the EXIF orientation. flip: mirror every other image, at random.
+        exif: apply the EXIF orientation. flip: mirror half of the images, at random.
         transform: the user's own `transform(image (H, W, C) uint8, rng) -> image`, or an albumentations transform.
         max_pixels: larger images are refused. None: images that need more memory than the budget has for one are refused.
         interpolation, background, value_range, truncated: as in `ImageFrame`.

@@ -60,7 +60,7 @@ class EpochOrder:
 
     @cached_property
     def n_per_rank(self) -> int:
-        """Samples an epoch that each rank gets, with padding."""
+        """Samples of an epoch for each rank, with padding."""
         if self.last == "drop":
             return self.n_samples // (self.batch_size * self.world) * self.batch_size
         return -(-self.n_samples // self.world)

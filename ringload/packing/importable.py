@@ -42,7 +42,7 @@ def _goes_by_name(name: str, module_id: int, path: tuple[str, ...], directory: s
         return True
     parent = name.rpartition(".")[0]
     spec = None if parent and not goes_by_name(parent) else _found(name, parent)
-    return spec is not None and spec.has_location and _is_same(file, spec.origin)
+    return spec is not None and spec.has_location and os.path.realpath(file) == os.path.realpath(spec.origin or "")
 
 
 def _has_python_code(module: ModuleType) -> bool:
@@ -88,7 +88,3 @@ def _found(name: str, parent: str) -> ModuleSpec | None:
         if find is not None and (spec := find(name, path, None)) is not None:
             return spec  # type: ignore[no-any-return]
     return None
-
-
-def _is_same(file: str, origin: str | None) -> bool:
-    return origin is not None and os.path.realpath(file) == os.path.realpath(origin)

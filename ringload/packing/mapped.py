@@ -30,7 +30,7 @@ class SharedFile:
 
     def __init__(self, fd: int) -> None:
         fds: list[int] = []
-        self._closed = map(os.close, fds)  # made and noted in one step, taken and closed in one: nothing interrupts it
+        self._closed = map(os.close, fds)  # one step opens and notes it, one step takes and closes it
         fds.extend(starmap(os.dup, ((fd,),)))
         self.fd = fds[0]
 
@@ -80,7 +80,7 @@ class SharedMappings:
         with suppress(OSError), open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
             found = (LINE.match(line) for line in lines if "s " in line[:80])
             ranges += [
-                _Range(int(m[1], 16), int(m[2], 16), m[3] == "w", int(m[4], 16), int(m[5]), _unescaped(m[6]))
+                _Range(int(m[1], 16), int(m[2], 16), m[3] == "w", int(m[4], 16), int(m[5]), m[6].replace("\\012", "\n"))
                 for m in found
                 if m
             ]
@@ -136,10 +136,6 @@ def _is_of(path: str, mapped: _Range) -> bool:
             return False
         return not path.startswith("/proc/self/fd/") or os.readlink(path) == mapped.path
     return False
-
-
-def _unescaped(path: str) -> str:
-    return path.replace("\\012", "\n")
 
 
 def bytes_at(place: Place) -> np.ndarray:

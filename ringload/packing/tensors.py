@@ -45,7 +45,7 @@ def tensor_again(array: np.ndarray, dtype: Any) -> Any:
         tensor = sys.modules["torch"].from_numpy(array)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "not writable": it is not in the trainer either, which was warned
+            warnings.simplefilter("ignore")  # the array is read-only: the trainer was warned of that
             tensor = sys.modules["torch"].from_numpy(array)
     return tensor if tensor.dtype == dtype else tensor.view(dtype)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ringload.checks import listed, named, nearest, short
 from ringload.errors import ConfigError, missing
+from ringload.sources.classes import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,11 +204,7 @@ def present(table: pd.DataFrame, name: Any) -> pd.Series[Any]:
 def row_name(column: pd.Series[Any], place: int) -> str:
     """The name of the row at `place` in the table's index."""
     name = column.index[place]
-    return name if isinstance(name, str) else short(tuple(map(_plain, name)) if isinstance(name, tuple) else _plain(name))
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.number | np.str_ | np.bool_) else value
+    return name if isinstance(name, str) else short(tuple(plain(name)) if isinstance(name, tuple) else name)
 
 
 def numbers(column: pd.Series[Any], what: str = "a number") -> np.ndarray:

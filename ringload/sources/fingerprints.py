@@ -70,7 +70,7 @@ class TableFingerprint:
     def of(cls, names: Strings, labels: list[Label]) -> TableFingerprint:
         """The fingerprint of all rows."""
         rows = np.unique(np.linspace(0, len(names) - 1, N_SHOWN).astype(np.int64)).tolist()
-        sums = {label.name: checksum(*(part for part in _parts(label) if part is not None)) for label in labels}
+        sums = {label.name: checksum(*label.arrays) for label in labels}
         return cls(names.blob, len(names), checksum(names.lengths), sums, {row: names[row] for row in rows})
 
     @cached_property
@@ -97,10 +97,6 @@ class TableFingerprint:
         """Whether a path is in the table; slow, for messages."""
         starts = range(0, len(self.blob), SEARCH_BYTES)
         return any(path in self.blob[start : start + SEARCH_BYTES + len(path)].tobytes() for start in starts)
-
-
-def _parts(label: Label) -> tuple[np.ndarray | None, ...]:
-    return label.values, label.starts, label.lengths
 
 
 def _table_difference(there: Mapping[str, Any], here: Mapping[str, Any], table: TableFingerprint) -> str:

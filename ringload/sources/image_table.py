@@ -46,7 +46,7 @@ class ImageFrame:
 
     Arguments:
         df: a DataFrame, or the path of a .csv, .tsv (also .gz, .bz2, .xz, .zip, .zst) or .parquet file of one. In a column of
-            strings of a .csv file an empty cell is missing, and "NA" or "None" is a string; in one of numbers all are missing.
+            strings of a .csv file an empty cell is missing, and "NA" or "None" is a string; in one of numbers they are missing.
         path: the column of paths. Relative paths start at `root`; without it, at the folder of the table's file, or for a
             DataFrame at the working directory. `root` is no sandbox: absolute paths and `..` lead out of it. `~/` and `~name/`
             are home directories. Only regular files are read, and only as images. A warning comes if none of the first files
@@ -242,13 +242,10 @@ class ImageFrame:
 
     @property
     def samples(self) -> int:
-        """The number of samples."""
+        """The number of samples, also as `n`."""
         return len(self)
 
-    @property
-    def n(self) -> int:
-        """The number of samples."""
-        return len(self)
+    n = samples
 
     @property
     def filenames(self) -> list[str]:

@@ -32,9 +32,14 @@ class Label:
     lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.values, self.starts, self.lengths):
-            if array is not None and array.flags.owndata:
+        for array in self.arrays:
+            if array.flags.owndata:
                 array.flags.writeable = False  # so it is not compared with the workers' copies
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The arrays of its values."""
+        return [array for array in (self.values, self.starts, self.lengths) if array is not None]
 
     def write(self, row: int, view: np.ndarray) -> None:
         """Write a row's value into its view."""

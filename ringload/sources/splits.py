@@ -83,18 +83,15 @@ def _part_of_rows(n: int, fractions: list[float], seed: Any, values: pd.Series[A
     seed = checked_seed(seed)
     order = permute(np.arange(n), n, round_keys(seed, 0))
     if values is None:
-        parts = _by_rank(order, np.array([n]), fractions)
-    else:
-        import pandas as pd
+        return _by_rank(order, np.array([n]), fractions)
+    import pandas as pd
 
-        codes, uniques = pd.factorize(values, use_na_sentinel=False)
-        counts = np.bincount(codes, minlength=len(uniques))
-        if how == "stratify":
-            by_value = np.argsort(codes[order], kind="stable")  # value by value, at random within each
-            parts = _by_rank(order[by_value], counts, fractions)
-        else:
-            parts = _by_group(counts, fractions, n, seed)[codes]
-    return parts
+    codes, uniques = pd.factorize(values, use_na_sentinel=False)
+    counts = np.bincount(codes, minlength=len(uniques))
+    if how == "group":
+        return _by_group(counts, fractions, n, seed)[codes]
+    by_value = np.argsort(codes[order], kind="stable")  # value by value, at random within each
+    return _by_rank(order[by_value], counts, fractions)
 
 
 def _by_rank(order: np.ndarray, counts: np.ndarray, fractions: list[float]) -> np.ndarray:
