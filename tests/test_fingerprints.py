@@ -196,8 +196,8 @@ def test_arrays_are_compared_by_shape_dtype_and_content() -> None:
     wrong: dict[str, dict[str, np.ndarray]] = {
         r"the arrays \['x'\] have other content than those of the state, or another order": {"x": x[::-1], "y": y},
         r"the arrays \['x', 'y'\] have other content": {"x": x[::-1], "y": y[::-1]},
-        r"array 'x' of the state is \(40, 5\) float64, here it is \(40, 4\) float64": {"x": x[:, :4], "y": y},
-        r"array 'y' of the state is \(40,\) int64, here it is \(40,\) int32": {"x": x, "y": y.astype(np.int32)},
+        r"array 'x' is \(40, 5\) float64 in the state and \(40, 4\) float64 here": {"x": x[:, :4], "y": y},
+        r"array 'y' is \(40,\) int64 in the state and \(40,\) int32 here": {"x": x, "y": y.astype(np.int32)},
         r"of the arrays \['x', 'y'\], this source has \['x', 'z'\]": {"x": x, "z": y},
     }
     for said, arrays in wrong.items():

@@ -63,7 +63,7 @@ def noted(printed: Printed, is_tiff: bool) -> Iterator[None]:
     before, _thread.printed = _thread.printed, printed
     try:
         with ExitStack() as hooks:
-            for hook in (hear_warnings, hear_libtiff, *hear_loggers) if is_tiff else (hear_warnings,):
+            for hook in (warnings_hook, libtiff_hook, *logger_hooks) if is_tiff else (warnings_hook,):
                 hooks.enter_context(hook())
             yield
     finally:
@@ -176,5 +176,5 @@ class _SilentOpenCV:
 
 
 silent_opencv = Hook(_SilentOpenCV())
-hear_warnings, hear_libtiff = Hook(_Warnings()), Hook(_Libtiff())
-hear_loggers = tuple(Hook(_Logger(name)) for name in ("PIL.TiffImagePlugin", "tifffile"))
+warnings_hook, libtiff_hook = Hook(_Warnings()), Hook(_Libtiff())
+logger_hooks = tuple(Hook(_Logger(name)) for name in ("PIL.TiffImagePlugin", "tifffile"))

@@ -90,12 +90,12 @@ class ImageDecoder:
         self._worker: Worker | None = None
         self._has_turn = False
 
-    def twin(self, augmenter: Augmenter | None = None) -> ImageDecoder:
+    def copy_with(self, augmenter: Augmenter | None = None) -> ImageDecoder:
         """A decoder like this one with separate scratch, and with another augmenter if one is given."""
-        twin = copy.copy(self)
-        twin.augmenter = augmenter or self.augmenter
-        twin._scratch, twin._worker, twin._resampler = Scratch(), None, Resampler(self._resampler.interpolation)
-        return twin
+        copied = copy.copy(self)
+        copied.augmenter = augmenter or self.augmenter
+        copied._scratch, copied._worker, copied._resampler = Scratch(), None, Resampler(self._resampler.interpolation)
+        return copied
 
     @property
     def field(self) -> Field:

@@ -44,7 +44,7 @@ class Claim(NamedTuple):
     origin: str
 
 
-Ask = Callable[[Mapping[str, str]], Claim | None]  # of an environment
+Lookup = Callable[[Mapping[str, str]], Claim | None]  # of an environment
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -54,9 +54,9 @@ def rank_and_world() -> tuple[int, int]:
         ConfigError: the environment has only one of the two numbers, they are not valid, or two answers contradict each other.
     """
     first: Claim | None = None
-    for ask in ASKED:
+    for look_up in LOOKUPS:
         try:
-            claim = ask(os.environ)
+            claim = look_up(os.environ)
         except ConfigError:
             if first is None:
                 raise
@@ -86,7 +86,7 @@ class Ranks:
             self.shard = rank_and_world()
         elif shard is None:
             self.shard = (0, 1)
-            self._warn_of_first(ASKED)
+            self._warn_of_first(LOOKUPS)
 
     def look_again(self) -> None:
         """Compare the shard with the initialized groups.
@@ -96,7 +96,7 @@ class Ranks:
         """
         if not self._is_given and not self._has_warned:
             self._warn_of_first(GROUPS)
-        claim = next((claim for ask in GROUPS if (claim := ask(os.environ)) is not None and claim.world > 1), None)
+        claim = next((claim for look_up in GROUPS if (claim := look_up(os.environ)) is not None and claim.world > 1), None)
         if self._is_auto and claim is not None and (claim.rank, claim.world) != self.shard:
             raise ConfigError(
                 f"by {claim.origin} this process is rank {claim.rank} of {claim.world}; when the loader was made, shard='auto' "
@@ -104,11 +104,11 @@ class Ranks:
                 "Lightning, in train_dataloader()), or give shard=(rank, world)"
             )
 
-    def _warn_of_first(self, asked: tuple[Ask, ...]) -> None:
+    def _warn_of_first(self, lookups: tuple[Lookup, ...]) -> None:
         """Warn if this process is one of several ranks, as each then loads all samples."""
-        for ask in asked:
+        for look_up in lookups:
             try:
-                claim = ask(os.environ)
+                claim = look_up(os.environ)
             except ConfigError:
                 continue  # an error of shard="auto" alone
             if claim is not None and claim.world > 1:
@@ -173,8 +173,8 @@ def _lightning(environment: Mapping[str, str]) -> Claim | None:
     return _claim(str(int(node) * int(n_local) + int(given["LOCAL_RANK"])), given["WORLD_SIZE"], given)
 
 
-def _pair(rank_name: str, world_name: str) -> Ask:
-    def ask(environment: Mapping[str, str]) -> Claim | None:
+def _pair(rank_name: str, world_name: str) -> Lookup:
+    def look_up(environment: Mapping[str, str]) -> Claim | None:
         given = {name: environment[name] for name in (rank_name, world_name) if name in environment}
         if world_name not in given or given[world_name].strip() == "1":
             return None
@@ -184,7 +184,7 @@ def _pair(rank_name: str, world_name: str) -> Ask:
             )
         return _claim(given[rank_name], given[world_name], given)
 
-    return ask
+    return look_up
 
 
 def _slurm(environment: Mapping[str, str]) -> Claim | None:
@@ -238,5 +238,5 @@ def _shown(given: Mapping[str, Any]) -> str:
     return " and ".join(f"{name}={short(value)}" for name, value in given.items())
 
 
-GROUPS: tuple[Ask, ...] = (_torch, _jax)
-ASKED: tuple[Ask, ...] = (*GROUPS, _torchrun, *(_pair(rank, world) for _, rank, world in PAIRS), _slurm, _tf_config)
+GROUPS: tuple[Lookup, ...] = (_torch, _jax)
+LOOKUPS: tuple[Lookup, ...] = (*GROUPS, _torchrun, *(_pair(rank, world) for _, rank, world in PAIRS), _slurm, _tf_config)

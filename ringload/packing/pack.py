@@ -146,7 +146,7 @@ def pack(
 
 def generators_of(source: Any) -> OwnGenerators:
     """The generators of a source that is not sent. If it cannot be pickled, only those before the object at fault."""
-    collector = _Collector(_Nowhere())
+    collector = _Collector(_NullFile())
     with suppress(Exception), collector.sending_by_value():  # nothing needs to be pickled here
         collector.dump(source)
     return OwnGenerators(collector.found + of_modules(in_modules(reachable(collector.modules))))
@@ -257,8 +257,8 @@ class Pickler(cloudpickle.Pickler):
 class _Collector(Pickler):
     """Collects generators, and keeps nothing else."""
 
-    def __init__(self, nowhere: Any) -> None:
-        super().__init__(nowhere)
+    def __init__(self, null_file: Any) -> None:
+        super().__init__(null_file)
         self.found: list[Any] = []
 
     def generator(self, generator: Any) -> Any:
@@ -269,7 +269,7 @@ class _Collector(Pickler):
         return bytes, ()
 
 
-class _Nowhere:
+class _NullFile:
     def write(self, data: Any) -> int:
         return len(data)
 

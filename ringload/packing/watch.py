@@ -51,29 +51,29 @@ class Watch:
 
     def __init__(self, source: Any, packed: Packed | None = None) -> None:
         """`packed`, if workers got that, has copies of the arrays, which need no hashes then."""
-        self._hash, larges = _taken_apart(source)
-        self._known = [_known(one, packed) for one in larges]
+        self._hash, large_parts = _without_large_parts(source)
+        self._known = [_known(one, packed) for one in large_parts]
         self._next = 0  # the piece that is checked first
-        self._looked_s = time.monotonic()
+        self._checked_s = time.monotonic()
 
     def changed(self, source: Any) -> str:
         """A text for the change that was found; "" if there is none."""
         begin_s = time.monotonic()
-        until_s = begin_s + max(LEAST_S, SHARE * (begin_s - self._looked_s))
-        self._looked_s = begin_s
+        until_s = begin_s + max(LEAST_S, SHARE * (begin_s - self._checked_s))
+        self._checked_s = begin_s
         try:
-            now, larges = _taken_apart(source)
+            now, large_parts = _without_large_parts(source)
         except Exception:  # it cannot be pickled any more: sending it again raises the error
             return CHANGED
-        if now != self._hash or len(larges) != len(self._known):
+        if now != self._hash or len(large_parts) != len(self._known):
             return CHANGED
-        pairs = list(zip(self._known, larges, strict=True))
+        pairs = list(zip(self._known, large_parts, strict=True))
         if not all(known.is_like(large) for known, large in pairs):
             return CHANGED
         pieces = [(known, large, number) for known, large in pairs for number in range(known.n_pieces)]
-        for n_looked, (known, large, number) in enumerate(pieces[self._next :] + pieces[: self._next]):
-            if n_looked and time.monotonic() > until_s:
-                self._next = (self._next + n_looked) % len(pieces)
+        for n_checked, (known, large, number) in enumerate(pieces[self._next :] + pieces[: self._next]):
+            if n_checked and time.monotonic() > until_s:
+                self._next = (self._next + n_checked) % len(pieces)
                 break
             if known.differs(large, number):
                 return CHANGED if self._next == 0 else LATE
@@ -82,15 +82,15 @@ class Watch:
         return ""
 
 
-def _taken_apart(source: Any) -> tuple[bytes, list[Any]]:
+def _without_large_parts(source: Any) -> tuple[bytes, list[Any]]:
     """A hash of the source and of the state that is sent with it, without large parts; and the large parts."""
     buffer = io.BytesIO()
-    pickler = _Skeleton(buffer)
+    pickler = _SmallPartsPickler(buffer)
     with pickler.sending_by_value():
         pickler.dump(source)
         pickler.dump(switches(that_alter_samples=True))
         pickler.dump(globals_of(reachable(pickler.modules)))
-    return digest(buffer.getbuffer()), pickler.larges
+    return digest(buffer.getbuffer()), pickler.large_parts
 
 
 class _Hasher(Pickler):
@@ -107,22 +107,22 @@ class _Hasher(Pickler):
         return bytes, (type(generator).__qualname__.encode(),)  # its state is set for each sample
 
 
-class _Skeleton(_Hasher):
+class _SmallPartsPickler(_Hasher):
     """Leaves out large parts, and keeps them in a list."""
 
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer)
-        self.larges: list[Any] = []
+        self.large_parts: list[Any] = []
 
     def persistent_id(self, obj: Any) -> Any:
         kind = type(obj)
         if (kind in CONTAINERS and len(obj) >= LARGE_LENGTH) or (kind in (bytes, str) and len(obj) >= SHARE_FROM_BYTES):
-            self.larges.append(obj)
+            self.large_parts.append(obj)
             return type(obj).__name__, len(obj)
         return None
 
     def share(self, array: np.ndarray) -> Any:
-        self.larges.append(array)
+        self.large_parts.append(array)
         return bytes, (array.shape, array.dtype)
 
 

@@ -99,25 +99,25 @@ class TableFingerprint:
         return any(path in self.blob[start : start + SEARCH_BYTES + len(path)].tobytes() for start in starts)
 
 
-def _table_difference(there: Mapping[str, Any], here: Mapping[str, Any], table: TableFingerprint) -> str:
-    if there["n_rows"] != here["n_rows"]:
-        return f"the table of the state has {there['n_rows']:,} rows, this one {here['n_rows']:,}"
-    if there["paths"] != here["paths"]:
-        return _other_paths(there["shown"], here["shown"], table)
-    if there["labels"].keys() != here["labels"].keys():
-        return f"the table of the state has the label fields {list(there['labels'])}, this one {list(here['labels'])}"
-    if other := [name for name in here["labels"] if there["labels"][name] != here["labels"][name]]:
+def _table_difference(saved: Mapping[str, Any], current: Mapping[str, Any], table: TableFingerprint) -> str:
+    if saved["n_rows"] != current["n_rows"]:
+        return f"the table of the state has {saved['n_rows']:,} rows, this one {current['n_rows']:,}"
+    if saved["paths"] != current["paths"]:
+        return _other_paths(saved["shown"], current["shown"], table)
+    if saved["labels"].keys() != current["labels"].keys():
+        return f"the table of the state has the label fields {list(saved['labels'])}, this one {list(current['labels'])}"
+    if other := [name for name in current["labels"] if saved["labels"][name] != current["labels"][name]]:
         return f"the table has the same paths as that of the state, and other labels in the fields {other}"
     return "the source has other rows of the same table, by another split or subset, or in another order"
 
 
-def _other_paths(there: Mapping[str, str], here: Mapping[str, str], table: TableFingerprint) -> str:
-    differing = [row for row in there if there[row] != here.get(row)]
+def _other_paths(saved: Mapping[str, str], current: Mapping[str, str], table: TableFingerprint) -> str:
+    differing = [row for row in saved if saved[row] != current.get(row)]
     if not differing:
         return "the table has other paths than that of the state, or another order, in some of its rows"
     row = differing[0]
-    what = f"row {row} was {short(there[row])} and is {short(here.get(row))}"
-    if all(table.has(os.fsencode(there[other])) for other in differing):
+    what = f"row {row} was {short(saved[row])} and is {short(current.get(row))}"
+    if all(table.has(os.fsencode(saved[other])) for other in differing):
         return f"the table has another order than that of the state: {what}"
     return f"the table has other paths than that of the state: {what}"
 
@@ -161,13 +161,14 @@ def _is_in_memory(array: Any) -> bool:
     return isinstance(array, np.ndarray) and not isinstance(base, np.memmap | mmap.mmap)
 
 
-def _array_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    if there.keys() != here.keys():
-        return f"the state is of the arrays {list(there)}, this source has {list(here)}"
-    for name, (shape, dtype, _) in there.items():
-        if [shape, dtype] != here[name][:2]:
-            return f"array {name!r} of the state is {tuple(shape)} {dtype}, here it is {tuple(here[name][0])} {here[name][1]}"
-    other = [name for name in here if there[name] != here[name]]
+def _array_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    if saved.keys() != current.keys():
+        return f"the state is of the arrays {list(saved)}, this source has {list(current)}"
+    for name, (shape, dtype, _) in saved.items():
+        if [shape, dtype] != current[name][:2]:
+            other_shape, other_dtype, _ = current[name]
+            return f"array {name!r} is {tuple(shape)} {dtype} in the state and {tuple(other_shape)} {other_dtype} here"
+    other = [name for name in current if saved[name] != current[name]]
     return f"the arrays {other} have other content than those of the state, or another order of their rows"
 
 
@@ -192,15 +193,15 @@ def fingerprint_of(source: Any) -> Any:
         ) from error
 
 
-def difference(there: Any, here: Any, source: Any) -> str:
+def difference(saved: Any, current: Any, source: Any) -> str:
     """A text for the difference between the fingerprint of a state and that of `source`; "" if there is none."""
-    if there == here:
+    if saved == current:
         return ""
-    if here is None:
+    if current is None:
         return f"the state is of a source with a fingerprint, and this one, a {type(source).__name__}, has none"
-    kinds = [one.get("kind") if isinstance(one, Mapping) else None for one in (there, here)]
+    kinds = [one.get("kind") if isinstance(one, Mapping) else None for one in (saved, current)]
     if kinds == ["table", "table"] and hasattr(source, "table_fingerprint"):
-        return _table_difference(there, here, source.table_fingerprint)
+        return _table_difference(saved, current, source.table_fingerprint)
     if kinds == ["arrays", "arrays"]:
-        return _array_difference(there["arrays"], here["arrays"])
-    return f"the fingerprint of the state's source is {short(there)}, that of this {type(source).__name__} is {short(here)}"
+        return _array_difference(saved["arrays"], current["arrays"])
+    return f"the fingerprint of the state's source is {short(saved)}, that of this {type(source).__name__} is {short(current)}"

@@ -338,7 +338,7 @@ class ImageFrame:
         frame's."""
         if transform is not None and not callable(transform):
             raise ConfigError(f"a transform is a function transform(image, rng) -> image, or None, not {short(transform)}")
-        part = self._twin(_decoder=self._decoder.twin(self._decoder.augmenter.plain(transform)))
+        part = self._copy_with(_decoder=self._decoder.copy_with(self._decoder.augmenter.plain(transform)))
         part._is_plain = True
         return part
 
@@ -351,13 +351,13 @@ class ImageFrame:
         """
         rows = chosen_rows(indices, len(self))
         files, labels = self._files.of(self._files.paths.take(rows)), self._labels.take(rows)
-        return self._twin(rows=self.rows[rows], _rows_checksum="", _files=files, _labels=labels)
+        return self._copy_with(rows=self.rows[rows], _rows_checksum="", _files=files, _labels=labels)
 
-    def _twin(self, **changes: Any) -> ImageFrame:
-        own = {"_decoder": self._decoder.twin(), "_files": self._files.of(self._files.paths), "_table": self._table}
-        twin: ImageFrame = object.__new__(type(self))
-        twin.__dict__.update(self.__getstate__() | own | changes)
-        return twin
+    def _copy_with(self, **changes: Any) -> ImageFrame:
+        own = {"_decoder": self._decoder.copy_with(), "_files": self._files.of(self._files.paths), "_table": self._table}
+        copied: ImageFrame = object.__new__(type(self))
+        copied.__dict__.update(self.__getstate__() | own | changes)
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None, "_rows_checksum": ""}
