@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "ragged within": ([[[1], [2]], [[1], [2, 3]]], r"different lengths: row 1 is \[\[1\], \[2, 3\]\]"),
     "ragged tensors": ([torch.zeros(2), torch.zeros(3)], "different lengths: row 1 is tensor"),
     "missing": ([[1, 2], [3, None]], r"fixed size: row 1 has None \(NoneType\)\. Give numbers in its place"),
-    "mixed": ([1, "a"], "of type list of int and str, of which NumPy would make <U21"),
+    "mixed": ([1, "a"], "of type list of int and str, which NumPy would make <U21"),
     "large": ([2**63, -1], "of type list of int, which NumPy would make float64"),
     "large, of NumPy's": ([np.int64(2**60 + 1), np.uint64(7)], "list of int64 and uint64, which NumPy would make float64"),
     "larger": ([2**70], r"row 0 has 1180591620717411303424 \(int\)\. Convert them"),
