@@ -49,11 +49,7 @@ def integer(name: str, value: Any, least: int) -> int:
 
 
 def checked_seed(seed: Any) -> int:
-    """A seed.
-
-    Raises:
-        ConfigError: it is not an integer of 64 bits.
-    """
+    """A seed. Raises ConfigError if it is not an unsigned integer of 64 bits."""
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
         raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {short(seed)}")
     return int(seed)

@@ -194,11 +194,7 @@ def refuse_odd_values(found: Iterable[Any], column: pd.Series[Any], row_of: Call
 
 
 def refuse_unknown_values(found: Iterable[Any], classes: Classes, column: pd.Series[Any], row_of: Callable[[int], str]) -> None:
-    """Refuse values that are not among the classes. `row_of(i)` names a row of the i-th value.
-
-    Raises:
-        ConfigError: a value is none of `classes`.
-    """
+    """Raise ConfigError for a value that is none of `classes`. `row_of(i)` names a row of the i-th value."""
     for number, value in enumerate(found):
         if value not in classes.numbers:
             raise ConfigError(
