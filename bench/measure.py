@@ -1,8 +1,8 @@
 """One measurement, in a process of its own: `python -m bench.measure SPEC`, with a SPEC in JSON that `bench.run` makes.
 
 SPEC: peer, work, workers, method, seconds, warm_s, `open` (options for the peer), and what the method takes. The last line
-that is printed is `RESULT {...}`. Every batch is verified while it is measured; WrongPayload ends the process with the exit
-code WRONG.
+that is printed is `RESULT {...}`. Every batch is verified while it is measured; a WrongPayloadError ends the process with the
+exit code WRONG.
 
 Methods
     rate    samples/s in the steady state, CPU of the trainer's thread a batch
@@ -31,7 +31,7 @@ import psutil
 
 from bench import data
 from bench.peers import PEERS, Peer, Stream
-from bench.work import Epoch, Photos, Sleeps, Work, WrongPayload, make_work
+from bench.work import Epoch, Photos, Sleeps, Work, WrongPayloadError, make_work
 
 WRONG = 42  # exit code
 SETTLING = 2  # batches a worker, in which a trainer with a step is not measured yet
@@ -235,7 +235,7 @@ def main() -> None:
     code = 0
     try:
         result = measure(spec)
-    except WrongPayload as error:
+    except WrongPayloadError as error:
         result, code = {"error": f"wrong payload: {error}"}, WRONG
     except Exception as error:
         import traceback

@@ -2,7 +2,7 @@
 
 What is timed is from the making of the loader to the end of the last epoch, the framework imported and the model built. On a
 machine without a GPU model and loader share the CPUs. The data are verified by the training: a model that is fed wrong labels
-or pixels stays at one in ten, and less than `LEARNT` is WrongPayload.
+or pixels stays at one in ten, and less than `LEARNT` is WrongPayloadError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bench.peers import Peer
-from bench.work import Photos, Work, WrongPayload
+from bench.work import Photos, Work, WrongPayloadError
 
 LEARNT = 0.2  # accuracy over the last epoch; chance is 0.1
 FILTERS = (16, 32, 64)
@@ -46,7 +46,7 @@ def train(framework: str, peer: Peer, work: Work, workers: int, epochs: int) -> 
     accuracy = fit()
     elapsed_s = time.perf_counter() - begin_s
     if accuracy < LEARNT:
-        raise WrongPayload(f"the model learnt nothing: {accuracy:.0%} of 10 classes after {epochs} epochs")
+        raise WrongPayloadError(f"the model learnt nothing: {accuracy:.0%} of 10 classes after {epochs} epochs")
     return {"samples_per_s": epochs * work.n_samples / elapsed_s, "elapsed_s": elapsed_s, "accuracy": accuracy}
 
 

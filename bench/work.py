@@ -4,8 +4,8 @@
     Rows     rows of one array in a file, which only need copying; each carries its own number in its first and last bytes
     Sleeps   samples that cost a sleep and no CPU, a few of them more than others; the payload is a function of the index
 
-All have `batch_size`, `n_samples`, `shape`, `dtype`, and `check(index, payload)`, which raises WrongPayload. Rows and Sleeps
-load a sample by `work[i]`, as a map-style dataset does. Peers of the same work deliver uint8 (the hand-written generator
+All have `batch_size`, `n_samples`, `shape`, `dtype`, and `check(index, payload)`, which raises WrongPayloadError. Rows and
+Sleeps load a sample by `work[i]`, as a map-style dataset does. Peers of the same work deliver uint8 (the hand-written generator
 alone normalises, as people do). Indices may be more than files or rows: they begin again.
 """
 
@@ -28,7 +28,7 @@ TOLERANCE = 10
 POINTS = 16  # a side, of an image that are looked at; they are averaged 2 by 2
 
 
-class WrongPayload(Exception):
+class WrongPayloadError(Exception):
     """A batch is not what it says that it is. Fails the run."""
 
 
@@ -89,7 +89,7 @@ class Photos:
         off = np.abs(glance(payload) - self.truth[index % len(self.truth)]).mean(axis=(1, 2, 3))
         if (off > TOLERANCE).any():
             worst = int(off.argmax())
-            raise WrongPayload(f"sample {index[worst]} is not its file: pixels are {off[worst]:.0f} of 255 off on average")
+            raise WrongPayloadError(f"sample {index[worst]} is not its file: pixels are {off[worst]:.0f} of 255 off on average")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Rows:
         for part in (flat[:, :n], flat[:, -n:]):
             wrong = np.ascontiguousarray(part).view(np.int64)[:, 0] != marks
             if wrong.any():
-                raise WrongPayload(f"sample {index[wrong.argmax()]} is another row than the one it says")
+                raise WrongPayloadError(f"sample {index[wrong.argmax()]} is another row than the one it says")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Sleeps:
         _check_form(self, index, payload)
         wrong = (payload != self.payload(index)).any(axis=1)
         if wrong.any():
-            raise WrongPayload(f"sample {index[wrong.argmax()]} does not carry its payload")
+            raise WrongPayloadError(f"sample {index[wrong.argmax()]} does not carry its payload")
 
 
 Work = Photos | Rows | Sleeps
@@ -189,9 +189,9 @@ def make_work(spec: dict[str, Any]) -> Work:
 def _check_form(work: Work, index: np.ndarray, payload: np.ndarray) -> None:
     n = len(index)
     if n != work.batch_size or payload.shape != (n, *work.shape):
-        raise WrongPayload(f"a batch of {payload.shape} for {n} indices; expected {(work.batch_size, *work.shape)}")
+        raise WrongPayloadError(f"a batch of {payload.shape} for {n} indices; expected {(work.batch_size, *work.shape)}")
     if payload.dtype != work.dtype and payload.dtype != np.float32:
-        raise WrongPayload(f"a batch of {payload.dtype}, expected {work.dtype}")
+        raise WrongPayloadError(f"a batch of {payload.dtype}, expected {work.dtype}")
 
 
 class Epoch:
@@ -203,12 +203,12 @@ class Epoch:
 
     def take(self, index: np.ndarray) -> None:
         if index.min() < 0 or index.max() >= len(self._seen):
-            raise WrongPayload(f"there is no sample {index.max()}")
+            raise WrongPayloadError(f"there is no sample {index.max()}")
         if self._seen[index].any() or len(np.unique(index)) != len(index):
-            raise WrongPayload("a sample came twice in one epoch")
+            raise WrongPayloadError("a sample came twice in one epoch")
         self._seen[index] = True
 
     def end(self) -> None:
         n_missing = len(self._seen) - int(self._seen.sum())
         if n_missing >= self._work.batch_size:
-            raise WrongPayload(f"{n_missing} of {len(self._seen)} samples never came in an epoch")
+            raise WrongPayloadError(f"{n_missing} of {len(self._seen)} samples never came in an epoch")

@@ -118,7 +118,7 @@ def missing(part: str, package: str, error: ImportError) -> ImportError:
     return ImportError(f"{part} needs {package} ({error}): pip install {package}", name=error.name, path=error.path)
 
 
-class OriginalTraceback(Exception):
+class OriginalError(Exception):
     """The traceback of an exception that was kept, as text: it stands as the first cause of that exception."""
 
 
@@ -147,7 +147,7 @@ def without_frames(error: Kept) -> Kept:
         seen.remove(id(before))
         first = before
     if had_frames:
-        first.__cause__ = OriginalTraceback(f"\n{text}")
+        first.__cause__ = OriginalError(f"\n{text}")
     return error
 
 

@@ -247,7 +247,8 @@ class Loader:
         )
         workers = self._make_workers(segment, packed)
         engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)
-        weakref.finalize(self, Engine.close, engine)  # first, so that no interruption leaves workers that nobody closes
+        # Before the workers start, so that an interruption leaves none of them running.
+        weakref.finalize(self, Engine.close, engine)
         try:
             engine.open(job)
         except BaseException:

@@ -622,7 +622,7 @@ def in_words(data: Any, **options: Any) -> str:
     with pytest.raises(ringload.ConfigError) as raised:
         iter(DataLoader(data, num_workers=1, multiprocessing_context="forkserver", **options))
     text = str(raised.value)
-    for word in ("Bundle", "the source", "start(worker)", "load()"):
+    for word in ("WorkerSpec", "the source", "start(worker)", "load()"):
         assert word not in text
     assert 'multiprocessing_context="fork"' in text
     assert "worker_init_fn" in text

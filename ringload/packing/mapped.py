@@ -54,7 +54,7 @@ class Place(NamedTuple):
     is_writable: bool
 
 
-class OutOfReach(Exception):
+class UnreachableMemoryError(Exception):
     """These bytes are shared, but not with workers that are not forked: their file has no name, and nobody has it open."""
 
 
@@ -95,7 +95,7 @@ class SharedMappings:
         """Where these bytes are shared; None: nowhere.
 
         Raises:
-            OutOfReach: workers cannot reach them.
+            UnreachableMemoryError: workers cannot reach them.
         """
         number = bisect_right(self._firsts, address) - 1
         if number < 0 or not n_bytes or address >= self._ranges[number].stop:
@@ -116,7 +116,7 @@ class SharedMappings:
         if key not in self.files:
             fd = next((int(fd) for fd in os.listdir("/proc/self/fd") if _is_of(f"/proc/self/fd/{fd}", mapped)), None)
             if fd is None:
-                raise OutOfReach(mapped.path)
+                raise UnreachableMemoryError(mapped.path)
             if not self._for_workers:
                 return f"{mapped.path} {mapped.inode}"
             self.files[key] = SharedFile(fd)

@@ -35,7 +35,7 @@ def rows_of(name: str, value: Any) -> np.ndarray | DiskArray:
     """
     try:
         array = _rows_of(value)
-    except _Refused as error:
+    except _RefusedError as error:
         raise ConfigError(f"array {name!r} {error}") from error.__cause__
     if not array.shape:
         raise ConfigError(f"array {name!r} is a single number; arrays have one row a sample")
@@ -46,7 +46,7 @@ def rows_of(name: str, value: Any) -> np.ndarray | DiskArray:
     return array
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """In words that follow the array's name."""
 
 
@@ -56,17 +56,17 @@ def _rows_of(value: Any) -> np.ndarray | DiskArray:
     told = f"is of type {kind.__module__.partition('.')[0]}.{kind.__qualname__}".replace(" builtins.", " ")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         n_masked = int(np.count_nonzero(np.ma.getmaskarray(value)))
-        raise _Refused(f"is masked in {n_masked} places: say what is there, array.filled(value)")
+        raise _RefusedError(f"is masked in {n_masked} places: say what is there, array.filled(value)")
     if isinstance(value, np.ndarray | np.generic | bool | int | float | complex):
         return np.asarray(value)
     if "h5py" in packages:
         return _of_h5py(value, told)
     if isinstance(value, str | bytes | Mapping | Set):
-        raise _Refused(f"{told}, which is no array: each argument is one array, such as Arrays(x=images, y=labels)")
+        raise _RefusedError(f"{told}, which is no array: each argument is one array, such as Arrays(x=images, y=labels)")
     if isinstance(value, Iterator) and not hasattr(value, "shape"):
-        raise _Refused(f"{told}, which gives its rows once, in one order: give a list of them, list(x), or {ONE_SAMPLE}")
+        raise _RefusedError(f"{told}, which gives its rows once, in one order: give a list of them, list(x), or {ONE_SAMPLE}")
     if hasattr(value, "nnz"):
-        raise _Refused(
+        raise _RefusedError(
             f"{told}, which is sparse, and rows in the ring are dense: give x.toarray(), if that "
             f"fits into memory, or {ONE_SAMPLE}, such as out['x'] = x[[index]].toarray()[0]"
         )
@@ -75,15 +75,15 @@ def _rows_of(value: Any) -> np.ndarray | DiskArray:
     if "pandas" in packages:
         return _of_pandas(value, told)
     if packages & {"pyarrow", "polars"} and hasattr(value, "columns"):
-        raise _Refused(f"{told}: give one of its columns, or several as one array")
+        raise _RefusedError(f"{told}: give one of its columns, or several as one array")
     if packages & IN_MEMORY or _is_buffer(value):
         if hasattr(value, "__array__") or _is_buffer(value):
             return _in_memory(value, told)
         padded = "x.to_tensor(), which pads its rows" if hasattr(value, "to_tensor") else "an array with rows of one shape"
-        raise _Refused(f"{told}, of which NumPy makes no array: give {padded}, or {ONE_SAMPLE}")
+        raise _RefusedError(f"{told}, of which NumPy makes no array: give {padded}, or {ONE_SAMPLE}")
     if all(hasattr(value, part) for part in ("shape", "dtype", "__getitem__")):
         return _on_disk(value, told)
-    raise _Refused(f"{told}, which is no array: give np.asarray(x), if that reads what it should, or {ONE_SAMPLE}")
+    raise _RefusedError(f"{told}, which is no array: give np.asarray(x), if that reads what it should, or {ONE_SAMPLE}")
 
 
 # -- in memory --------------------------------------------------------------------------------------------------------
@@ -102,13 +102,13 @@ def _is_buffer(value: Any) -> bool:
 def _in_memory(value: Any, told: str) -> np.ndarray:
     missing = getattr(value, "null_count", 0)  # of a column of pyarrow's; a method of polars'
     if n_missing := missing() if callable(missing) else missing:
-        raise _Refused(f"{told} with {n_missing} missing values: say what is there, x.fill_null(value)")
+        raise _RefusedError(f"{told} with {n_missing} missing values: say what is there, x.fill_null(value)")
     if is_tensor(value) and (extended := _of_tensor(value)) is not None:
         return extended
     try:
         array = np.asarray(value)
     except Exception as error:  # of whatever class each package has
-        raise _Refused(f"{told}, of which NumPy makes no array: {error}") from error
+        raise _RefusedError(f"{told}, of which NumPy makes no array: {error}") from error
     return array
 
 
@@ -121,12 +121,12 @@ def _of_tensor(tensor: Any) -> np.ndarray | None:
     try:
         import ml_dtypes
     except ImportError:
-        raise _Refused(
+        raise _RefusedError(
             f"is a tensor of {tensor.dtype}, which NumPy has not without ml_dtypes: pip install ml_dtypes, or give x.float()"
         ) from None
     scalar: Any = getattr(ml_dtypes, name, None)
     if scalar is None or np.dtype(scalar).itemsize != array.dtype.itemsize:
-        raise _Refused(f"is a tensor of {tensor.dtype}, which NumPy has not, nor ml_dtypes: give x.float()")
+        raise _RefusedError(f"is a tensor of {tensor.dtype}, which NumPy has not, nor ml_dtypes: give x.float()")
     extended: np.ndarray = array.view(scalar)
     return extended
 
@@ -138,8 +138,8 @@ def _of_list(value: Any, told: str) -> np.ndarray:
         shapes = list(map(_shape, value))
         other = next((row for row, shape in enumerate(shapes) if shape is None or shape != shapes[0]), None)
         if other is None:
-            raise _Refused(f"{told}, of which NumPy makes no array: {error}") from error
-        raise _Refused(
+            raise _RefusedError(f"{told}, of which NumPy makes no array: {error}") from error
+        raise _RefusedError(
             f"has rows of different lengths: row {other} is {short(value[other])}, row 0 is {short(value[0])}. {PAD}"
         ) from None
     is_text = array.dtype.kind in "SU"
@@ -149,9 +149,11 @@ def _of_list(value: Any, told: str) -> np.ndarray:
         are_integers = all(issubclass(kind, int | np.integer) for kind in kinds)  # which NumPy makes float64, if they are large
         if are_integers or (is_text and len(kinds) > 1):
             names = " and ".join(sorted(kind.__name__ for kind in kinds))
-            raise _Refused(f"{told} of {names}, of which NumPy would make {array.dtype}: say which dtype, np.array(x, dtype)")
+            raise _RefusedError(
+                f"{told} of {names}, of which NumPy would make {array.dtype}: say which dtype, np.array(x, dtype)"
+            )
         if is_text and (odd := next((place for place, one in enumerate(flat) if one[-1:] in ("\0", b"\0")), None)) is not None:
-            raise _Refused(
+            raise _RefusedError(
                 f"has a NUL at the end of row {odd * len(array) // len(flat)}, which NumPy drops from strings and bytes: give "
                 f"np.frombuffer(row, 'uint8') of each, of one length, or {ONE_SAMPLE}"
             )
@@ -171,18 +173,18 @@ def _of_pandas(value: Any, told: str) -> np.ndarray:
 
     dtypes = set(value.dtypes) if isinstance(value, pd.DataFrame) else {getattr(value, "dtype", None)}
     if len(dtypes) > 1:
-        raise _Refused(
+        raise _RefusedError(
             f"{told} with columns of {' and '.join(sorted(map(str, dtypes)))}: say what they become, x.to_numpy('float32')"
         )
     dtype = dtypes.pop() if dtypes else None
     if isinstance(dtype, pd.CategoricalDtype):
-        raise _Refused("is categorical: give the numbers of the classes, x.cat.codes (-1 is missing), or np.asarray(x)")
+        raise _RefusedError("is categorical: give the numbers of the classes, x.cat.codes (-1 is missing), or np.asarray(x)")
     numpy_dtype = getattr(dtype, "numpy_dtype", None)  # of nullable dtypes, and of pyarrow's
     if numpy_dtype is None or numpy_dtype.kind == "O":
         return _in_memory(value, told)
     missing = np.asarray(pd.isna(value)).any(axis=tuple(range(1, value.ndim)))
     if missing.any():
-        raise _Refused(
+        raise _RefusedError(
             f"{told} of {dtype} with {int(missing.sum())} missing values, first in row {int(missing.argmax())}: say what is "
             "there, x.fillna(value), or drop those rows"
         )
@@ -219,20 +221,20 @@ def _objects(array: np.ndarray | DiskArray) -> str:
 def _of_h5py(dataset: Any, told: str) -> Hdf5Array:
     h5py: Any = sys.modules["h5py"]
     if not isinstance(dataset, h5py.Dataset):
-        raise _Refused(f"{told}: give an h5py.Dataset, such as file['x']; {READ_ALL}")
+        raise _RefusedError(f"{told}: give an h5py.Dataset, such as file['x']; {READ_ALL}")
     if not dataset:
-        raise _Refused("is a dataset of an HDF5 file that is closed: open it again, h5py.File(path)")
+        raise _RefusedError("is a dataset of an HDF5 file that is closed: open it again, h5py.File(path)")
     file, name = dataset.file, dataset.name
     path = os.path.abspath(os.fsdecode(file.filename))
     if dataset.shape is None:
-        raise _Refused(f"is the dataset {name!r} of {path}, which is empty (it has no shape)")
+        raise _RefusedError(f"is the dataset {name!r} of {path}, which is empty (it has no shape)")
     if file.driver not in ("sec2", "stdio"):
-        raise _Refused(
+        raise _RefusedError(
             f"is a dataset of an HDF5 file that is open by driver={file.driver!r}, which workers cannot open again by its "
             f"name: open it by h5py.File(path), without a driver, or {READ_ALL}"
         )
     if file.mode != "r" or file.swmr_mode:
-        raise _Refused(
+        raise _RefusedError(
             f"is a dataset of {path}, which may be written to, and workers read it meanwhile: close it, and open it by "
             f"h5py.File(path, 'r'); {READ_ALL}"
         )
@@ -241,9 +243,9 @@ def _of_h5py(dataset: Any, told: str) -> Hdf5Array:
         with h5py.File(path, "r") as again:
             is_same = name is not None and name in again and again[name].id == dataset.id
     except OSError as error:
-        raise _Refused(f"is a dataset of an HDF5 file that cannot be opened again: {error}") from error
+        raise _RefusedError(f"is a dataset of an HDF5 file that cannot be opened again: {error}") from error
     if not is_same:
-        raise _Refused(
+        raise _RefusedError(
             f"is not found again as {name!r} in {path}: the file was replaced, or an external link leads to it. "
             f"Open the file that it is in, and give it by its name there; or {READ_ALL}"
         )
@@ -256,7 +258,7 @@ def _on_disk(value: Any, told: str) -> np.ndarray | PickledArray:
     store = getattr(value, "store", None)  # zarr's
     store = getattr(store, "_store", store)  # within another
     if isinstance(store, dict) or any(word in type(store).__name__ for word in ("Memory", "KVStore")):
-        raise _Refused(f"{told} in memory ({type(store).__name__}), which each worker would copy: {READ_ALL}")
+        raise _RefusedError(f"{told} in memory ({type(store).__name__}), which each worker would copy: {READ_ALL}")
     first = None
     try:
         shape, dtype = tuple(map(int, value.shape)), np.dtype(value.dtype)
@@ -266,7 +268,7 @@ def _on_disk(value: Any, told: str) -> np.ndarray | PickledArray:
                 raise ValueError(f"x[0:1] is {row.shape} {row.dtype}, of an array that is {shape} {dtype}")
             first = content_of(row)
     except Exception as error:  # of whatever class each package has
-        raise _Refused(f"{told}, which gives no rows that NumPy has: {error}. {READ_ALL.capitalize()}") from error
+        raise _RefusedError(f"{told}, which gives no rows that NumPy has: {error}. {READ_ALL.capitalize()}") from error
     return PickledArray(value, shape, dtype, _chunk_bytes(value, dtype), first)
 
 

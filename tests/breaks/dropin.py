@@ -151,7 +151,7 @@ TABLE = (
         (
             Edit(
                 "torch/dataloader/loader.py",
-                "ring.settings == settings and ring.is_like(bundle) and",
+                "ring.settings == settings and ring.is_like(spec) and",
                 "ring.settings == settings and",
             ),
         ),

@@ -18,7 +18,7 @@ from ringload.torch.dataloader.classes import class_called
 NameOf = Callable[[int, int], str]  # (batch's number, row's index) -> what the user calls it
 
 
-class WorkerKilled(SampleError, RuntimeError):
+class WorkerKilledError(SampleError, RuntimeError):
     """A sample that kills its worker again and again, or takes too long: a SampleError, and a RuntimeError as with torch."""
 
 
@@ -36,7 +36,7 @@ def raised(bad: Bad, name: str, deaths: Sequence[Death]) -> Exception:
     if not bad.error_class:  # no exception: its worker was killed
         death = next((one for one in reversed(deaths) if one.cause in bad.reason), None)
         text = f"{_died(death)} {name} {bad.reason}"
-        return WorkerKilled(text, index=bad.index, reason=bad.reason)
+        return WorkerKilledError(text, index=bad.index, reason=bad.reason)
     module, kind_name = bad.error_class
     text = f"Caught {kind_name} in DataLoader worker process {bad.worker_id}.\nOriginal {bad.traceback or bad.reason}"
     kind = class_called(module, kind_name)

@@ -17,7 +17,7 @@ from ringload.errors import StallError, WorkerDiedError, without_frames
 from ringload.packing.generators import reached_from
 from ringload.ring.lease import Batch
 from ringload.torch.dataloader.errors import died, raised, timed_out, unusable_in_worker
-from ringload.torch.dataloader.ring import MAX_ROW, OfBatch, TorchRing, needs_keys, number_of, own_copy, pinned_copy
+from ringload.torch.dataloader.ring import MAX_ROW, BatchError, TorchRing, needs_keys, number_of, own_copy, pinned_copy
 from ringload.torch.dataloader.source import Generators, fetch, places, seed_all, seed_of
 from ringload.torch.dataloader.state import Keys, Snapshot
 
@@ -52,7 +52,7 @@ class Pass:
     def __init__(self, loader: DataLoader, keys: Keys) -> None:
         self._loader, self._keys = loader, keys
         self.progress = Progress(keys)
-        self._bundle = loader.bundle(keys.base_seed)
+        self._spec = loader.worker_spec(keys.base_seed)
         self._is_pinned = loader.pin_memory and torch.cuda.is_available()
         if loader.pin_memory and not self._is_pinned:
             text = "pin_memory=True, and there is no CUDA device: memory is not pinned"
@@ -130,7 +130,7 @@ class InProcessPass(Pass):
                 if not self._have_drawn(before):
                     return data
             self._seeding = True  # the first thing was drawn: once more, and with seeds from now on
-        n_rows = len(keys) if self._bundle.collate_fn is None else 1
+        n_rows = len(keys) if self._spec.collate_fn is None else 1
         try:
             return self._fetch(keys, places(self._keys.seed, self.progress.number, n_rows).tolist())
         finally:
@@ -149,7 +149,7 @@ class InProcessPass(Pass):
     def _fetch(self, keys: Any, places_of_rows: list[int] | None) -> Any:
         dataset, collate = self._loader.dataset, self._loader.collate_fn
         assert collate is not None
-        if self._bundle.collate_fn is None:
+        if self._spec.collate_fn is None:
             samples = []
             for row, key in enumerate(keys):
                 if places_of_rows is not None:
@@ -158,7 +158,7 @@ class InProcessPass(Pass):
             return collate(samples)
         if places_of_rows is not None:
             self._seed(places_of_rows[0])
-        return collate(fetch(dataset, keys) if self._bundle.batched else dataset[keys])
+        return collate(fetch(dataset, keys) if self._spec.batched else dataset[keys])
 
 
 class RingPass(Pass):
@@ -174,7 +174,7 @@ class RingPass(Pass):
         self._is_exhausted = False  # the sampler is
         self._failure: Exception | None = None  # what it raised, which stands in place of a batch
         self._own: Callable[[np.ndarray], np.ndarray] = pinned_copy if self._is_pinned else own_copy
-        self._can_be_empty = self._bundle.collate_fn is not None  # a batch without keys; else nothing is posted or collated
+        self._can_be_empty = self._spec.collate_fn is not None  # a batch without keys; else nothing is posted or collated
         self._ring: TorchRing | None = None
         self._give_back: Any = None
         self._pull()
@@ -197,7 +197,7 @@ class RingPass(Pass):
     def _begin(self) -> None:
         """Have a ring filled. Workers that are there already are used."""
         keys = [of_batch for of_batch, _ in self._listed.values() if self._can_be_empty or len(of_batch)]
-        self._ring, self._epoch = self._loader.borrow(self._bundle, keys, self.progress.number)
+        self._ring, self._epoch = self._loader.borrow(self._spec, keys, self.progress.number)
         self._give_back = weakref.finalize(self, _give_back, weakref.ref(self._loader), self._ring)
         self._give_back.atexit = False
         self._list()
@@ -218,7 +218,7 @@ class RingPass(Pass):
             return default_collate([])
         try:
             return self._of_ring(number)
-        except OfBatch as one:
+        except BatchError as one:
             batch, of_batch = one.batch, one.error
         except StallError as error:
             raise timed_out(error, self._loader.timeout, self._name) from error
@@ -252,7 +252,7 @@ class RingPass(Pass):
             assert self._ring is not None
             batch, bad = self._ring.next(number)
             if bad:
-                raise OfBatch(batch, raised(bad[0], self._name(number, bad[0].index), self._ring.feed.deaths))
+                raise BatchError(batch, raised(bad[0], self._name(number, bad[0].index), self._ring.feed.deaths))
             received = self._ring.take(batch, self._own)
             if received is not None:
                 self._advance(batch)
@@ -261,9 +261,9 @@ class RingPass(Pass):
     def _name(self, number: int, index: int) -> str:
         """What the user calls a row."""
         keys, _ = self._listed.get(number, ([], None))
-        if self._bundle.collate_fn is not None and self._bundle.batched:
+        if self._spec.collate_fn is not None and self._spec.batched:
             return f"the batch of samples {reprlib.repr(keys)}"
-        of_rows: Any = keys if self._bundle.collate_fn is None else [keys]
+        of_rows: Any = keys if self._spec.collate_fn is None else [keys]
         row = index & MAX_ROW
         return f"sample {reprlib.repr(of_rows[row]) if needs_keys(of_rows) and row < len(of_rows) else index}"
 

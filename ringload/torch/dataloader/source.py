@@ -1,13 +1,13 @@
 """A torch dataset in a worker: loads the samples that a row asks for, and writes them, or says why they do not fit.
 
-Two modes. In "rows", a row is one sample: its fixed leaves go into fields, the rest is encoded beside them. In "whole", a row
-is the result of one call for a whole batch (a `collate_fn` of the user's, `__getitems__`), or a sample for batch_size=None; it
-is encoded.
+Two modes. In "rows", a row is one sample: each fixed leaf is written into its field, and all other leaves are encoded into the
+field `encoded`. In "whole", a row is the result of one call for a whole batch (a `collate_fn` of the user's, `__getitems__`),
+or a sample for batch_size=None; it is encoded.
 
-The trainer lists of each row: `index`, which names it in messages; `place` () int64, of which its seed is made; `key` (K,)
-uint8, the encoded key or keys, unless every key is its `index` (K = 0: the field is not there). The worker writes `status`
-() int64: WRITTEN; the bytes that what is beside takes, if there is less room; or -1 - number for a node of the plan that the
-sample does not fit.
+The trainer writes into each row: `index`, which names it in messages; `place` () int64, from which its seed is made; `key` (K,)
+uint8, the encoded key or keys. Where every key is its `index` there is no field `key`. The worker writes `status` () int64:
+WRITTEN; the bytes that the encoded leaves take, if they do not fit into `encoded`; or -1 - number, if the sample does not fit
+the tree at the node of that number.
 
 Randomness: `random`, `numpy.random` and torch's global generator are seeded with the row's seed before it is loaded, so that
 what is drawn does not depend on who loads it. That costs 10 us a row, so it is done from the first task on in which anything
@@ -34,8 +34,8 @@ from ringload.fields import Field, Row, Worker
 from ringload.packing.generators import OwnGenerators, take_made
 from ringload.packing.pack import generators_of
 from ringload.packing.unpack import unpack
-from ringload.torch.dataloader.tree import Beside, Misfit, Node, leaves, writer
-from ringload.torch.dataloader.values import PLAIN, Encoder, NoRoom, decode
+from ringload.torch.dataloader.tree import Encoded, MisfitError, Node, leaves, writer
+from ringload.torch.dataloader.values import PLAIN, Encoder, NoRoomError, decode
 
 WRITTEN = 0
 SMALL = 1 << 16  # characters of a string, at most
@@ -44,7 +44,7 @@ STATUS = Field((), "int64")
 
 
 @dataclass
-class Bundle:
+class WorkerSpec:
     """What is the user's, pickled once. `collate_fn` is None for rows; `batched`: keys come in lists."""
 
     dataset: Any
@@ -55,15 +55,15 @@ class Bundle:
 
 
 class TorchSource:
-    """See the module's text. `bundle` is a Bundle, or a pickled one. A `Source` that seeds by itself what users draw."""
+    """See the module's text. `spec` is a WorkerSpec, or a pickled one. A `Source` that seeds by itself what users draw."""
 
     random = global_random = False
     calls_user_code = True
 
     def __init__(
-        self, bundle: Bundle | bytes, tree: Node | None, fields: dict[str, Field], allow_pickle: bool, n_workers: int
+        self, spec: WorkerSpec | bytes, tree: Node | None, fields: dict[str, Field], allow_pickle: bool, n_workers: int
     ) -> None:
-        self._bundle, self._tree, self._n_workers = bundle, tree, n_workers
+        self._spec, self._tree, self._n_workers = spec, tree, n_workers
         self.fields = fields
         self._allow_pickle = allow_pickle
         self._init_error: Exception | None = None
@@ -71,27 +71,27 @@ class TorchSource:
 
     def start(self, worker: Worker) -> None:
         """As torch's workers begin: one thread, seeds, `get_worker_info()`, then the user's `worker_init_fn`."""
-        is_packed = isinstance(self._bundle, bytes)
-        bundle = unpack(self._bundle) if isinstance(self._bundle, bytes) else self._bundle
-        self._bundle = bundle  # and not the bytes, too
-        self._dataset, self._collate, self._batched = bundle.dataset, bundle.collate_fn, bundle.batched
-        self._own = OwnGenerators(take_made()) if is_packed else generators_of(bundle)
+        is_packed = isinstance(self._spec, bytes)
+        spec = unpack(self._spec) if isinstance(self._spec, bytes) else self._spec
+        self._spec = spec  # and not the bytes, too
+        self._dataset, self._collate, self._batched = spec.dataset, spec.collate_fn, spec.batched
+        self._own = OwnGenerators(take_made()) if is_packed else generators_of(spec)
         self._pid = os.getpid()
-        self._first, self._gathered = 0, list[list[Any]]()  # rows of the task: the first, and what is beside of each
+        self._first, self._gathered = 0, list[list[Any]]()  # rows of the task: the first, and the parts to encode of each
         self._encoder = Encoder(self._allow_pickle)
         self._write = writer(self._tree) if self._tree is not None else None
-        self._paths = [leaf.path for leaf in leaves(self._tree) if isinstance(leaf, Beside)] if self._tree is not None else []
+        self._paths = [leaf.path for leaf in leaves(self._tree) if isinstance(leaf, Encoded)] if self._tree is not None else []
         torch.set_num_threads(1)
         if collate.default_collate_fn_map.get(torch.Tensor) is collate.collate_tensor_fn:
             collate.default_collate_fn_map[torch.Tensor] = _stack
-        seed = bundle.base_seed + worker.id
+        seed = spec.base_seed + worker.id
         seed_all(seed)
         torch_worker._worker_info = torch_worker.WorkerInfo(
             id=worker.id, num_workers=self._n_workers, seed=seed, dataset=self._dataset
         )
-        if bundle.worker_init_fn is not None:
+        if spec.worker_init_fn is not None:
             try:
-                bundle.worker_init_fn(worker.id)
+                spec.worker_init_fn(worker.id)
             except Exception as error:  # as with torch, it is said in place of a batch
                 self._init_error = without_frames(error)
             except BaseException as error:
@@ -114,15 +114,15 @@ class TorchSource:
             self._own.set(seed)
         try:
             if self._write is None:
-                self._encoder.encode(*self._whole(self._keys[row]), rows["beside"][row])
+                self._encoder.encode(*self._whole(self._keys[row]), rows["encoded"][row])
             else:
-                beside: list[Any] = []
-                self._write(self._dataset[self._keys[row]], row, rows, beside)
-                if beside:
-                    self._gather(row, beside, rows["beside"])
-        except NoRoom as there_is:
+                to_encode: list[Any] = []
+                self._write(self._dataset[self._keys[row]], row, rows, to_encode)
+                if to_encode:
+                    self._gather(row, to_encode, rows["encoded"])
+        except NoRoomError as there_is:
             rows["status"][row] = there_is.n_bytes
-        except Misfit as there_is:
+        except MisfitError as there_is:
             rows["status"][row] = -1 - there_is.number
         except Exception:
             raise
@@ -137,17 +137,17 @@ class TorchSource:
         self._places = rows["place"].tolist()
         rows["status"][:] = WRITTEN
 
-    def _gather(self, row: int, beside: list[Any], rooms: np.ndarray) -> None:
-        """Encode what is beside, for several rows of a task in one piece: a row by itself takes ten times as long. Rows are
+    def _gather(self, row: int, to_encode: list[Any], into: np.ndarray) -> None:
+        """Encode parts of samples, for several rows of a task in one piece: a row by itself takes ten times as long. Rows are
         gathered while they are small, so that no more is held than what a sample takes. A row that failed leaves a gap, and
         what was gathered before it is dropped: so is its batch."""
         if row != self._first + len(self._gathered):
             self._first, self._gathered = row, []
-        self._gathered.append(beside)
-        if row + 1 == len(rooms) or not all(map(_is_small, beside)):
+        self._gathered.append(to_encode)
+        if row + 1 == len(into) or not all(map(_is_small, to_encode)):
             first, gathered = self._first, self._gathered
             self._first, self._gathered = row + 1, []
-            self._encoder.encode_rows(gathered, self._paths, rooms[first : row + 1])
+            self._encoder.encode_rows(gathered, self._paths, into[first : row + 1])
 
     def _whole(self, key: Any) -> tuple[Any, str]:
         """One result, and what it is called in messages."""

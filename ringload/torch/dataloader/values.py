@@ -56,7 +56,7 @@ class Ext:
     PICKLED = 10  # a pickle
 
 
-class NoRoom(Exception):
+class NoRoomError(Exception):
     """A value does not fit; `n_bytes` is what it takes."""
 
     def __init__(self, n_bytes: int) -> None:
@@ -64,7 +64,7 @@ class NoRoom(Exception):
         self.n_bytes = n_bytes
 
 
-class Unsendable(Exception):
+class UnsendableError(Exception):
     """A part of a value cannot be encoded: why, in words that follow the path of the part."""
 
 
@@ -82,7 +82,7 @@ class Encoder:
         """Write `value` into `into` (n,) uint8.
 
         Raises:
-            NoRoom: it takes more. TypeError: a part of it cannot be encoded; the message names the part's path and type.
+            NoRoomError: it takes more. TypeError: a part of it cannot be encoded; the message names the part's path and type.
         """
         self._write(value, into, 1, [[value]], [path])
 
@@ -90,19 +90,19 @@ class Encoder:
         """Write rows of values, which have paths by columns, into `into` (n, k) uint8, the room of so many rows.
 
         Raises:
-            NoRoom: a row takes more; what the largest one takes. TypeError: as `encode`.
+            NoRoomError: a row takes more; what the largest one takes. TypeError: as `encode`.
         """
         columns = list(map(list, zip(*rows, strict=True)))
         try:
             self._write(columns, into.reshape(-1), len(rows), columns, paths)
-        except NoRoom:
-            raise NoRoom(max(self.n_bytes([[value] for value in row], "row") for row in rows)) from None
+        except NoRoomError:
+            raise NoRoomError(max(self.n_bytes([[value] for value in row], "row") for row in rows)) from None
 
     def n_bytes(self, value: Any, path: str) -> int:
         """What a value takes. Raises TypeError as `encode`."""
         try:
             self.encode(value, path, NO_ROOM)
-        except NoRoom as error:
+        except NoRoomError as error:
             return error.n_bytes
         raise AssertionError("nothing fits into no room")
 
@@ -116,13 +116,13 @@ class Encoder:
                 text = self._pack(self._encodable(value))
             start = _aligned(HEAD.size + len(text))
             if start + self._end > len(into):
-                raise NoRoom(start + self._end)
+                raise NoRoomError(start + self._end)
             view = into.data
             HEAD.pack_into(view, 0, len(text), self._end, n_rows)
             view[HEAD.size : HEAD.size + len(text)] = text
             for offset, array in self._arrays:
                 np.ndarray(array.shape, array.dtype, view, start + offset)[...] = array
-        except Unsendable:
+        except UnsendableError:
             for path, column in zip(paths, columns, strict=True):
                 for part in column:
                     self._blame(path, part)
@@ -135,9 +135,9 @@ class Encoder:
         the failure, so that values without one pay nothing for paths."""
         try:
             return self._write(value, NO_ROOM, 1, [], [])
-        except NoRoom:
+        except NoRoomError:
             return None
-        except Unsendable as error:
+        except UnsendableError as error:
             why = str(error)
         kind = type(value)
         if kind is list or kind is tuple:
@@ -191,9 +191,9 @@ class Encoder:
 
     def _tensor(self, value: torch.Tensor) -> Extension:
         if not (value.is_cpu or value.is_meta):
-            raise Unsendable(f"is a tensor on {value.device}: return it in CPU memory, and move batches in the trainer")
+            raise UnsendableError(f"is a tensor on {value.device}: return it in CPU memory, and move batches in the trainer")
         if value.requires_grad and value.grad_fn is not None:
-            raise Unsendable("is a tensor with a graph (grad_fn), which no process can send: return tensor.detach()")
+            raise UnsendableError("is a tensor with a graph (grad_fn), which no process can send: return tensor.detach()")
         if not kinds.is_plain(value):
             return self._pickled(value, kinds.kind_of(value))
         order = kinds.stored_order(value)
@@ -210,7 +210,7 @@ class Encoder:
     def _pickled(self, value: Any, told: str) -> Extension:
         if not self._allow_pickle:
             why = " that is defined inside a function" if "<locals>" in type(value).__qualname__ else ""
-            raise Unsendable(
+            raise UnsendableError(
                 f"is {told}{why}, which cannot be sent without pickle: return numbers, strings, arrays, tensors, or lists, "
                 "tuples, dicts of them; or make the DataLoader with allow_pickle=True"
             )
@@ -220,7 +220,7 @@ class Encoder:
             except Exception:  # classes and functions that no module has
                 return Extension(Ext.PICKLED, cloudpickle.dumps(value))
         except Exception as error:  # whatever a __reduce__ raises
-            raise Unsendable(f"is {told}, which cannot be pickled: {type(error).__name__}: {error}") from error
+            raise UnsendableError(f"is {told}, which cannot be pickled: {type(error).__name__}: {error}") from error
 
 
 def written_bytes(written: np.ndarray) -> int:
