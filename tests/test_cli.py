@@ -82,7 +82,7 @@ def test_the_module_is_the_command() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("missing", "said"), [("keras", "Keras is not installed"), ("tensorflow", "a backend of it")])
+@pytest.mark.parametrize(("missing", "said"), [("keras", "Keras is not installed"), ("tensorflow", "one of its backends")])
 def test_a_demo_without_keras_ends_with_one_line(missing: str, said: str, photos: Path) -> None:
     code = "import sys; sys.modules[sys.argv.pop(1)] = None; from ringload.insight.cli import main; main()"
     done = run(code, missing, "demo", "--images", photos, timeout=280, env={**os.environ, "KERAS_BACKEND": "tensorflow"})

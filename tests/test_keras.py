@@ -218,7 +218,7 @@ words = ringload.Arrays(x=x, word=np.full(200, b"word"))
 with ringload.Loader(words, 20, workers=0) as made:
     for arguments, said in (
         (("pixels", "word"), "no field 'pixels'"),
-        (("x", "word"), f"Keras on {keras.backend.backend()} has no dtype |S4, which field 'word' is"),
+        (("x", "word"), f"Keras on {keras.backend.backend()} has no dtype |S4, the dtype of field 'word'"),
         (("x", None, "x"), "without y"),
         (("x", "x", "x"), "one number a sample"),
     ):
