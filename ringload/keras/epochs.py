@@ -51,7 +51,7 @@ class EpochTracker:
         self._pass: Iterator[Batch] | None = None
         self._iteration = -1  # the loader's number when `_pass` began; if it differs now, other code has moved the loader
         self._held: deque[Batch] = deque()  # received by peeks or a dry run; given first
-        self._left_open = False  # the pass has given batches to steps, and is not over
+        self._is_unfinished = False  # the pass has given batches to steps, and is not over
         self._within_epoch = False
         self._n_ended = 0  # calls of on_epoch_end since `given`; the first of them ends no epoch
         self._n_given = 0  # batches given in this epoch
@@ -60,24 +60,24 @@ class EpochTracker:
         self._pass_begins = False  # num_batches was read: the next batch begins a pass
         self._is_undone = False  # a dry run was undone, and the first epoch has not begun
         self.origin: tuple[int, int] | None = None  # (epoch, number) of the first batch for a step since `given`
-        self._askers: weakref.WeakSet[Any] = weakref.WeakSet()  # the adapters of all fits so far
-        self._asker: Callable[[], Any] = lambda: None  # a weak reference to the newest of them
+        self._adapters: weakref.WeakSet[Any] = weakref.WeakSet()  # the adapters of all fits so far
+        self._adapter: Callable[[], Any] = lambda: None  # a weak reference to the newest of them
 
     # -- calls that tell passes apart
     # ---------------------------------------------------------------------------------------------
 
-    def given(self, asker: Any) -> None:
-        """fit, evaluate or predict was given the dataset, and reads it through the adapter `asker`."""
+    def given(self, adapter: Any) -> None:
+        """fit, evaluate or predict was given the dataset, and reads it through the adapter `adapter`."""
         with self._lock:
-            if asker is not None:
-                self._askers.add(asker)
-                self._asker = weakref.ref(asker)
+            if adapter is not None:
+                self._adapters.add(adapter)
+                self._adapter = weakref.ref(adapter)
             self._within_epoch = False
             self._n_ended = 0
             self._forget_epoch()
             self.origin = None
-            if self._left_open or self._is_elsewhere():
-                self._fail()
+            if self._is_unfinished or self._was_moved():
+                self._abandon()
 
     def n_batches(self) -> int | None:
         """The number of batches of a pass, as Keras counts them: fewer if `load_state_dict` has set the loader within an
@@ -104,11 +104,11 @@ class EpochTracker:
             self._is_undone = is_reset
             if is_reset and self._n_given <= N_HELD:
                 self._held.extendleft(reversed(self._may_be_dry_run))
-                self._left_open = False
+                self._is_unfinished = False
             elif is_reset and self._n_given < len(self._loader) and self._first is not None:
                 epoch, number = self._first
                 self._loader.load_state_dict(self._loader.state_dict() | {"epoch": epoch, "position": number})
-                self._fail()
+                self._abandon()
             self._within_epoch = False
             self._n_ended += 1
             self._forget_epoch()
@@ -121,25 +121,25 @@ class EpochTracker:
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
-    def batch(self, number: int, asker: Any) -> Batch:
+    def batch(self, number: int, adapter: Any) -> Batch:
         """The next batch. `number` matters only before the first epoch."""
         with self._lock:
-            if asker is not None and (self._is_undone or (asker in self._askers and asker is not self._asker())):
+            if adapter is not None and (self._is_undone or (adapter in self._adapters and adapter is not self._adapter())):
                 raise RuntimeError(
                     "this pass over the dataset is over: Keras has begun another one. Validation data need a loader and a "
                     "ringload.keras.dataset(loader) of their own"
                 )
             if self._n_ended == 0 and not self._within_epoch:
                 return self._peeked(number)
-            if (self._pass_begins and self._left_open) or ((self._pass_begins or asker is None) and self._is_elsewhere()):
-                self._fail()
+            if (self._pass_begins and self._is_unfinished) or ((self._pass_begins or adapter is None) and self._was_moved()):
+                self._abandon()
             self._pass_begins = False
             self._n_given += 1
             is_first = self._n_ended == 0
             if self._n_given > N_HELD:
                 self._may_be_dry_run = []  # before waiting for a batch, which may need one of their slots
             batch = self._held.popleft() if self._held else self._receive()
-            self._left_open = batch.number != len(self._loader) - 1
+            self._is_unfinished = batch.number != len(self._loader) - 1
             if is_first:
                 self._first = self._first or (batch.epoch, batch.number)
                 if self._n_given <= N_HELD:
@@ -150,22 +150,22 @@ class EpochTracker:
 
     def _peeked(self, number: int) -> Batch:
         """A batch before the first epoch. A caller that asks for more than two is not TensorFlow peeking, but user code."""
-        if self._is_elsewhere() or (number == 0 and self._left_open):
-            self._fail()
-        if number < N_HELD and number <= len(self._held) and not self._left_open:
+        if self._was_moved() or (number == 0 and self._is_unfinished):
+            self._abandon()
+        if number < N_HELD and number <= len(self._held) and not self._is_unfinished:
             if number == len(self._held):
                 self._held.append(self._receive())
             return self._held[number]
         self._held.clear()
         batch = self._receive()
-        self._left_open = batch.number != len(self._loader) - 1
+        self._is_unfinished = batch.number != len(self._loader) - 1
         return batch
 
     def next(self) -> tuple[int, int]:
         """(epoch, number) of the first batch of a pass that begins now."""
         with self._lock:
             loader = self._loader
-            if self._held and not self._is_elsewhere():
+            if self._held and not self._was_moved():
                 return self._held[0].epoch, self._held[0].number
             if loader.position and loader._begun:
                 return loader.epoch + 1, 0
@@ -186,12 +186,12 @@ class EpochTracker:
                 )
         return batch
 
-    def _is_elsewhere(self) -> bool:
+    def _was_moved(self) -> bool:
         """Whether other code has moved the loader since this pass began."""
         return self._iteration != self._loader._iteration
 
-    def _fail(self) -> None:
+    def _abandon(self) -> None:
         """Abandon the pass."""
         self._pass = None
         self._held.clear()
-        self._left_open = False
+        self._is_unfinished = False

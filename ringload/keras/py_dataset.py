@@ -113,11 +113,11 @@ class RingDataset(keras.utils.PyDataset):
     @property
     def workers(self) -> int:
         """1. Keras reads it when it is given the dataset."""
-        asker = _asker()
-        self._passes.given(asker)
-        if getattr(asker, "py_dataset", None) is self:
-            asker.py_dataset = _AdapterView(self, asker)
-        if getattr(asker, "shuffle", None) is False and not self._has_warned:
+        adapter = _calling_adapter()
+        self._passes.given(adapter)
+        if getattr(adapter, "py_dataset", None) is self:
+            adapter.py_dataset = _AdapterView(self, adapter)
+        if getattr(adapter, "shuffle", None) is False and not self._has_warned:
             self._warn_if_not_every_sample_in_order()
         return 1
 
@@ -222,10 +222,10 @@ def dataset(
     return RingDataset(loader, parts, repeat)
 
 
-def _asker() -> Any:
+def _calling_adapter() -> Any:
     """The adapter of Keras that called the caller of this function; None if there is none."""
-    asker = sys._getframe(2).f_locals.get("self")
-    return asker if type(asker).__module__.startswith("keras.") else None
+    adapter = sys._getframe(2).f_locals.get("self")
+    return adapter if type(adapter).__module__.startswith("keras.") else None
 
 
 def _has(backend: str, dtype: np.dtype[Any]) -> bool:
