@@ -67,7 +67,7 @@ class EpochTracker:
     # ---------------------------------------------------------------------------------------------
 
     def given(self, adapter: Any) -> None:
-        """fit, evaluate or predict was given the dataset, and reads it through the adapter `adapter`."""
+        """fit, evaluate or predict was given the dataset, and reads it through `adapter`."""
         with self._lock:
             if adapter is not None:
                 self._adapters.add(adapter)
