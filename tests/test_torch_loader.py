@@ -367,7 +367,7 @@ def test_what_was_not_encoded_makes_nothing(monkeypatch: Any) -> None:
 def test_a_pickle_is_read_where_that_is_allowed() -> None:
     data = written(pack(Extension(Ext.PICKLED, pickle.dumps({1, 2}))), 0)
     assert decode(data, True) == {1, 2}
-    with pytest.raises(TypeError, match="an extension 10 is no data"):
+    with pytest.raises(TypeError, match="an extension of code 10 is not allowed"):
         decode(data, False)
 
 

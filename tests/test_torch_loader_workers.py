@@ -558,7 +558,7 @@ def test_deaths_have_torchs_words(how: int, told: str) -> None:
         next(batches)
     next(batches)
     batches = iter(DataLoader(Ending(how), 2, sampler=["one", "three"], restarts=0, **FORK))
-    with pytest.raises(RuntimeError, match=rf"{told} It loaded sample 'three' then"):
+    with pytest.raises(RuntimeError, match=rf"{told} It was loading sample 'three'"):
         next(batches)
     batches = iter(DataLoader(Ending(how), 2, collate_fn=list, **FORK))
     next(batches)

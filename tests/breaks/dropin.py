@@ -20,7 +20,7 @@ TABLE = (
         (
             Edit(
                 "torch/dataloader/iterators.py",
-                "        if self._is_exhausted and not self._listed and self._failure is None:\n",
+                "        if self._is_exhausted and not self._pending and self._failure is None:\n",
                 "        if False:\n",
             ),
         ),

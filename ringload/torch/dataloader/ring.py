@@ -31,10 +31,10 @@ from ringload.torch.dataloader.feed import Feed, FeedSettings, Shape
 from ringload.torch.dataloader.source import STATUS, TorchSource, WorkerSpec, places
 from ringload.torch.dataloader.values import Encoder, decode, decode_rows, written_bytes
 
-FIRST_BYTES = 256 << 20  # of the first ring, at most: room to learn what a sample takes
+FIRST_BYTES = 256 << 20  # the most that the first ring takes, before the size of samples is known
 LEAST_BYTES = 1 << 12  # of the encoded parts of a row, at least, where there are any
-MOST_INT_BYTES, LIST_BYTES = 9, 64  # of MessagePack: a type and 64 bits; what else a list takes, aligned
-EPOCHS, NUMBERS, MAX_ROW = (1 << 22) - 1, (1 << 24) - 1, (1 << 16) - 1  # a row that has no index is called epoch, batch, row
+MOST_INT_BYTES, LIST_BYTES = 9, 64  # in MessagePack: the most that an int takes; the rest of a list, aligned
+EPOCHS, NUMBERS, MAX_ROW = (1 << 22) - 1, (1 << 24) - 1, (1 << 16) - 1  # name a row that has no index: epoch, batch, row
 Take = Callable[[np.ndarray], np.ndarray]
 WORDS = Words(
     "the workers of this DataLoader cannot be given what it has",
@@ -45,7 +45,7 @@ WORDS = Words(
 
 
 class BatchError(Exception):
-    """An error that stands in a batch's place."""
+    """An error that takes the place of a batch."""
 
     def __init__(self, batch: Batch, error: Exception) -> None:
         super().__init__(batch.number)
@@ -53,7 +53,7 @@ class BatchError(Exception):
 
 
 def _of(batch: Batch, make: Callable[[], Any]) -> Any:
-    """Make something of a batch. What that raises belongs to the batch: torch's collation refuses it, say."""
+    """Call `make` for a batch. An exception of it, such as of torch's collation, takes the place of the batch."""
     try:
         return make()
     except Exception as error:
@@ -62,7 +62,8 @@ def _of(batch: Batch, make: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What a ring's rows have. `tree` is None for whole batches; `key_bytes` 0 where indices are the keys."""
+    """What a row of the ring holds. `tree` is None if a row is a whole batch; `key_bytes` is 0 if the keys are indices. It is
+    learned from the first batch (`is_learned`)."""
 
     tree: tree.Node | None
     is_learned: bool
@@ -73,8 +74,8 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class RingSettings:
-    """What of a DataLoader's arguments a ring is made by. `n_slots`: how many batches are ahead. `may_fork`: the user has asked
-    for no start method, so that workers may be forked for what they can only inherit."""
+    """The arguments of a DataLoader on which its ring depends. `n_slots`: how many batches are filled ahead. `may_fork`: the
+    user has chosen no start method, so workers may be forked if the dataset has objects that can only be inherited."""
 
     feed: FeedSettings
     n_slots: int
@@ -84,7 +85,7 @@ class RingSettings:
 
 
 class TorchRing:
-    """A feed, and what is known of its rows."""
+    """A `Feed`, and the layout of its rows."""
 
     def __init__(
         self,
@@ -95,11 +96,11 @@ class TorchRing:
         layout: RowLayout | None,
         version: int,
     ) -> None:
-        """`keys` are those of some batches, the first of which is `due` (epoch, number). `layout` is that of an earlier ring.
-        `version` is the DataLoader's: of what was set on it."""
+        """`keys`: those of some batches, of which the first is `due` (epoch, number). `layout`: of an earlier ring, if there
+        was one. `version`: a number that changes when a function is set on the DataLoader."""
         self.settings, self.version = settings, version
         self._allow_pickle, self._strict = settings.allow_pickle, settings.strict
-        root = tree.Encoded("sample", "nothing is known of it yet") if spec.collate_fn is None else None
+        root = tree.Encoded("sample", "its structure is not known yet") if spec.collate_fn is None else None
         self._batched = spec.batched
         self._encoder = Encoder(self._allow_pickle)
         self._pack(spec)
@@ -116,9 +117,9 @@ class TorchRing:
                 if self.row_layout.is_learned or self.row_layout.encoded_bytes <= LEAST_BYTES:
                     raise
                 self.row_layout = replace(self.row_layout, encoded_bytes=_with_margin(self.row_layout.encoded_bytes // 4))
-        self.is_whole = True  # else it was interrupted while it was laid out, and nobody knows
+        self.is_whole = True  # False: an interruption came while the ring was laid out, so its state is unknown
 
-    # -- the user's part ----------------------------------------------------------------------------------------------
+    # -- dataset and functions ---------------------------------------------------------------------------------------
 
     def _pack(self, spec: WorkerSpec) -> None:
         is_forked = self.settings.feed.start_method == "fork"
@@ -127,16 +128,16 @@ class TorchRing:
         self._watch: Watch | None = None
 
     def is_like(self, spec: WorkerSpec) -> bool:
-        """Whether rows hold what rows of `spec` do: samples, or whole batches."""
+        """Whether the rows hold the same as rows of `spec`: samples, or whole batches."""
         return (spec.collate_fn is None, spec.batched) == (self.row_layout.tree is not None, self._batched)
 
     def note(self, spec: WorkerSpec) -> None:
-        """Remember what `spec` is now, which is what was sent."""
+        """Remember the present content of `spec`, which the workers have."""
         self._watch = Watch(_content(spec), self._packed) if self._packed is not None else None
 
     def renew(self, spec: WorkerSpec) -> bool:
-        """Before a pass: see that workers have `spec` as it is now. False: this ring cannot. What is forked has no
-        content to compare, and what has large arrays is sent to new workers."""
+        """Before a pass: send `spec` to the workers, if it has changed. False: a new ring is needed. That is so for forked
+        workers, whose `spec` cannot be compared, and for large arrays, which only new workers can be given."""
         if self._watch is None:
             return False
         if not self._watch.changed(_content(spec)):
@@ -144,7 +145,7 @@ class TorchRing:
         try:
             packed = pack(spec, words=WORDS, or_fork=self.settings.may_fork)
         except ForkRequiredError:
-            return False  # and so says it again who makes another ring
+            return False  # making the new ring raises this again, and handles it
         if packed.owners or (self._packed is not None and self._packed.owners):
             return False
         self._packed, self._spec, self._watch = packed, packed.data, Watch(_content(spec), packed)
@@ -152,7 +153,7 @@ class TorchRing:
         self._lay_out(self.row_layout, -1, 0)
         return True
 
-    # -- the layout ---------------------------------------------------------------------------------------------------
+    # -- the layout --------------------------------------------------------------------------------------------------
 
     def _source(self) -> TorchSource:
         return TorchSource(self._spec, self.row_layout.tree, self._fields(), self._allow_pickle, self.settings.feed.workers)
@@ -177,29 +178,29 @@ class TorchRing:
         self.feed.rebuild(self._source(), self._shape(), epoch, number)
         self.is_whole = True
 
-    # -- listing ------------------------------------------------------------------------------------------------------
+    # -- submitting --------------------------------------------------------------------------------------------------
 
     def begin(self, epoch: int, number: int) -> None:
-        """What is due next is batch `number` of `epoch`, which is to be listed."""
+        """The next batch is `number` of `epoch`; submit it next."""
         self.feed.begin(epoch, number)
 
-    def submit(self, epoch: int, number: int, listed: Mapping[int, Any], seed: int) -> None:
-        """Have batches produced: number -> its keys. That of `number` is due. `seed` is the pass's."""
+    def submit(self, epoch: int, number: int, batches: Mapping[int, Any], seed: int) -> None:
+        """Have batches filled: `batches` is number -> keys, and batch `number` is due next. `seed`: of the pass."""
         order = self.feed.order
-        new = {n: keys for n, keys in listed.items() if order.rows(epoch, n) is None}
+        new = {n: keys for n, keys in batches.items() if order.rows(epoch, n) is None}
         if not new:
             return
         layout = self._needed(self.row_layout, list(new.values()))
         if layout != self.row_layout:
             order.begin(epoch)
             self._lay_out(layout, epoch, number)
-            new = dict(listed)
+            new = dict(batches)
         for n, keys in new.items():
             order.submit(n, self._rows(epoch, n, keys, seed))
         self.feed.post()
 
     def next(self, number: int) -> tuple[Batch, list[Bad]]:
-        """Wait for batch `number`, which is listed, and due unless an interruption came after it was received."""
+        """Wait for batch `number`, which was submitted. It is due, unless an interruption came while it was received."""
         if self.feed.due != number:
             self.feed.seek(number)
         return self.feed.next()
@@ -219,13 +220,14 @@ class TorchRing:
         return layout if n_bytes <= layout.key_bytes else replace(layout, key_bytes=round_up(n_bytes + n_bytes // 2, 64))
 
     def _key_bytes(self, key: Any) -> int:
-        """What a key takes. Of indices, the most that any as many take: they grow within an epoch, and the ring should not."""
+        """The bytes of an encoded key. For a list of indices, the most that any list of this length takes, so that larger
+        indices later in the epoch do not change the layout."""
         if type(key) is list and set(map(type, key)) == {int} and min(key) >= -(1 << 63) and max(key) < 1 << 63:
             return MOST_INT_BYTES * len(key) + LIST_BYTES
         return self._encoder.n_bytes(key, "a key of the sampler")
 
     def _rows(self, epoch: int, number: int, keys: Any, seed: int) -> Rows:
-        """What is written into a batch's slot."""
+        """The rows that the trainer writes into the slot of a batch."""
         of_rows = [keys] if self.row_layout.tree is None else list(keys)
         n = len(of_rows)
         fields = {"place": places(seed, number, n)}
@@ -239,11 +241,11 @@ class TorchRing:
             index = np.array(of_rows, np.int64)
         return Rows(index, fields=fields)
 
-    # -- a batch ------------------------------------------------------------------------------------------------------
+    # -- a batch -----------------------------------------------------------------------------------------------------
 
     def take(self, batch: Batch, own: Take) -> Any:
-        """What torch's collation of a batch gives, in memory of the user's own: `own` copies an array. None if it does not fit:
-        then the ring is laid out for it, and it comes again."""
+        """A batch as torch's collation makes it, as a tuple of one; `own` copies an array out of the slot. None: a row did not
+        fit; the ring is laid out for it, and the batch comes again."""
         status = batch["status"]
         if status.any():
             self._correct(status.copy(), batch)
@@ -285,7 +287,7 @@ class TorchRing:
         self._lay_out(replace(layout, is_learned=True), batch.epoch, batch.number + 1)
 
     def _correct(self, status: np.ndarray, batch: Batch) -> None:
-        """Some rows did not fit."""
+        """Correct the layout: some rows did not fit."""
         layout = self.row_layout
         batch.release()
         if (misfits := status[status < 0]).size:
@@ -303,11 +305,11 @@ class TorchRing:
     def _refuse(self, found: tree.Node) -> None:
         if self._strict and (encoded := [leaf for leaf in tree.leaves(found) if isinstance(leaf, tree.Encoded)]):
             told = ", ".join(f"{leaf.path} ({leaf.why})" for leaf in encoded)
-            raise ConfigError(f"strict=True, and these have no fixed shape and dtype: {told}")
+            raise ConfigError(f"strict=True, but these parts of samples have no fixed shape and dtype: {told}")
 
 
 def _content(spec: WorkerSpec) -> WorkerSpec:
-    """What is the user's."""
+    """The parts of `spec` that the user can change."""
     return replace(spec, base_seed=0)
 
 
@@ -322,7 +324,7 @@ def own_copy(array: np.ndarray) -> np.ndarray:
 
 
 def pinned_copy(array: np.ndarray) -> np.ndarray:
-    """A copy in page-locked memory, which transfers to the GPU take without another."""
+    """A copy in page-locked memory, from which the GPU copies directly."""
     pinned = torch.empty(array.nbytes, dtype=torch.uint8, pin_memory=True).numpy()
     copied: np.ndarray = np.ndarray(array.shape, array.dtype, pinned)
     copied[...] = array
@@ -330,10 +332,10 @@ def pinned_copy(array: np.ndarray) -> np.ndarray:
 
 
 def needs_keys(keys: Sequence[Any]) -> bool:
-    """Whether keys are others than indices from 0 on (-1 is no sample, to the books)."""
+    """Whether some keys are not indices from 0 on. (-1 marks a row without a sample.)"""
     return len(keys) > 0 and (set(map(type, keys)) != {int} or min(keys) < 0 or max(keys) >= 1 << 63)
 
 
 def number_of(index: int) -> int:
-    """The batch of a row that has no index, by what it is called."""
+    """The number of the batch of a row without an index: see `EPOCHS`, `NUMBERS`, `MAX_ROW`."""
     return index >> 16 & NUMBERS

@@ -1,13 +1,14 @@
 """The structure of samples: which of their parts have fields of the ring, and which are encoded together into one field.
 
-In: some decoded samples. Out: a tree. Its leaves are `Fixed` (a number, array or tensor of one shape and dtype in every sample:
-one field of the ring, whose slot is the collated batch) and `Encoded` (anything else: encoded, and collated in the trainer by
-torch's own `default_collate`); what is between are tuples, lists and dicts of one shape.
+The trainer makes a tree from the decoded samples of the first batch. Its leaves are `Fixed` (a number, array or tensor of the
+same shape and dtype in every sample: a field of the ring, whose rows are the collated batch) and `Encoded` (any other value:
+encoded, and collated in the trainer by torch's `default_collate`). Its inner nodes are tuples, lists and dicts of the same
+structure.
 
-Workers check each sample against the tree and write it into its row (`writer`); where it differs they say at which node, and
-the trainer makes that node `Encoded`. The trainer builds batches (`build`). Both give what `default_collate` of the samples
-gives,
-by construction: a field's dtype is that of `default_collate([leaf])`; what it refuses is encoded, and it refuses it again.
+Workers check each sample against the tree and write it into its row (`writer`). If a sample differs, they report the node, and
+the trainer makes that node `Encoded`. The trainer builds batches (`build`). The result equals `default_collate` of the samples:
+a field has the dtype of `default_collate([leaf])`, and a value that `default_collate` refuses is encoded, so that it raises in
+the trainer.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ INT64 = range(-(1 << 63), 1 << 63)
 
 @dataclass(frozen=True)
 class Fixed:
-    """A leaf with a field: `kind` is "tensor", "array", or the name of a number's type; `given` the dtype in samples, `dtype`
-    (torch's) that in batches."""
+    """A leaf with a field. `kind` is "tensor", "array", or the type name of a number; `given` is the dtype in samples, `dtype`
+    that of torch in batches."""
 
     path: str
     field: str
@@ -45,7 +46,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A part that is encoded. `why`, in words."""
+    """A part that is encoded; `why`, for messages."""
 
     path: str
     why: str
@@ -53,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Inner:
-    """A container: `kind` is list, tuple, dict, OrderedDict, or (module, name) of a named tuple. `keys` of a dict."""
+    """A container. `kind` is list, tuple, dict, OrderedDict, or (module, name) of a named tuple; `keys` are those of a dict."""
 
     path: str
     kind: Any
@@ -109,7 +110,7 @@ def _leaf(value: Any, path: str) -> Fixed | Encoded:
         return Encoded(path, f"a {kind.__name__}")
     try:
         collated = default_collate([value])
-    except Exception:  # whatever: torch says it again, for whole batches
+    except Exception:  # torch raises it again when the batch is collated
         return Encoded(path, f"a {told} that torch does not collate")
     if type(collated) is not torch.Tensor or collated.shape != (1, *shape) or not collated.numel():
         return Encoded(path, f"a {told} of shape {shape}")
@@ -118,7 +119,7 @@ def _leaf(value: Any, path: str) -> Fixed | Encoded:
 
 
 def fits(leaf: Fixed, value: Any) -> bool:
-    """Whether a leaf of a sample is of the kind, shape and dtype of its field."""
+    """Whether a value has the kind, shape and dtype of its field."""
     if leaf.kind == "tensor":
         return (
             type(value) is torch.Tensor
@@ -132,7 +133,7 @@ def fits(leaf: Fixed, value: Any) -> bool:
 
 
 def leaves(node: Node) -> Iterator[Fixed | Encoded]:
-    """The leaves, in the order of the samples' parts."""
+    """The leaves, in the order of the parts of samples."""
     if isinstance(node, Inner):
         for child in node.children:
             yield from leaves(child)
@@ -141,7 +142,7 @@ def leaves(node: Node) -> Iterator[Fixed | Encoded]:
 
 
 def nodes(node: Node) -> Iterator[Node]:
-    """All nodes, each before its children; its place here is its number."""
+    """All nodes, each before its children. A node's number is its position here."""
     yield node
     if isinstance(node, Inner):
         for child in node.children:
@@ -149,13 +150,13 @@ def nodes(node: Node) -> Iterator[Node]:
 
 
 def fields(node: Node) -> dict[str, Field]:
-    """The fields that a tree needs."""
+    """The fields of the ring that a tree needs."""
     fixed = [leaf for leaf in leaves(node) if isinstance(leaf, Fixed)]
     return {leaf.field: Field(leaf.shape, numpy_dtype(torch_dtype(leaf.dtype))) for leaf in fixed}
 
 
 def without(node: Node, numbers: set[int], why: str, count: Iterator[int] | None = None) -> Node:
-    """The tree in which the nodes of these numbers are `Encoded`."""
+    """The tree, with the nodes of these numbers made `Encoded`."""
     count = itertools.count() if count is None else count
     is_out = next(count) in numbers
     if isinstance(node, Inner):
@@ -167,7 +168,7 @@ def without(node: Node, numbers: set[int], why: str, count: Iterator[int] | None
 
 
 class MisfitError(Exception):
-    """A sample is not as the plan says, at node `number`."""
+    """A sample differs from the tree at node `number`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -258,12 +259,12 @@ def build(node: Node, take: Callable[[str], np.ndarray], decoded: Iterator[list[
     of its values, one a sample.
 
     Raises:
-        what `default_collate` raises on the latter.
+        the exception of `default_collate` for an encoded part.
     """
     if isinstance(node, Fixed):
         return as_tensor(take(node.field), torch_dtype(node.dtype))
     if isinstance(node, Encoded):
-        return default_collate(gather(next(decoded)))  # what torch returns of strings is just that list or tuple
+        return default_collate(gather(next(decoded)))  # of strings, torch returns this list or tuple itself
     gather = list if node.keys else tuple
     parts = [build(child, take, decoded, gather) for child in node.children]
     if node.kind in (dict, OrderedDict):
