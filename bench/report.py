@@ -23,7 +23,7 @@ from bench.stats import Figure, Results, figures, read
 
 README = Path("README.md")
 BEGIN, END = "<!-- begin: written by python -m bench.report --readme -->", "<!-- end: bench -->"
-HEADINGS = ("figure", "ringload", "beside it", "its figure", "ratio", "spread", "pairs", "goal", "")
+HEADINGS = ("figure", "ringload", "compared with", "its figure", "ratio", "spread", "pairs", "goal", "")
 
 
 def newest(folder: Path = RESULTS, full_only: bool = False) -> Path | None:
@@ -120,7 +120,7 @@ def readme_block(results: Results | None) -> str:
     lines = [
         f"{about(results)}.",
         "",
-        "| figure | ringload | beside it | its figure | ratio (spread) | goal |",
+        "| figure | ringload | compared with | its figure | ratio (spread) | goal |",
         "|---|---|---|---|---|---|",
     ]
     last = ""
@@ -201,7 +201,7 @@ td.n {{ white-space: nowrap; font-variant-numeric: tabular-nums }}
 tr.first td {{ border-top: 1px solid var(--line) }}
 .met {{ color: var(--good) }} .missed {{ color: var(--bad); font-weight: bold }}
 </style></head><body>
-<h1>ringload beside its peers</h1>
+<h1>ringload compared with its peers</h1>
 <p>{about}</p>
 <p>A ratio is ringload's figure over the other's: the median over pairs that were measured next to each other, each in a
 fresh process, with its least and its greatest. Every batch was verified.</p>
