@@ -215,6 +215,6 @@ def test_ways_of_the_serializer_benchmark_bring_samples_back() -> None:
         assert set(serializer.measure(serializer.WAYS, value, 1, 1)) == {"ringload", "pickle 5", "msgspec"}
         for name in ("ringload", "pickle 5"):
             write, read = serializer.WAYS[name]
-            room = np.zeros(serializer.ROOM_BYTES, np.uint8)
+            room = np.zeros(serializer.BUFFER_BYTES, np.uint8)
             write(value, room)
             assert repr(read(room)) == repr(value)
