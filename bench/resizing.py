@@ -68,11 +68,11 @@ def main(images: Path, photographs: int, rounds: int) -> None:
         for name, n_ns in taken.items():
             costs[name].append(n_ns / 1e6 / len(frame))
     table = Table(title=f"{len(frame)} photographs, {rounds} rounds; {machine()['cpu']}", title_justify="left")
-    for name in ("interpolation", "CPU a photograph", "beside linear", "dB to Pillow's BILINEAR, median", "worst"):
+    for name in ("interpolation", "CPU a photograph", "ratio to linear", "dB to Pillow's BILINEAR, median", "worst"):
         table.add_column(name)
     for name in FILTERS:
-        beside = statistics.median(a / b for a, b in zip(costs[name], costs["linear"], strict=True))
-        row_of_table = [name, f"{statistics.median(costs[name]):.2f} ms", f"{beside:.2f}"]
+        ratio = statistics.median(a / b for a, b in zip(costs[name], costs["linear"], strict=True))
+        row_of_table = [name, f"{statistics.median(costs[name]):.2f} ms", f"{ratio:.2f}"]
         table.add_row(*row_of_table, f"{statistics.median(quality[name]):.1f}", f"{min(quality[name]):.1f}")
     Console(width=140).print(table)
 

@@ -84,7 +84,7 @@ PEERS = {
         Peer("ringload-default", "ringload, its default budget", "ring", ("photos",)),
         Peer("roofline", "the same decoder, no transport", "yardsticks", ("photos",), is_yardstick=True),
         Peer("copying", "plain copies, no transport", "yardsticks", ("rows",), is_yardstick=True),
-        Peer("naive", "generator by hand, Pillow", "naive", ALL),
+        Peer("naive", "hand-written generator, Pillow", "naive", ALL),
         Peer("keras", "Keras PyDataset, Pillow", "keras_pydataset", ALL, ("tensorflow",)),
         Peer("torch", "torch DataLoader, ringload's decoder", "torch_loader", ALL, ("torch",), {"decoder": "own"}),
         Peer("torch-pillow", "torch DataLoader, Pillow", "torch_loader", ("photos",), ("torch",), {"decoder": "pillow"}),

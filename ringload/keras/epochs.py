@@ -63,8 +63,7 @@ class EpochTracker:
         self._adapters: weakref.WeakSet[Any] = weakref.WeakSet()  # the adapters of all fits so far
         self._adapter: Callable[[], Any] = lambda: None  # a weak reference to the newest of them
 
-    # -- calls that tell passes apart
-    # ---------------------------------------------------------------------------------------------
+    # -- calls that tell passes apart ---------------------------------------------------------------------------------
 
     def given(self, adapter: Any) -> None:
         """fit, evaluate or predict was given the dataset, and reads it through `adapter`."""
