@@ -101,7 +101,7 @@ with ringload.Loader(Bad(60), 5, workers=0, ram_budget="200MB") as made:
     said = "SampleError: sample 7 (seven.jpg of 7): OSError: no such thing as seven"
     message(said, lambda: list(ringload.tf.as_dataset(made)))
     message("no field 'pixels'", lambda: ringload.tf.as_dataset(made, "pixels"))
-    message("without x", lambda: ringload.tf.as_dataset(made, y="label"))
+    message("need x", lambda: ringload.tf.as_dataset(made, y="label"))
     message("prefetch", lambda: ringload.tf.as_dataset(made, prefetch=-1))
     data = iter(ringload.tf.as_dataset(made, prefetch=0))
     next(data)
