@@ -6,10 +6,9 @@ Each of these encodes a sample into a buffer of the ring, and decodes it into ne
 in the buffer at multiples of 64 bytes.
 
     ringload   the encoding of the DataLoader's workers: see `ringload/torch/dataloader/values.py`
-    pickle 5   pickle's protocol 5 with out-of-band buffers, and tensors as arrays. Decoding runs any code that a worker has
-    written msgspec    MessagePack with one extension type, for arrays. Tuples become lists. It supports no classes, no ints of
-    more than
-               64 bits, and no order of a tensor's axes
+    pickle 5   pickle's protocol 5 with out-of-band buffers, and tensors as arrays. Decoding runs any code of the worker's bytes
+    msgspec    MessagePack with one extension type, for arrays. Tuples become lists. It supports no classes, no ints of more
+               than 64 bits, and no order of a tensor's axes
 
 One round calls each of these `--calls` times, one after the other, so that a change of the machine's speed affects all of them.
 A figure is the median over the rounds of the thread's CPU time. The arrays are small, because copying a large array takes each

@@ -1,5 +1,4 @@
-"""Measures the transfer of batches to a CUDA device, and its cost for a training step: medians of ratios, A B A B within one
-run.
+"""Measures the transfer of batches to a CUDA device, and its cost for a training step. Ratios are measured A B A B in one run.
 
     python bench/transfer.py [--rounds 9] [--workers 4]
 

@@ -5,8 +5,8 @@
     Sleeps   samples that sleep and use no CPU, a few of them longer than others; the content is a function of the index
 
 All have `batch_size`, `n_samples`, `shape`, `dtype`, and `check(index, payload)`, which raises WrongPayloadError. Rows and
-Sleeps load a sample by `work[i]`, as a map-style dataset does. Peers of the same work deliver uint8, except
-the hand-written generator, which normalises, as is usual. Indices beyond the number of files or rows begin again at the first.
+Sleeps load a sample by `work[i]`, as a map-style dataset does. Peers of the same work deliver uint8,
+except the hand-written generator, which normalises, as is usual. Indices beyond the number of files or rows begin again at 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ringload: `Loader` as in its README, without tuning.
 
-`ahead`: the budget allows for so many batches. Used to measure a steady state, as the first use of each page of a ring is
-slower. `lean`: the smallest budget that allows for as many batches ahead as torch's default, 2 a worker.
+`ahead`: the budget allows for so many batches. Used to measure a steady state, as the first use of each page of a ring is slow.
+`lean`: the smallest budget that allows for as many batches ahead as torch's default, 2 a worker.
 """
 
 from __future__ import annotations

@@ -206,9 +206,9 @@ def dataset(
 
     Arguments:
         x, y: the field that is the input or the target; for several fields, a list of names: Keras gets a dict. y=None: no
-        targets. sample_weight: the field of sample weights, which may be class weights. Default: the field `weight`, if the
-        source has it.
-            Multiplied by `valid`, if the loader has that field.
+            targets.
+        sample_weight: the field of sample weights, which may be class weights. Default: the field `weight`, if the source has
+            it. Multiplied by `valid`, if the loader has that field.
         repeat: passes follow each other without an end, also within an epoch of Keras. For a `steps_per_epoch` that does not
             divide a pass, or is longer than one. Without it, Keras' epoch ends where a pass ends.
 

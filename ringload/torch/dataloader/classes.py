@@ -2,8 +2,8 @@
 
     class                                               sent parts               how the object is made
     Enum                                                its name                 the member of that name
-    defaultdict, torch.Size, and subclasses of these    content, attributes      by the base class; then its `__dict__` is
-        filled and of int, float, str, tuple, list, dict, OrderedDict
+    defaultdict, torch.Size, and subclasses of these    content, attributes      by the base class, then its `__dict__`
+        and of int, float, str, tuple, list, dict, OrderedDict
     subclasses of UserDict and UserList                 attributes               the same
 
 A worker reads files that may be hostile, so the trainer does not trust the class name that it receives. It looks the name up

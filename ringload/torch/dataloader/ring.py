@@ -5,7 +5,7 @@ batch that arrives the trainer learns what the rows of a ring of many slots need
 its status says so, the row layout is corrected, and that batch and all later ones are filled again. No batch is lost or comes
 twice, as a batch counts as received only when it was collated.
 
-What comes out of here is the user's own memory: each field is copied out of the slot once, and the slot is given back at once.
+Batches are in ordinary memory, which the user may keep: each field is copied out of the slot once, and the slot is released.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOST_INT_BYTES, LIST_BYTES = 9, 64  # in MessagePack: the most that an int takes
 EPOCHS, NUMBERS, MAX_ROW = (1 << 22) - 1, (1 << 24) - 1, (1 << 16) - 1  # name a row that has no index: epoch, batch, row
 Take = Callable[[np.ndarray], np.ndarray]
 WORDS = Words(
-    "the workers of this DataLoader cannot be given what it has",
+    "a part of this DataLoader cannot be sent to its workers",
     "",
     "Open or make it where it is needed: in __getitem__, when it is first called, or in worker_init_fn. Or let workers inherit "
     'it: multiprocessing_context="fork". Or use num_workers=0',
