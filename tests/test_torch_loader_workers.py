@@ -644,7 +644,7 @@ def test_what_cannot_be_sent_is_named_in_the_users_words() -> None:
     loader = DataLoader(data, 20, num_workers=1)
     list(loader)
     data.file = open(os.devnull)  # noqa: SIM115
-    with data.file, pytest.raises(ringload.ConfigError, match=r"cannot be given.*dataset.file is an open file"):
+    with data.file, pytest.raises(ringload.ConfigError, match=r"cannot be sent.*dataset.file is an open file"):
         iter(loader)
 
 
