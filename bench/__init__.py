@@ -1,1 +1,1 @@
-"""The bench: ringload beside what a user would pick instead, on the same files, in one run. Start at `scenarios` and `run`."""
+"""Benchmarks: ringload and other loaders on the same files, in one run. Begin reading at `scenarios` and `run`."""

@@ -1,8 +1,8 @@
-"""The files that are loaded, made once below data/bench and kept: what `work` describes.
+"""Makes the files that `work` loads, once, in data/bench.
 
-From data/photos (bench/photos.py makes them): small pictures of each file as truth, large photographs of 12 to 24
-megapixels, and tables of up to 30 million rows. Rows of arrays: random bytes, of which each row's first and last 8 are its
-number. Every function makes what is not there and returns where it is.
+From data/photos (made by bench/photos.py): a thumbnail of each file, for verification; large photographs of 12 to 24
+megapixels; tables of up to 30 million rows. For array rows: random bytes; the first and the last 8 bytes of a row are its
+number. Each function makes its files if they do not exist, and returns their path.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def files(folder: Path) -> list[str]:
 
 
 def truth(folder: Path, size: int) -> Path:
-    """`(n_files, 8, 8, 3) int16`: what Pillow makes of every file, looked at by `work.glance`."""
+    """`(n_files, 8, 8, 3) int16`: every file decoded by Pillow, reduced by `work.glance`."""
     from bench.work import glance
 
     def make(path: Path) -> None:
         seen = []
         for name in files(folder):
             with Image.open(name) as image:
-                image.draft("RGB", (2 * size, 2 * size))  # quicker, and no less of a truth for so few pixels
+                image.draft("RGB", (2 * size, 2 * size))  # faster, and exact enough for so few pixels
                 pixels = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
             seen.append(glance(pixels[None])[0])
         np.save(path, np.stack(seen))
@@ -44,7 +44,7 @@ def truth(folder: Path, size: int) -> Path:
 
 
 def large() -> Path:
-    """A folder like data/photos, of `N_LARGE` photographs of 12 to 24 megapixels."""
+    """A folder like data/photos, with `N_LARGE` photographs of 12 to 24 megapixels."""
 
     def make(path: Path) -> None:
         path.mkdir()
@@ -62,7 +62,7 @@ def large() -> Path:
 
 
 def table(n_rows: int) -> Path:
-    """A Parquet table of `n_rows` different paths that lead to the photographs: each 3,000 through a folder of their own."""
+    """A Parquet table of `n_rows` different paths to the photographs. Every 3,000 rows use another folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -85,7 +85,7 @@ def table(n_rows: int) -> Path:
 
 
 def marks(rows: np.ndarray) -> np.ndarray:
-    """What stands in the first and in the last 8 bytes of rows."""
+    """The first and the last 8 bytes of rows."""
     marked: np.ndarray = rows.astype(np.int64) * 1_000_003 + 17
     return marked
 

@@ -1,4 +1,4 @@
-"""File -> `(size, size, 3) uint8`, in the three ways that peers decode: Pillow, ringload's own, torchvision. All antialias."""
+"""File -> `(size, size, 3) uint8`, by the three decoders that peers use: Pillow, ringload's, torchvision. All antialias."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Decode = Callable[[str, int], np.ndarray]
 
 
 def pillow(path: str, size: int) -> np.ndarray:
-    """As tutorials do it."""
+    """Decode with Pillow, as tutorials do."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
 def own(path: str, size: int) -> np.ndarray:
-    """As ringload does it, into an array of its own."""
+    """Decode with ringload's decoder, into a new array."""
     image = np.empty((size, size, 3), np.uint8)
     with open(path, "rb", buffering=0) as file:
         _decoder(size).load(file.readall(), None, image)
@@ -27,7 +27,7 @@ def own(path: str, size: int) -> np.ndarray:
 
 @cache
 def _decoder(size: int):  # type: ignore[no-untyped-def]
-    """One a process: it keeps its scratch."""
+    """One decoder for each process, which reuses its scratch memory."""
     import cv2
 
     from ringload.images.decoder import ImageDecoder
@@ -38,7 +38,7 @@ def _decoder(size: int):  # type: ignore[no-untyped-def]
 
 
 def torchvision(path: str, size: int) -> np.ndarray:
-    """As its documentation advises for speed: read_file, decode_jpeg, transforms.v2 with antialias.
+    """Decode with torchvision as its documentation recommends for speed: read_file, decode_jpeg, transforms.v2 with antialias.
 
     https://docs.pytorch.org/vision/stable/transforms.html#performance-considerations
     """

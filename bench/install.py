@@ -1,7 +1,8 @@
 """Install the peers into this interpreter's environment, one pip call each: `make bench-setup` runs it in .venv-bench.
 
-Versions are those of bench/constraints.txt. One that cannot be installed, or cannot be imported, costs only itself: why is
-noted in peers.json beside the interpreter, and stands in every table and file of results. Standard library only.
+Versions are those of bench/constraints.txt. A peer that cannot be installed or imported is left out; the reason is written to
+peers.json in the folder of the environment, and shown in every table and file of results. This module uses only the standard
+library.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CONSTRAINTS = HERE / "constraints.txt"
-LONGEST_S = 900  # of one pip call
+LONGEST_S = 900  # time limit of one pip call
 
-# package -> (what pip is given, the module that must then be importable, Debian packages that it needs)
+# package -> (arguments of pip, the module that must then be importable, Debian packages that it needs)
 PACKAGES: dict[str, tuple[list[str], str, list[str]]] = {
     "torch": (["torch"], "torch", []),
     "tensorflow": (["tensorflow"], "tensorflow", []),
@@ -42,7 +43,7 @@ PACKAGES: dict[str, tuple[list[str], str, list[str]]] = {
 
 
 def pip(arguments: list[str]) -> str:
-    """Install; why it failed, or ""."""
+    """Install, and return the reason of a failure, or ""."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
@@ -53,14 +54,14 @@ def pip(arguments: list[str]) -> str:
 
 
 def imported(module: str) -> str:
-    """Import it in a process of its own; why that failed, or ""."""
+    """Import a module in a new process, and return the reason of a failure, or ""."""
     code = f"import importlib; importlib.import_module({module!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONGEST_S)
     return "" if done.returncode == 0 else f"import {module}: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}"
 
 
 def install(name: str) -> dict[str, str]:
-    """Install one; its version, or why it is absent."""
+    """Install a peer, and return its version, or the reason why it is absent."""
     arguments, module, debian = PACKAGES[name]
     why = pip(arguments)
     if not why:
@@ -75,7 +76,7 @@ def install(name: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Install all, and note what came of it."""
+    """Install all peers, and write the results to peers.json."""
     chosen = sys.argv[1:] or list(PACKAGES)
     path = Path(sys.prefix) / "peers.json"
     noted = json.loads(path.read_text()) if path.exists() else {}

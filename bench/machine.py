@@ -1,4 +1,4 @@
-"""What a result needs to be understood: the machine, the versions, the commit; and the memory of a tree of processes."""
+"""Describes the machine, the versions and the commit of a result; and measures the memory of a tree of processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what is measured, as far as it is installed."""
+    """Versions of the measured packages that are installed."""
     found = {}
     for name in WATCHED:
         try:
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's, with a + if it was changed since; "unknown" outside of one."""
+    """The commit of the checkout, with a + if files have changed since; "unknown" outside of a checkout."""
     here = Path(__file__).parent
     try:
         said = subprocess.run(
@@ -56,7 +56,7 @@ def commit() -> str:
 
 
 def tree_pss_mb(pid: int) -> float:
-    """PSS of a process and all that descend from it: what is shared counts once."""
+    """PSS of a process and all its descendants. Shared memory counts once."""
     total = 0
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -66,12 +66,12 @@ def tree_pss_mb(pid: int) -> float:
         try:
             total += pss_bytes(process.pid)
         except (OSError, ProcessLookupError):
-            continue  # it ended
+            continue  # the process has ended
     return total / 1e6
 
 
 def pss_bytes(pid: int) -> int:
-    """From smaps_rollup, which costs the kernel less than smaps."""
+    """PSS from smaps_rollup, which costs the kernel less than smaps."""
     with open(f"/proc/{pid}/smaps_rollup") as lines:
         for line in lines:
             if line.startswith("Pss:"):
@@ -80,7 +80,7 @@ def pss_bytes(pid: int) -> int:
 
 
 class Memory:
-    """Samples the memory of a tree of processes until it is left: `samples` of (seconds, MB)."""
+    """Samples the memory of a tree of processes until the context ends: `samples` of (seconds, MB)."""
 
     def __init__(self, pid: int, every_s: float = 0.1) -> None:
         self.samples: list[tuple[float, float]] = []

@@ -1,18 +1,18 @@
-"""One measurement, in a process of its own: `python -m bench.measure SPEC`, with a SPEC in JSON that `bench.run` makes.
+"""One measurement in a separate process: `python -m bench.measure SPEC`. `bench.run` makes SPEC, in JSON.
 
-SPEC: peer, work, workers, method, seconds, warm_s, `open` (options for the peer), and what the method takes. The last line
-that is printed is `RESULT {...}`. Every batch is verified while it is measured; WrongPayload ends the process with the exit
-code WRONG.
+SPEC has peer, work, workers, method, seconds, warm_s, `open` (options for the peer), and options of the method. The last
+printed line is `RESULT {...}`. Every batch is verified during the measurement; a WrongPayloadError ends the process with the
+exit code WRONG.
 
 Methods
-    rate    samples/s in the steady state, CPU of the trainer's thread a batch
-    first   seconds to the first batch alone, from the making of the loader, its framework imported; and with that import
-    steps   a trainer with a step of `step` times what loading a batch takes, by workers that do nothing else: time waited, and
-            the wall time over the ideal, from the first batches on
-    epoch   samples/s over one epoch of files that are not in the page cache, `delay_ms` away where that is given
-    memory  the trainer takes batches, then rests until whatever is filled ahead is full; bench.run watches the memory
+    rate    samples/s in the steady state, and CPU time of the trainer's thread a batch
+    first   seconds from making the loader to its first batch, without the import of its framework, and with it
+    steps   a trainer whose step takes `step` times the time of loading a batch: time waited, and wall time over the ideal time,
+            after the first batches
+    epoch   samples/s over one epoch of files that are not in the page cache; each read takes `delay_ms`, if given
+    memory  the trainer takes batches, then sleeps until all batches ahead are filled; bench.run measures the memory
     scaling samples/s of samples that sleep, for each number of workers in `counts`, one after the other
-    proof   a whole epoch, not timed: every sample comes once
+    proof   one epoch without timing: checks that every sample comes once
     train   a real training (bench.train)
 """
 
@@ -31,15 +31,15 @@ import psutil
 
 from bench import data
 from bench.peers import PEERS, Peer, Stream
-from bench.work import Epoch, Photos, Sleeps, Work, WrongPayload, make_work
+from bench.work import Epoch, Photos, Sleeps, Work, WrongPayloadError, make_work
 
 WRONG = 42  # exit code
-SETTLING = 2  # batches a worker, in which a trainer with a step is not measured yet
+SETTLING = 2  # the first batches a worker, before a trainer with a step is measured
 N_SLEEPS = 100
 
 
 class Trainer:
-    """Takes batches from a stream and verifies them. `cpu_s` and `wait_s` are of asking for them, and of giving them back."""
+    """Takes batches from a stream and verifies them. `cpu_s` and `wait_s` are spent in taking and releasing batches."""
 
     def __init__(self, work: Work, stream: Stream) -> None:
         if work.n_samples % work.batch_size:
@@ -50,11 +50,11 @@ class Trainer:
         self.reset()
 
     def reset(self) -> None:
-        """Count from here."""
+        """Set all counts to 0."""
         self.n_batches, self.cpu_s, self.wait_s, self.begin_s = 0, 0.0, 0.0, time.perf_counter()
 
     def take(self) -> None:
-        """One batch; the one before is given back."""
+        """Take one batch, after releasing the previous one."""
         wall_s, cpu_s = time.perf_counter(), time.thread_time()
         self._batch = None
         batch = next(self._stream.batches)
@@ -71,7 +71,7 @@ class Trainer:
         self.n_batches += 1
 
     def take_for(self, seconds: float, at_least: int = 3) -> None:
-        """Batches for some time."""
+        """Take batches for some seconds."""
         begin_s, n = time.perf_counter(), 0
         while n < at_least or time.perf_counter() - begin_s < seconds:
             self.take()
@@ -82,7 +82,7 @@ class Trainer:
         return time.perf_counter() - self.begin_s
 
     def counted(self) -> dict[str, float]:
-        """What a window gave."""
+        """The counts since the last reset, as a result."""
         elapsed_s, n = self.elapsed_s, self.n_batches
         sample_bytes = self._work.dtype.itemsize
         for length in self._work.shape:
@@ -122,7 +122,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def started(spec: dict[str, Any], peer: Peer, work: Work) -> tuple[Stream, Trainer, float]:
-    """A stream that has given its first batch, and the seconds to it."""
+    """A stream that has given its first batch, and the seconds that it took."""
     begin_s = time.perf_counter()
     stream = peer.open(work, spec["workers"], **spec.get("open", {}))
     trainer = Trainer(work, stream)
@@ -136,7 +136,7 @@ def rate(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
     trainer.reset()
     trainer.take_for(spec["seconds"])
     result = trainer.counted()
-    if isinstance(work, Sleeps):  # the share of what so many sleeping workers could do
+    if isinstance(work, Sleeps):  # the share of the most that so many sleeping workers can do
         result["ideal_share"] = result["samples_per_s"] * work.mean_cost_s / spec["workers"]
     stream.close()
     return result
@@ -166,7 +166,7 @@ def steps(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
 
 
 def overslept_s(seconds: float) -> float:
-    """How much longer a sleep takes here than it is asked to."""
+    """How much longer a sleep takes on this machine than requested."""
     begin_s = time.perf_counter()
     for _ in range(N_SLEEPS):
         time.sleep(seconds)
@@ -204,7 +204,7 @@ def epoch(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
 def memory(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
     stream, trainer, first_s = started(spec, peer, work)
     trainer.take_for(spec["seconds"] / 3)
-    time.sleep(spec["seconds"])  # until what can be filled ahead is full: 64 batches of 64, at 1,400 images/s
+    time.sleep(spec["seconds"])  # until all batches ahead are filled: 64 batches of 64, at 1,400 images/s
     trainer.take_for(0.0)
     stream.close()
     return {"first_s": first_s}
@@ -235,7 +235,7 @@ def main() -> None:
     code = 0
     try:
         result = measure(spec)
-    except WrongPayload as error:
+    except WrongPayloadError as error:
         result, code = {"error": f"wrong payload: {error}"}, WRONG
     except Exception as error:
         import traceback
@@ -244,7 +244,7 @@ def main() -> None:
         result, code = {"error": f"{type(error).__name__}: {error}"}, 1
     print(f"RESULT {json.dumps(result)}", flush=True)
     sys.stderr.flush()
-    os._exit(code)  # what a peer leaves running ends with its process group; bench.run sees to it
+    os._exit(code)  # bench.run then kills the process group, with all that a peer has left running
 
 
 if __name__ == "__main__":

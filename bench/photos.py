@@ -1,7 +1,7 @@
-"""Make a photo-like JPEG dataset: the files that the demo trains on and the benchmarks read.
+"""Makes a JPEG dataset like photographs, for the demo and the benchmarks.
 
-In: the real photographs that scikit-image and scikit-learn carry in their wheels. Out: `n` JPEG files, one class a
-photograph, and `photos.csv` with the columns `object_id, bi, multi, path`. File i depends on (SEED, i) alone, so the same
+Input: the real photographs in the wheels of scikit-image and scikit-learn. Output: `n` JPEG files, one class for each
+photograph, and `photos.csv` with the columns `object_id, bi, multi, path`. File i depends only on (SEED, i), so the same
 command makes the same files on any number of cores.
 
 Sizes follow ImageNet: most have 500 pixels on the long side, one in ten up to 1,024, one in twenty up to 3,000.
@@ -32,7 +32,7 @@ SKIMAGE = {  # class name -> file in skimage/data
     "tissue": "ihc.png",
 }
 SKLEARN = {"flower": "flower.jpg", "temple": "china.jpg"}  # class name -> file in sklearn/datasets/images
-ALIVE = {"astronaut", "cat", "flower", "retina", "tissue"}  # the binary label: is it of something alive?
+ALIVE = {"astronaut", "cat", "flower", "retina", "tissue"}  # the binary label: photographs of something alive
 CLASSES = sorted(SKIMAGE | SKLEARN)
 
 

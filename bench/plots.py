@@ -1,6 +1,6 @@
-"""Plots of one file of results: each function draws one, or returns None where the file has nothing for it.
+"""Plots of one file of results. Each function draws one plot, or returns None if the file has no data for it.
 
-Drawn for a light and for a dark page; colours are the same in both, text and axes take that of the page.
+Each plot is drawn for a light and for a dark page, with the same colours; text and axes have the text colour of the page.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OTHER = "#9aa4ae"
 
 
 def throughput(results: Results) -> Any:
-    """Share of the roofline, of every peer."""
+    """Rate of every peer, as a share of the roofline."""
     scenario = BY_NAME["decode-64"]
     roof = figure(results, scenario, "roofline")
     if roof is None:
@@ -57,7 +57,7 @@ def throughput(results: Results) -> Any:
     names = [PEERS[name].title for name, _, _ in shares]
     axes.barh(names, [share for _, share, _ in shares], color=[COLORS.get(name, OTHER) for name, _, _ in shares])
     for row, (_, share, rate) in enumerate(shares):
-        inside = share > 0.7  # else it would lie on the dashed line
+        inside = share > 0.7  # outside, it would overlap the dashed line
         place, side, ink = (share - 0.01, "right", {"color": "white"}) if inside else (share + 0.01, "left", {})
         axes.text(place, row, f"{rate:,.0f} images/s", va="center", ha=side, fontsize=8, **ink)
     axes.axvline(1.0, color=COLORS["roofline"], linestyle="--", linewidth=1)
@@ -177,7 +177,7 @@ def transport(results: Results) -> Any:
 
 
 def grouped(axes: Any, groups: list[str], peers: list[str], value: Callable[[int, str], float | None], kind: Kind) -> None:
-    """Bars of peers, side by side in groups, with their numbers on top; peers without a value in a group take no room."""
+    """Bars of peers, side by side in groups, with their numbers on top. Peers without a value in a group are left out."""
     width = 0.8 / len(peers)
     labelled: set[str] = set()
     for group in range(len(groups)):
@@ -194,7 +194,7 @@ def grouped(axes: Any, groups: list[str], peers: list[str], value: Callable[[int
 
 
 def log_scale(axes: Any) -> None:
-    """With plain numbers beside it."""
+    """A logarithmic axis with plain numbers as labels."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
@@ -242,7 +242,7 @@ def drawn(name: str, results: Results, ink: str) -> Any:
 
 
 def as_svg(name: str, results: Results) -> str:
-    """The plot as it stands in the page, in the page's own text colour; "" if there is none."""
+    """A plot as SVG, in the text colour of the page; "" if there is no plot."""
     fig = drawn(name, results, PAGE_INK)
     if fig is None:
         return ""

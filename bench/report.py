@@ -1,8 +1,8 @@
-"""Report one file of results: a table in the terminal, one page of HTML with all plots in it, PNGs, and the README's table.
+"""Reports one file of results: as a table in the terminal, a page of HTML with all plots, PNGs, and the README's table.
 
     python -m bench.report [FILE] [--page bench/results/bench.html] [--png bench/results] [--readme]
 
-Without FILE the newest that bench.run wrote is reported; the README has the newest full run, and no other.
+Without FILE, reports the newest file that bench.run wrote. --readme always uses the newest full run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from bench.stats import Figure, Results, figures, read
 
 README = Path("README.md")
 BEGIN, END = "<!-- begin: written by python -m bench.report --readme -->", "<!-- end: bench -->"
-HEADINGS = ("figure", "ringload", "beside it", "its figure", "ratio", "spread", "pairs", "goal", "")
+HEADINGS = ("figure", "ringload", "compared with", "its figure", "ratio", "spread", "pairs", "goal", "")
 
 
 def newest(folder: Path = RESULTS, full_only: bool = False) -> Path | None:
-    """The newest file of results, by its name; if asked, of a full run that came to its end."""
+    """The newest file of results, by its name; or the newest of a complete full run."""
     files = sorted(folder.glob("*.jsonl"))
     if full_only:
         files = [path for path in files if not path.stem.endswith("-part") and read(path).is_complete]
@@ -42,7 +42,7 @@ def number(value: float, unit: str) -> str:
 
 
 def goal_of(figure: Figure) -> str:
-    """Of the ratio, or of ringload's own figure."""
+    """The goal of a ratio, or of ringload's own figure, as text."""
     if figure.goal is None:
         return ""
     sign = ">=" if figure.goal.at_least else "<="
@@ -82,7 +82,7 @@ def about(results: Results) -> str:
 
 
 def missing(results: Results) -> list[str]:
-    """What was not measured, and why."""
+    """The peers that were not measured, and why."""
     session = results.session
     told = [f"{PEERS[name].title}: {why}" for name, why in session["absent"].items() if name in PEERS]
     told += [f"{PEERS[name].title}: {why}" for name, why in results.failed.items()]
@@ -113,14 +113,14 @@ def print_table(results: Results) -> None:
 
 
 def readme_block(results: Results | None) -> str:
-    """What stands between the README's two marks."""
+    """The text between the README's two marks."""
     if results is None:
         return "No full run of `make bench` has been recorded yet; this table is written from its results."
     chosen = [one for one in figures(results) if one.goal is not None or one.scenario.name == "decode-64"]
     lines = [
         f"{about(results)}.",
         "",
-        "| figure | ringload | beside it | its figure | ratio (spread) | goal |",
+        "| figure | ringload | compared with | its figure | ratio (spread) | goal |",
         "|---|---|---|---|---|---|",
     ]
     last = ""
@@ -137,7 +137,7 @@ def write_readme(path: Path = README, folder: Path = RESULTS) -> None:
     """Put the newest full run's table into the README.
 
     Raises:
-        ValueError: it has no two marks.
+        ValueError: the README does not have both marks.
     """
     before, begun, rest = path.read_text().partition(BEGIN)
     _, ended, after = rest.partition(END)
@@ -149,7 +149,7 @@ def write_readme(path: Path = README, folder: Path = RESULTS) -> None:
 
 
 def write_page(results: Results, path: Path) -> None:
-    """One page with everything in it."""
+    """Write one page with the tables and plots."""
     from bench.plots import PLOTS, as_svg
 
     rows = []
@@ -201,7 +201,7 @@ td.n {{ white-space: nowrap; font-variant-numeric: tabular-nums }}
 tr.first td {{ border-top: 1px solid var(--line) }}
 .met {{ color: var(--good) }} .missed {{ color: var(--bad); font-weight: bold }}
 </style></head><body>
-<h1>ringload beside its peers</h1>
+<h1>ringload compared with its peers</h1>
 <p>{about}</p>
 <p>A ratio is ringload's figure over the other's: the median over pairs that were measured next to each other, each in a
 fresh process, with its least and its greatest. Every batch was verified.</p>

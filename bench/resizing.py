@@ -1,12 +1,12 @@
-"""What antialiasing costs, and what it buys: each filter of `interpolation=` on photographs.
+"""Measures the cost and the quality of each filter of `interpolation=` on photographs.
 
     python -m bench.resizing [--images data/photos] [--photographs 200] [--rounds 5]
 
 cost     CPU of one process for loading a photograph as 224 x 224 pixels: decoding, resizing, and the copy into its row.
-quality  how near its pixels come to what a user gets by Pillow: `Image.open(path).resize((224, 224), BILINEAR)`, in dB of
-         peak signal to noise. 45 dB is a mean difference of one level of 255; torchvision and tf.image antialias alike.
+quality  peak signal to noise in dB, compared with Pillow's `Image.open(path).resize((224, 224), BILINEAR)`. 45 dB is a mean
+         difference of one level of 255. torchvision and tf.image antialias in the same way.
 
-The filters take turns, photograph by photograph, so that the machine's swings are shared by all of them.
+The filters take turns, photograph by photograph, so that changes of the machine's speed affect all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pillows(path: Path) -> np.ndarray:
 
 
 def decibels(pixels: np.ndarray, wanted: np.ndarray) -> float:
-    """How near the pixels come to those that are wanted; 100 where they are the same."""
+    """Peak signal to noise of the pixels; 100 if they are equal."""
     mean_square = np.mean((pixels.astype(np.float64) - wanted) ** 2)
     return 100.0 if mean_square == 0 else float(10 * np.log10(255**2 / mean_square))
 
@@ -47,7 +47,7 @@ def decibels(pixels: np.ndarray, wanted: np.ndarray) -> float:
 @click.option("--photographs", default=200, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 def main(images: Path, photographs: int, rounds: int) -> None:
-    """Print what each filter costs, and how near it comes to Pillow's BILINEAR."""
+    """Print the cost of each filter, and its difference to Pillow's BILINEAR."""
     frame = pd.read_csv(images / "photos.csv").iloc[:photographs]
     sources = {name: ringload.ImageFrame(frame, root=images, size=SIZE, interpolation=name) for name in FILTERS}  # type: ignore[arg-type]
     row = Row({"image": np.empty((*SIZE, 3), np.uint8)})
@@ -68,11 +68,11 @@ def main(images: Path, photographs: int, rounds: int) -> None:
         for name, n_ns in taken.items():
             costs[name].append(n_ns / 1e6 / len(frame))
     table = Table(title=f"{len(frame)} photographs, {rounds} rounds; {machine()['cpu']}", title_justify="left")
-    for name in ("interpolation", "CPU a photograph", "beside linear", "dB to Pillow's BILINEAR, median", "worst"):
+    for name in ("interpolation", "CPU a photograph", "ratio to linear", "dB to Pillow's BILINEAR, median", "worst"):
         table.add_column(name)
     for name in FILTERS:
-        beside = statistics.median(a / b for a, b in zip(costs[name], costs["linear"], strict=True))
-        row_of_table = [name, f"{statistics.median(costs[name]):.2f} ms", f"{beside:.2f}"]
+        ratio = statistics.median(a / b for a, b in zip(costs[name], costs["linear"], strict=True))
+        row_of_table = [name, f"{statistics.median(costs[name]):.2f} ms", f"{ratio:.2f}"]
         table.add_row(*row_of_table, f"{statistics.median(quality[name]):.1f}", f"{min(quality[name]):.1f}")
     Console(width=140).print(table)
 

@@ -1,19 +1,19 @@
-"""How close the ring comes to what the machine can do: each figure a median of ratios, A B A B within one run.
+"""Compares ringload with the limits of the machine. Each figure is a median of ratios, measured A B A B within one run.
 
     python -m bench.roofline [--images data/photos] [--rounds 7]
 
-1. decoding     images/s through the ring, over that of the same decoder in as many processes with no transport at all
-2. transport    bytes/s through the ring of batches that only need copying, over that of as many processes that copy into
+1. decoding     images/s through the ring, over images/s of the same decoder in as many processes without transport
+2. transport    bytes/s through the ring of batches that are only copied, over bytes/s of as many processes that copy into
                 private buffers as large as the ring, in the steady state
-3. trainer      CPU of the trainer's thread a batch, when it waits for every batch, beside that of a thread that is only woken
-                as often, while others decode; and when batches are ready
-4. first batch  seconds from making the loader of 600,000 files to its first batch of 256, less the decoding of 256 divided by
-                the workers
-5. memory       peak of the PSS of all processes of ringload, ring and index included, over ram_budget
+3. trainer      CPU time of the trainer's thread a batch: when it waits for every batch, compared with a thread that is only
+                woken as often while other processes decode; and when batches are ready
+4. first batch  seconds from making a loader of 600,000 files to its first batch of 256, less the time of decoding 256 images
+                divided by the workers
+5. memory       peak PSS of all processes of ringload, including ring and index, over ram_budget
 
-The two sides of a ratio are measured one right after the other, because this kind of machine changes its speed by 2 within
-minutes. A loader is measured in its steady state: its whole ring was reserved and used, and what was filled ahead is gone
-before the time counts. While the other side is measured its ring is full, and its workers are blocked.
+Both sides of a ratio are measured directly after each other, because the speed of such machines changes by a factor of 2 within
+minutes. A loader is measured in its steady state: its whole ring has been reserved and used, and batches filled ahead are taken
+before the time counts. While the other side is measured, the ring is full, and its workers are blocked.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from ringload.fields import Row
 
 MB = 1_000_000
 SIZE = (224, 224)
-COPY_SHAPE = (512, *SIZE, 3)  # of the array that is copied from: 77 MB, more than the caches hold
+COPY_SHAPE = (512, *SIZE, 3)  # the source of copies: 77 MB, more than the caches hold
 
 
 def photos(images: Path) -> ringload.ImageFrame:
@@ -91,7 +91,7 @@ def decode_roofline(source: ringload.ImageFrame, workers: int, seconds: float) -
 
 
 def samples_per_s(loader: ringload.Loader, seconds: float) -> float:
-    """Samples/s as they are made, when none are ahead. Ends with a full ring."""
+    """Samples/s of the workers, with no batches ahead. Ends with a full ring."""
     stream = forever(loader)
     for _ in range(loader.plan().n_slots + 8):
         next(stream)
@@ -104,7 +104,7 @@ def samples_per_s(loader: ringload.Loader, seconds: float) -> float:
 
 
 def fill(loader: ringload.Loader) -> None:
-    """Wait until all slots are full, and so all reserved, and the workers blocked."""
+    """Wait until all slots are full: then all are reserved, and the workers are blocked."""
     while loader.poll().n_full < loader.plan().n_slots - 1:  # the iterator may still hold one
         time.sleep(0.02)
 
@@ -116,21 +116,20 @@ def forever(loader: ringload.Loader) -> Iterator[ringload.Batch]:
 
 def copy_source() -> ringload.Arrays:
     array = np.random.default_rng(0).integers(0, 256, COPY_SHAPE, np.uint8)
-    array.flags.writeable = False  # else each epoch, here of 2 batches, begins with a look whether it was changed
+    array.flags.writeable = False  # else each epoch of 2 batches begins with a check whether the array has changed
     return ringload.Arrays(image=array)
 
 
 def copy_roofline(source: Any, ring_bytes: int, workers: int, seconds: float) -> float:
-    """Samples/s of plain copying, from an array that all share into private memory as large as the ring. `source` has one
-    field."""
-    batch = 128  # rows a call: what a task of the ring's has
+    """Samples/s of plain copies from a shared array into private memory as large as the ring. `source` has one field."""
+    batch = 128  # rows a call, as many as in a task of the ring
     ((name, field),) = source.fields.items()
 
     def work(number: int) -> float:
         private = np.frombuffer(mmap.mmap(-1, ring_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
         n_rows = ring_bytes // field.row_bytes
         rows = private[: n_rows * field.row_bytes].view(field.dtype).reshape(n_rows, *field.shape)
-        private[:: mmap.PAGESIZE] = 1  # the steady state: all pages are there
+        private[:: mmap.PAGESIZE] = 1  # the steady state: all pages are allocated
         rng, begin_s, n = np.random.default_rng(number), time.perf_counter(), 0
         while time.perf_counter() - begin_s < seconds:
             start = n % (n_rows - batch)
@@ -142,14 +141,14 @@ def copy_roofline(source: Any, ring_bytes: int, workers: int, seconds: float) ->
 
 
 def trainer_cpu_us(loader: ringload.Loader, n: int, rounds: int, ready: bool) -> list[float]:
-    """Microseconds of CPU of the trainer's thread a batch, of `n` batches a round. `ready`: they were all there before."""
+    """Microseconds of CPU time of the trainer's thread a batch, over `n` batches a round. `ready`: all were full before."""
     stream, found = iter(loader), []
     begin_s = time.monotonic()
-    while time.monotonic() - begin_s < 4.0:  # until the whole ring is reserved: a start is not what is measured here
+    while time.monotonic() - begin_s < 4.0:  # until the whole ring is reserved, as the start is not measured here
         next(stream)
     for _ in range(rounds):
         if ready:
-            fill(loader)  # which gives back all slots: so as many batches are taken before the time counts
+            fill(loader)  # releases all slots, so as many batches are taken before the time counts
         total_s = 0.0
         for number in range(-n if ready else 0, n):
             begin_s = time.thread_time()
@@ -160,7 +159,7 @@ def trainer_cpu_us(loader: ringload.Loader, n: int, rounds: int, ready: bool) ->
 
 
 def wake_up_us(source: ringload.ImageFrame, batch_size: int, workers: int, n: int) -> float:
-    """Microseconds of CPU that a thread takes a batch to be woken and to sleep again, while `workers` processes decode."""
+    """Microseconds of CPU time for waking a thread once a batch, while `workers` processes decode."""
     bell, over, share = os.eventfd(0), os.eventfd(0), max(1, batch_size // workers)
     taken: list[tuple[float, int]] = []
 
@@ -202,7 +201,7 @@ def first_batch_s(source: ringload.ImageFrame, workers: int) -> float:
 
 
 class Pss:
-    """The peak, in bytes, of what the processes of ringload have of memory, and of the ring as the trainer has it mapped."""
+    """The peak PSS, in bytes, of ringload's processes and of the ring as the trainer maps it."""
 
     def __init__(self, loader: ringload.Loader) -> None:
         self.peak_bytes = 0
@@ -250,7 +249,7 @@ def spread(values: list[float]) -> str:
 @click.option("--seconds", default=3.0, show_default=True, help="of each measurement")
 @click.option("--workers", default=2, show_default=True)
 def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
-    """Print how close the ring comes to what the machine can do."""
+    """Print ringload's figures and the limits of the machine."""
     table = Table(title=f"{workers} workers, {rounds} rounds of {seconds} s, medians", title_justify="left")
     for name in ("figure", "ring", "yardstick", "ratio", "spread", "goal"):
         table.add_column(name)
@@ -277,9 +276,7 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
 
     for batch_size in (64, 256, 1024):
         with ringload.Loader(source, batch_size, workers=workers) as loader:
-            n = (
-                min(MAX_HOUSEKEEPING_EVERY, loader.plan().n_slots // 4) or 1
-            )  # as many as are given back at once: a round has one turn-over
+            n = min(MAX_HOUSEKEEPING_EVERY, loader.plan().n_slots // 4) or 1  # as many as are released at once
             waiting = trainer_cpu_us(loader, n, rounds, False)
             ready = trainer_cpu_us(loader, n, rounds, True)
         woken = statistics.median(wake_up_us(source, batch_size, workers, n) for _ in range(rounds))

@@ -1,10 +1,10 @@
-"""Measure: every scenario, every peer, round after round, each in a fresh process; one JSON line each into bench/results.
+"""Measures every scenario with every peer, round after round, each in a new process. Writes one JSON line for each.
 
     python -m bench.run [--quick] [--only NAME ...] [--rounds 5]
 
-In a round each two peers have ringload between them, and both are paired with it: A R B, then B R A in the next round. Before
-that every peer proves, on a small epoch, that it delivers every sample once, and as it is. A wrong, repeated or missing sample,
-then or while it is measured, ends the run with an error; a peer that fails otherwise is listed with the reason.
+In a round, ringload (R) runs between each two peers, and is paired with both: A R B, then B R A in the next round. Before that,
+every peer runs a small epoch, which must contain every sample once and with the right content. A wrong, repeated or missing
+sample, then or during a measurement, ends the run with an error. A peer that fails in another way is listed with the reason.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from bench.scenarios import BY_NAME, SCENARIOS, prepare
 from bench.stats import OURS
 
 RESULTS = Path("bench/results")
-ROOT = Path(__file__).parent.parent  # of the checkout, which children import from
-LONGEST_S = 240  # of one measurement
+ROOT = Path(__file__).parent.parent  # of the checkout, from which child processes import
+LONGEST_S = 240  # time limit of one measurement
 QUICK = {"rounds": 2, "shorter": 0.4}
 
 
 def proof_work(kind: str) -> dict[str, Any]:
-    """A small epoch of a kind of work."""
+    """A small epoch of this kind of work."""
     if kind == "photos":
         return {"kind": "photos", "folder": "data/photos", "batch_size": 32, "size": 224, "n_samples": 320}
     if kind == "rows":
@@ -47,7 +47,7 @@ def proof_work(kind: str) -> dict[str, Any]:
 
 
 def call(spec: dict[str, Any], watch: bool = False) -> dict[str, Any]:
-    """What one measurement returns, from a process of its own; {"error": why} if it failed.
+    """Run one measurement in a new process, and return its result, or {"error": reason}.
 
     Raises:
         ClickException: a payload was wrong, or ringload itself failed.
@@ -83,16 +83,16 @@ def call(spec: dict[str, Any], watch: bool = False) -> dict[str, Any]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End it, and whatever it has left running in its session."""
+    """Kill a process, and all processes of its session."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # nothing is left
+        pass  # no process is left
     process.wait()
 
 
 def groups(peers: list[str], round_number: int) -> Iterator[tuple[int, list[str]]]:
-    """(number, order): two peers, and ringload between them."""
+    """(number, order): two peers with ringload between them."""
     for number, start in enumerate(range(0, len(peers), 2)):
         pair = peers[start : start + 2]
         order = [pair[0], OURS, *pair[1:]]
@@ -143,13 +143,13 @@ def shown(result: dict[str, Any], scenario: Scenario) -> str:
 @click.command()
 @click.option("--quick", is_flag=True, help="a hint in 5 minutes: fewer scenarios and peers, 2 rounds, shorter")
 @click.option("--only", multiple=True, type=click.Choice(list(BY_NAME)), help="these scenarios")
-@click.option("--peer", "chosen", multiple=True, type=click.Choice(list(PEERS)), help="ringload beside these")
+@click.option("--peer", "chosen", multiple=True, type=click.Choice(list(PEERS)), help="compare ringload with these")
 @click.option("--rounds", type=click.IntRange(min=1), help="pairs of each  [default: 5; 2 if quick]")
 @click.option("--proofs/--no-proofs", default=True, help="a whole verified epoch of every peer first")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(quick: bool, only: tuple[str, ...], chosen: tuple[str, ...], rounds: int | None, proofs: bool, out: Path) -> None:
-    """Measure ringload beside its peers; one JSON line a measurement into a new file below OUT."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and so what it has started ends, too
+    """Measure ringload and its peers. Writes one JSON line for each measurement into a new file in OUT."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the processes that it has started are ended, too
     scenarios = [one for one in SCENARIOS if not one.of and (not only or one.name in only) and (one.quick or not quick)]
     absent = {name: why for name, peer in PEERS.items() if (why := absent_here(name))}
     plan = {
@@ -199,7 +199,7 @@ def main(quick: bool, only: tuple[str, ...], chosen: tuple[str, ...], rounds: in
 
 
 def absent_here(name: str) -> str:
-    """Why a peer cannot be run: as bench.install noted, or asked in a process of its own, for not all go well together."""
+    """The reason why a peer cannot run: from bench.install, or from importing it in a new process, as some peers conflict."""
     noted = installed()
     if PEERS[name].packages and all("version" in noted.get(package, {}) for package in PEERS[name].packages):
         return ""
@@ -211,7 +211,7 @@ def absent_here(name: str) -> str:
 
 
 def prove(pairs: list[tuple[str, str]]) -> dict[str, str]:
-    """A whole epoch of each (peer, kind of work), verified. Those that fail otherwise than by a wrong payload: why."""
+    """Verify a small epoch of each (peer, kind of work). Returns those that failed, except by a wrong payload, and why."""
     from bench import data
     from bench.work import Rows, make_work
 

@@ -1,4 +1,4 @@
-"""What a scenario consists of, and the works that they load: `bench.scenarios` is the list of them."""
+"""The classes of scenarios and goals, and the works that they load. `bench.scenarios` lists the scenarios."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from bench import data
 
-N_PHOTOS = 2944  # whole batches of 64, of the 3,000
+N_PHOTOS = 2944  # the whole batches of 64 in 3,000 photographs
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What ringload's figure, over that of `peer` if there is one, is to be at least or at most."""
+    """The least or most that ringload's figure shall be, divided by that of `peer` if there is one."""
 
     limit: float
     at_least: bool
@@ -23,9 +23,9 @@ class Goal:
 class Scenario:
     """One figure of ringload and its peers.
 
-    `number` is the scenario's in the issue that asked for it. `metric` is a key of what `bench.measure` returns; `more` of it
-    is better, or less. `options` go to the method. Where the steady state is measured ringload is given room for 16 batches, so
-    that each page of the ring has been used soon; by default, and in the other scenarios, for 64.
+    `number` is the scenario's number in the issue that asked for it. `metric` is a key of the result of `bench.measure`; `more`
+    says whether larger is better. `options` are given to the method. To measure the steady state, ringload gets memory for 16
+    batches, so that each page of the ring is soon used; in other scenarios for 64, as by default.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Scenario:
     peers: tuple[str, ...]
     work: dict[str, Any] = field(default_factory=dict)
     method: str = "rate"
-    quick: tuple[str, ...] = ()  # the peers of make bench-quick; none: it is not a part of that
+    quick: tuple[str, ...] = ()  # the peers of make bench-quick; empty: not part of it
     options: dict[str, Any] = field(default_factory=dict)
-    ours: dict[str, Any] = field(default_factory=dict)  # how ringload is opened
+    ours: dict[str, Any] = field(default_factory=dict)  # options for ringload
     workers: int = 2
     seconds: float = 2.0
     warm_s: float = 1.0

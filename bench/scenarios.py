@@ -1,7 +1,7 @@
-"""The scenarios: what is loaded, how it is measured, by whom, and what ringload is to reach.
+"""The scenarios: the data, the method, the peers, and ringload's goals.
 
-Every figure is of 2 workers where nothing else is said. `quick` scenarios and peers make up `make bench-quick`. A scenario
-with `of` is another figure from the measurements of that one.
+Every figure is for 2 workers unless said otherwise. `make bench-quick` runs the scenarios and peers marked `quick`. A scenario
+with `of` is another figure from the measurements of that scenario.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ SCENARIOS = (
     Scenario(
         name="ready-4k",
         number=5,
-        title="the same, the import of its framework included, beside numpy and pandas",
+        title="the same, with the import of the framework, but not of numpy and pandas",
         metric="ready_s",
         unit="s",
         more=False,
@@ -294,7 +294,7 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 def prepare(scenario: Scenario) -> None:
-    """Make the files that it needs, if they are not there."""
+    """Make the files that a scenario needs, if they do not exist."""
     from bench.work import Photos, Rows, make_work
 
     if scenario.of:

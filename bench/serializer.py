@@ -1,18 +1,18 @@
-"""What it costs to send a value to the trainer: microseconds there and back, beside pickle and msgspec.
+"""Measures the time to encode and decode a value, in microseconds, compared with pickle and msgspec.
 
     python -m bench.serializer [--rounds 41] [--calls 100] [--only NAME]
 
-Each of these writes a sample into a buffer of the ring's and makes the same of it again, in memory of its own. The arrays of a
-sample lie in the buffer at multiples of 64 bytes.
+Each of these encodes a sample into a buffer of the ring, and decodes it into newly allocated memory. The arrays of a sample are
+in the buffer at multiples of 64 bytes.
 
-    ringload   what the workers of the DataLoader do: see `ringload/torch/dataloader/values.py`
-    pickle 5   pickle's protocol 5 with out-of-band buffers, and tensors as arrays. It runs whatever a worker has written
-    msgspec    MessagePack with one extension type, for arrays. It makes lists of tuples, and knows nothing else: no classes,
-               no ints of more than 64 bits, no order of a tensor's axes
+    ringload   the encoding of the DataLoader's workers: see `ringload/torch/dataloader/values.py`
+    pickle 5   pickle's protocol 5 with out-of-band buffers, and tensors as arrays. Decoding runs any code of the worker's bytes
+    msgspec    MessagePack with one extension type, for arrays. Tuples become lists. It supports no classes, no ints of more
+               than 64 bits, and no order of a tensor's axes
 
-One round calls each of these `--calls` times, one after the other, so that a change of the machine's speed meets all of them.
-A figure is the median over the rounds, of the CPU time of the thread. The arrays are small, because the bytes of a large one
-cost each of them the same.
+One round calls each of these `--calls` times, one after the other, so that a change of the machine's speed affects all of them.
+A figure is the median over the rounds of the thread's CPU time. The arrays are small, because copying a large array takes each
+of them the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rich.table import Table
 
 from ringload.torch.dataloader.values import Encoder, decode
 
-ROOM_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 20
 ALIGNMENT_BYTES = 64
 LENGTH = struct.Struct("<q")
 WORDS = "A worker writes what a sample is into the ring, and the trainer reads it. "
@@ -62,7 +62,7 @@ Read = Callable[[np.ndarray], Any]
 
 def ringloads() -> tuple[Write, Read]:
     encoder = Encoder(allow_pickle=False)
-    return lambda value, room: encoder.encode(value, "sample", room), lambda room: decode(room, False)
+    return lambda value, buffer: encoder.encode(value, "sample", buffer), lambda buffer: decode(buffer, False)
 
 
 def aligned(n_bytes: int) -> int:
@@ -70,25 +70,25 @@ def aligned(n_bytes: int) -> int:
 
 
 def pickles() -> tuple[Write, Read]:
-    """At the room's beginning the bytes of the pickle and of each buffer, as int64, ended by -1."""
+    """The buffer begins with the sizes of the pickle and of each array, as int64, ended by -1."""
     tables = copyreg.dispatch_table | {torch.Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
 
-    def write(value: Any, room: np.ndarray) -> None:
+    def write(value: Any, buffer: np.ndarray) -> None:
         buffers: list[pickle.PickleBuffer] = []
         file = io.BytesIO()
         pickler = pickle.Pickler(file, 5, buffer_callback=buffers.append)
         pickler.dispatch_table = tables
         pickler.dump(value)
         parts = [file.getbuffer(), *[buffer.raw() for buffer in buffers]]
-        view = room.data
+        view = buffer.data
         struct.pack_into(f"<{len(parts) + 1}q", view, 0, *map(len, parts), -1)
         start = aligned(8 * len(parts) + 8)
         for part in parts:
             view[start : start + len(part)] = part
             start += aligned(len(part))
 
-    def read(room: np.ndarray) -> Any:
-        view, lengths = room.data, list[int]()
+    def read(buffer: np.ndarray) -> Any:
+        view, lengths = buffer.data, list[int]()
         while (length := LENGTH.unpack_from(view, 8 * len(lengths))[0]) >= 0:
             lengths.append(length)
         start, parts = aligned(8 * len(lengths) + 8), list[memoryview]()
@@ -101,8 +101,8 @@ def pickles() -> tuple[Write, Read]:
 
 
 def msgspecs() -> tuple[Write, Read]:
-    """At the room's beginning the bytes of the text, as int64. The data begin at the middle of the room."""
-    data_start = ROOM_BYTES // 2
+    """The buffer begins with the size of the text, as int64. The data begin at the middle of the buffer."""
+    data_start = BUFFER_BYTES // 2
     arrays: list[tuple[int, np.ndarray]] = []
 
     def hooked(value: Any) -> Any:
@@ -114,16 +114,16 @@ def msgspecs() -> tuple[Write, Read]:
 
     encoder = msgspec.msgpack.Encoder(enc_hook=hooked)
 
-    def write(value: Any, room: np.ndarray) -> None:
+    def write(value: Any, buffer: np.ndarray) -> None:
         arrays.clear()
-        text, view = encoder.encode(value), room.data
+        text, view = encoder.encode(value), buffer.data
         view[:8] = len(text).to_bytes(8, "little")
         view[8 : 8 + len(text)] = text
         for start, array in arrays:
             view[start : start + array.nbytes] = array.data.cast("B")
 
-    def read(room: np.ndarray) -> Any:
-        view = room.data
+    def read(buffer: np.ndarray) -> Any:
+        view = buffer.data
 
         def made(code: int, payload: memoryview) -> Any:
             is_tensor, dtype, shape, start = msgspec.msgpack.decode(payload)
@@ -139,18 +139,18 @@ WAYS: dict[str, tuple[Write, Read]] = {"ringload": ringloads(), "pickle 5": pick
 
 
 def measure(ways: dict[str, tuple[Write, Read]], value: Any, rounds: int, calls: int) -> dict[str, tuple[float, float]]:
-    """Microseconds to write a value and to read it, by way: medians."""
-    rooms = {name: np.zeros(ROOM_BYTES, np.uint8) for name in ways}
+    """Median microseconds to encode and to decode a value, for each way."""
+    buffers = {name: np.zeros(BUFFER_BYTES, np.uint8) for name in ways}
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
     for _ in range(rounds):
         for name, (write, read) in ways.items():
-            room = rooms[name]
+            buffer = buffers[name]
             begin_s = time.thread_time()
             for _ in range(calls):
-                write(value, room)
+                write(value, buffer)
             middle_s = time.thread_time()
             for _ in range(calls):
-                read(room)
+                read(buffer)
             end_s = time.thread_time()
             seconds[name][0].append(middle_s - begin_s)
             seconds[name][1].append(end_s - middle_s)

@@ -1,6 +1,6 @@
-"""Slow storage: a folder, mounted so that each read from it takes `delay_ms` (slowfs.c, over /dev/fuse; root, Linux).
+"""Slow storage: mounts a folder so that each read takes `delay_ms` (slowfs.c, over /dev/fuse; needs Linux and root).
 
-A mount has no page cache of its own before it is read: each measurement mounts it anew.
+A new mount has an empty page cache, so each measurement mounts the folder again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ MNT_DETACH = 2
 
 
 def refused() -> str:
-    """Why it cannot be had here; "" if it can."""
+    """The reason why slow storage is not available here, or ""."""
     if os.geteuid() != 0:
         return "slow storage is mounted by root"
     return "" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "there is no /dev/fuse"
 
 
 def program() -> Path:
-    """slowfs, compiled once."""
+    """The path of slowfs, compiled once."""
     path = data.ROOT / "slowfs"
     if not path.exists() or path.stat().st_mtime < SOURCE.stat().st_mtime:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def program() -> Path:
 
 @contextmanager
 def mounted(folder: Path, delay_ms: float) -> Iterator[Path]:
-    """`folder` at another place, slow."""
+    """Mount `folder`, with slow reads, at another path."""
     with tempfile.TemporaryDirectory(prefix="ringload-slow-") as place:
         server = subprocess.Popen([program().absolute(), folder, place, str(delay_ms)], stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None

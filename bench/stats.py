@@ -1,7 +1,7 @@
-"""From lines of results to figures: ratios of pairs, their medians and spread, and whether a goal is met.
+"""Computes figures from lines of results: ratios of pairs, their medians and spread, and whether a goal is met.
 
-A pair is what ringload and a peer gave next to each other in time, in one round: machines change their speed by 2 within
-minutes, and ratios of neighbours hardly notice.
+A pair is two measurements directly after each other in one round, one of ringload and one of a peer. The speed of machines
+changes by a factor of 2 within minutes, which hardly affects the ratio of a pair.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bench.scenario import Goal, Scenario
 from bench.scenarios import SCENARIOS
 
 OURS = "ringload"
-LEAST = 1e-4  # a share of time waited below this counts as this: ratios of next to nothing say nothing
+LEAST = 1e-4  # the least share of waited time in a ratio, as ratios of tiny shares are meaningless
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A peer's medians in one scenario, beside ringload's, each over the same rounds."""
+    """Medians of a peer and of ringload in one scenario, over the same rounds."""
 
     scenario: Scenario
     peer: str
@@ -55,11 +55,11 @@ class Results:
     path: Path
     session: dict[str, Any]
     measurements: list[dict[str, Any]] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)  # peers that could not even be proved, and why
-    is_complete: bool = True  # the run came to its end
+    failed: dict[str, str] = field(default_factory=dict)  # peers that failed before any measurement, and why
+    is_complete: bool = True  # the run was not interrupted
 
     def of(self, scenario: Scenario, peer: str) -> list[dict[str, Any]]:
-        """The measurements of one peer that went well."""
+        """The successful measurements of one peer."""
         name = scenario.of or scenario.name
         return [
             line
@@ -81,10 +81,10 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """A file that bench.run wrote.
+    """Read a file that bench.run wrote.
 
     Raises:
-        ValueError: it has no session line, or a line is not JSON.
+        ValueError: the file has no session line, or a line is not JSON.
     """
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     sessions = [line for line in lines if line["kind"] == "session"]
@@ -96,7 +96,7 @@ def read(path: Path) -> Results:
 
 
 def figure(results: Results, scenario: Scenario, peer: str) -> Figure | None:
-    """None: there is no pair of them."""
+    """The figure of a peer in a scenario. None: there is no pair."""
     ours = {line["pair"]: line["result"].get(scenario.metric) for line in results.of(scenario, OURS)}
     pairs = []
     for line in results.of(scenario, peer):
@@ -116,6 +116,6 @@ def figure(results: Results, scenario: Scenario, peer: str) -> Figure | None:
 
 
 def figures(results: Results, scenarios: Iterable[Scenario] = SCENARIOS) -> list[Figure]:
-    """All that there are, in the order of the scenarios and of their peers."""
+    """All figures, in the order of the scenarios and of their peers."""
     found = (figure(results, scenario, peer) for scenario in scenarios for peer in scenario.peers)
     return [one for one in found if one is not None]

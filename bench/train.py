@@ -1,8 +1,8 @@
-"""Real trainings, end to end: a small CNN in Keras or in torch, 10 classes, fed by ringload or by a peer in its native form.
+"""Trains a small CNN in Keras or torch, with 10 classes, on batches of ringload or of a peer in its native form.
 
-What is timed is from the making of the loader to the end of the last epoch, the framework imported and the model built. On a
-machine without a GPU model and loader share the CPUs. The data are verified by the training: a model that is fed wrong labels
-or pixels stays at one in ten, and less than `LEARNT` is WrongPayload.
+The time begins when the loader is made, after importing the framework and building the model, and ends with the last epoch.
+Without a GPU, model and loader share the CPUs. The training verifies the data: with wrong labels or pixels the accuracy stays
+at one in ten; an accuracy below `LEARNT` raises WrongPayloadError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bench.peers import Peer
-from bench.work import Photos, Work, WrongPayload
+from bench.work import Photos, Work, WrongPayloadError
 
 LEARNT = 0.2  # accuracy over the last epoch; chance is 0.1
 FILTERS = (16, 32, 64)
@@ -39,19 +39,19 @@ def ring(work: Photos, workers: int, epochs: int) -> Any:
 
 
 def train(framework: str, peer: Peer, work: Work, workers: int, epochs: int) -> dict[str, Any]:
-    """Train; samples/s over all epochs, the start included."""
+    """Train, and return samples/s over all epochs, including the start."""
     assert isinstance(work, Photos)
     fit = {"keras": with_keras, "torch": with_torch}[framework](peer.name, work, workers, epochs)
     begin_s = time.perf_counter()
     accuracy = fit()
     elapsed_s = time.perf_counter() - begin_s
     if accuracy < LEARNT:
-        raise WrongPayload(f"the model learnt nothing: {accuracy:.0%} of 10 classes after {epochs} epochs")
+        raise WrongPayloadError(f"the model learnt nothing: {accuracy:.0%} of 10 classes after {epochs} epochs")
     return {"samples_per_s": epochs * work.n_samples / elapsed_s, "elapsed_s": elapsed_s, "accuracy": accuracy}
 
 
 def with_keras(name: str, work: Photos, workers: int, epochs: int) -> Callable[[], float]:
-    """A training of a Keras model on the TensorFlow backend; its accuracy in the last epoch."""
+    """Train a Keras model on TensorFlow, and return the accuracy of the last epoch."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras
     import tensorflow as tf
@@ -88,7 +88,7 @@ def with_keras(name: str, work: Photos, workers: int, epochs: int) -> Callable[[
 
 
 def with_torch(name: str, work: Photos, workers: int, epochs: int) -> Callable[[], float]:
-    """A training of a torch model; its accuracy in the last epoch."""
+    """Train a torch model, and return the accuracy of the last epoch."""
     import torch
     from torch import nn
 

@@ -1,20 +1,20 @@
-"""How fast batches get to a CUDA device, and what that costs the training step: medians of ratios, A B A B within one run.
+"""Measures the transfer of batches to a CUDA device, and its cost for a training step. Ratios are measured A B A B in one run.
 
     python bench/transfer.py [--rounds 9] [--workers 4]
 
-It needs a CUDA device, and a torch that finds it; `--dry` runs it without, to see that it runs, and writes no result.
+It needs a CUDA device that torch finds. `--dry` runs the code on the CPU, to test it, and writes no result.
 
-1. bandwidth    bytes/s of one batch, copied again and again: out of the page-locked ring; out of the ring as ordinary memory;
-                out of a tensor that torch's own pin_memory() has made. Nothing is produced meanwhile.
-2. full ring    batches/s through `Batches` out of a ring that is full when the time begins, page-locked and not.
-3. end to end   samples/s through `Batches`, with workers at work, over those of torch's DataLoader(pin_memory=True) with
-                as many workers, both in their steady state, from the same array.
-4. overlap      a training step that computes for as long as a copy takes: seconds a step with `Batches`, which copies ahead
-                on its own stream, and with the same copies on the stream of the computation, over those of the computation
-                alone. 1.0: the copy costs nothing; 2.0: all of it.
+1. bandwidth    bytes/s of copying one batch repeatedly: from the page-locked ring; from the ring as ordinary memory; from a
+                tensor of torch's pin_memory(). Workers are idle.
+2. full ring    batches/s through `Batches` from a ring that is full when the time begins, page-locked and not.
+3. end to end   samples/s through `Batches` while workers fill the ring, over samples/s of torch's DataLoader(pin_memory=True)
+                with as many workers, both in their steady state, from the same array.
+4. overlap      a training step whose computation takes as long as a copy: seconds a step with `Batches`, which copies ahead on
+                its own stream, and with the same copies on the stream of the computation, over seconds of the computation
+                alone. 1.0: the copy takes no extra time; 2.0: its full time.
 
-A batch is 256 x 224 x 224 x 3 uint8, 38.5 MB. Every time ends with a synchronization of the device. One line of JSON goes to
-bench/results/gpu/transfer.jsonl.
+A batch is 256 x 224 x 224 x 3 uint8, 38.5 MB. Every timed section ends with a synchronization of the device. The result is
+appended, as one line of JSON, to bench/results/gpu/transfer.jsonl.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from ringload.torch.cuda import cuda_transfer_of
 
 RESULTS = Path(__file__).parent / "results" / "gpu" / "transfer.jsonl"
 SHAPE = (224, 224, 3)
-WARM_UP = 3  # rounds of each figure that do not count
+WARM_UP = 3  # the first rounds of each figure, which do not count
 
 Rates = dict[str, Callable[[], float]]
 
 
 class Rows(Dataset[torch.Tensor]):
-    """The same array, as torch's DataLoader takes it."""
+    """The same array, as a dataset of torch."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -58,7 +58,7 @@ class Rows(Dataset[torch.Tensor]):
 
 
 class Bench:
-    """What all measurements share. `dry`: on the CPU, where the figures mean nothing."""
+    """The state that all measurements share. `dry`: on the CPU, where the figures are meaningless."""
 
     def __init__(self, batch_size: int, n_slots: int, workers: int, rounds: int, seconds: float, dry: bool) -> None:
         self.device = torch.device("cpu") if dry else torch.device("cuda", torch.cuda.current_device())
@@ -74,7 +74,7 @@ class Bench:
         return ringload.Loader(ringload.Arrays(image=self.array), self.batch_size, workers=self.workers, ram_budget=budget)
 
     def poll(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has completed all work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -86,7 +86,7 @@ class Bench:
         return time.perf_counter() - begin_s
 
     def compare(self, figure: str, unit: str, rates: Rates) -> None:
-        """Measure each by turns, forwards and backwards; note the medians, and the ratios of the first to each other."""
+        """Measure each by turns, forwards and backwards. Records the medians, and the ratios of the first to each other one."""
         found: dict[str, list[float]] = {name: [] for name in rates}
         for number in range(WARM_UP + self.rounds):
             for name in list(rates)[:: 1 if number % 2 else -1]:
@@ -106,20 +106,20 @@ class Bench:
 
 
 def forever(batches: Any) -> Iterator[Any]:
-    """Epoch after epoch."""
+    """Batches of all epochs."""
     while True:
         yield from batches
 
 
 def fill(loader: ringload.Loader) -> None:
-    """Wait until all slots are full, but for one that who measures may hold."""
-    cuda_transfer_of(loader).in_transit.wait()  # copies hold theirs until they are asked whether they are done
+    """Wait until all slots are full, except one that the measurement may hold."""
+    cuda_transfer_of(loader).in_transit.wait()  # a copy holds its slot until it is waited for or polled
     while loader.poll().n_full < loader.plan().n_slots - 1:
         time.sleep(0.002)
 
 
 def steady(bench: Bench, batches: ringload.torch.Batches, pin: bool) -> Iterator[torch.Tensor]:
-    """The batches, once the whole ring is reserved, registered if it is to be, and full."""
+    """Batches of a ring that is reserved, registered if it shall be, and full."""
     stream = forever(batches)
     loader = batches.loader
     n_bytes = loader.plan().ring_bytes
@@ -130,7 +130,7 @@ def steady(bench: Bench, batches: ringload.torch.Batches, pin: bool) -> Iterator
 
 
 def bandwidth(bench: Bench, locked: ringload.Loader, ordinary: ringload.Loader) -> None:
-    """GB/s of a batch that lies there. The leases are held meanwhile."""
+    """GB/s of copying one batch, whose lease is held."""
     sources = {
         "page-locked ring": torch.from_numpy(next(iter(locked))["image"]),
         "ordinary ring": torch.from_numpy(next(iter(ordinary))["image"]),
@@ -155,7 +155,7 @@ def bandwidth(bench: Bench, locked: ringload.Loader, ordinary: ringload.Loader) 
 
 
 def full_ring(bench: Bench, streams: dict[str, tuple[ringload.Loader, Iterator[Any]]]) -> None:
-    """Batches/s out of a ring that was full."""
+    """Batches/s from a ring that is full at the start."""
     n = bench.n_slots - 4
 
     def rate_of(loader: ringload.Loader, stream: Iterator[Any]) -> Callable[[], float]:
@@ -173,7 +173,7 @@ def full_ring(bench: Bench, streams: dict[str, tuple[ringload.Loader, Iterator[A
 
 
 def end_to_end(bench: Bench, loader: ringload.Loader, stream: Iterator[Any]) -> None:
-    """Samples/s with workers at work, against torch's DataLoader."""
+    """Samples/s while workers fill the ring, compared with torch's DataLoader."""
     other = DataLoader(
         Rows(bench.array),
         bench.batch_size,
@@ -188,7 +188,7 @@ def end_to_end(bench: Bench, loader: ringload.Loader, stream: Iterator[Any]) -> 
 
     def rate_of(batches: Iterator[Any], n_ahead: int) -> Callable[[], float]:
         def measure() -> float:
-            for _ in islice(batches, n_ahead):  # what was filled while the other was measured
+            for _ in islice(batches, n_ahead):  # batches that were filled while the other one was measured
                 pass
             bench.poll()
             begin_s, n = time.perf_counter(), 0
@@ -207,7 +207,7 @@ def end_to_end(bench: Bench, loader: ringload.Loader, stream: Iterator[Any]) -> 
 
 
 def overlap(bench: Bench, ahead: tuple[ringload.Loader, Iterator[Any]], raw: ringload.Loader) -> None:
-    """Seconds a step. `raw` gives views of page-locked memory, which are copied on the stream of the computation."""
+    """Seconds a step. `raw` gives views of page-locked memory, to be copied on the stream of the computation."""
     n = bench.n_slots - 4
     matrix = torch.randn(2048, 2048, device=bench.device, dtype=torch.float16 if bench.device.type == "cuda" else torch.float32)
     source = torch.from_numpy(next(iter(raw))["image"])
@@ -231,7 +231,7 @@ def overlap(bench: Bench, ahead: tuple[ringload.Loader, Iterator[Any]], raw: rin
     compute(10)
     once_s = bench.seconds_of(lambda: compute(100)) / 100
     times = max(1, round(copy_s / once_s))
-    views = forever(raw)  # `source` stays lent: one slot less
+    views = forever(raw)  # `source` holds one slot
     held: list[Any] = []  # views that copies still read
 
     def step_copied_ahead() -> None:
@@ -274,12 +274,12 @@ def overlap(bench: Bench, ahead: tuple[ringload.Loader, Iterator[Any]], raw: rin
 @click.option("--slots", "n_slots", default=48, show_default=True)
 @click.option("--dry", is_flag=True, help="run on the CPU, to see that it runs; writes no result")
 def main(rounds: int, seconds: float, workers: int, batch_size: int, n_slots: int, dry: bool) -> None:
-    """Measure the way of batches to a CUDA device."""
+    """Measure the transfer of batches to a CUDA device."""
     if not dry and not torch.cuda.is_available():
         raise click.ClickException(
             f"this needs a CUDA device, and torch {torch.__version__} finds none (--dry runs without one)"
         )
-    warnings.simplefilter("error", RuntimeWarning)  # such as that registering was refused
+    warnings.simplefilter("error", RuntimeWarning)  # such as the one of a refused registration
     bench = Bench(batch_size, n_slots, workers, rounds, seconds, dry)
     with bench.loader() as locked, bench.loader() as ordinary:
         streams = {}
@@ -292,7 +292,7 @@ def main(rounds: int, seconds: float, workers: int, batch_size: int, n_slots: in
     with bench.loader() as ahead, bench.loader() as raw:
         stream = steady(bench, ringload.torch.Batches(ahead, bench.device, "image"), True)
         registers = ringload.torch.Batches(raw, bench.device, "image")
-        steady(bench, registers, True)  # its ring is registered too, though its views are copied by hand
+        steady(bench, registers, True)  # its ring is registered, too; its views are copied here
         overlap(bench, (ahead, stream), raw)
     if dry:
         return

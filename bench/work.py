@@ -1,12 +1,12 @@
-"""What is loaded: what every peer is given, and the truth that every batch is held against while it is measured.
+"""The data that every peer loads, and the expected content with which every batch is compared.
 
-    Photos   image files, decoded to `(H, W, 3) uint8`; the truth is a small picture of each file, made by Pillow
-    Rows     rows of one array in a file, which only need copying; each carries its own number in its first and last bytes
-    Sleeps   samples that cost a sleep and no CPU, a few of them more than others; the payload is a function of the index
+    Photos   image files, decoded to `(H, W, 3) uint8`; compared with a thumbnail of each file, made by Pillow
+    Rows     rows of one array in a file, which are only copied; the first and last bytes of each are its number
+    Sleeps   samples that sleep and use no CPU, a few of them longer than others; the content is a function of the index
 
-All have `batch_size`, `n_samples`, `shape`, `dtype`, and `check(index, payload)`, which raises WrongPayload. Rows and Sleeps
-load a sample by `work[i]`, as a map-style dataset does. Peers of the same work deliver uint8 (the hand-written generator
-alone normalises, as people do). Indices may be more than files or rows: they begin again.
+All have `batch_size`, `n_samples`, `shape`, `dtype`, and `check(index, payload)`, which raises WrongPayloadError. Rows and
+Sleeps load a sample by `work[i]`, as a map-style dataset does. Peers of the same work deliver uint8,
+except the hand-written generator, which normalises, as is usual. Indices beyond the number of files or rows begin again at 0.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ import pandas as pd
 
 from bench import data
 
-# Of 255, the mean difference to the truth that a decoder may make: ringload's makes 1.2, at most 4; two files are mostly 30 to
-# 100 apart, two cuts of one photograph that are as like as can be 4 to 13 (measured, 24 November 2026).
+# The mean difference to the expected pixels, of 255, that a decoder may have. ringload's has 1.2, at most 4. Two files mostly
+# differ by 30
+# to 100; the most similar cuts of one photograph by 4 to 13 (measured, 24 November 2026).
 TOLERANCE = 10
-POINTS = 16  # a side, of an image that are looked at; they are averaged 2 by 2
+POINTS = 16  # points a side that are compared of an image; each 2 by 2 are averaged
 
 
-class WrongPayload(Exception):
-    """A batch is not what it says that it is. Fails the run."""
+class WrongPayloadError(Exception):
+    """A batch has another content than expected. Ends the run."""
 
 
 def glance(images: np.ndarray) -> np.ndarray:
-    """`(B, 8, 8, 3) int16`: a few pixels of `(B, H, W, 3) uint8`, enough to tell one file from another."""
+    """`(B, 8, 8, 3) int16`: a few pixels of `(B, H, W, 3) uint8`, enough to distinguish the files."""
     stride_y, stride_x = images.shape[1] // POINTS, images.shape[2] // POINTS
     seen = images[:, stride_y // 2 :: stride_y, stride_x // 2 :: stride_x].astype(np.int16)[:, :POINTS, :POINTS]
     mean: np.ndarray = (seen[:, ::2, ::2] + seen[:, 1::2, ::2] + seen[:, ::2, 1::2] + seen[:, 1::2, 1::2]) // 4
@@ -42,14 +43,14 @@ def glance(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Photos:
-    """`n_samples` image files of `folder`, as many times over as needed, resized to `(size, size)`."""
+    """`n_samples` image files of `folder`, repeated as needed, resized to `(size, size)`."""
 
     folder: Path
     batch_size: int
     size: int
     n_samples: int
-    n_files: int | None = None  # of the folder, that are used; None for all
-    table: Path | None = None  # of many rows; else the files' own, repeated in memory
+    n_files: int | None = None  # how many files of the folder are used; None: all
+    table: Path | None = None  # a table of many rows; None: the folder's table, repeated in memory
     truth_of: Path | None = None  # the folder that `folder` is a copy of
 
     @property
@@ -60,7 +61,7 @@ class Photos:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """Columns path (absolute) and index: what a user starts from."""
+        """The table that a user starts from: columns path (absolute) and index."""
         if self.table is not None:
             return pd.read_parquet(self.table)
         files = data.files(self.folder)[: self.n_files]
@@ -69,7 +70,7 @@ class Photos:
 
     @property
     def paths(self) -> list[str]:
-        """Made anew from the frame: peers do it as a part of their start."""
+        """The paths, made from the frame in each call, as a part of a peer's start."""
         made: list[str] = self.frame["path"].tolist()
         return made
 
@@ -79,7 +80,7 @@ class Photos:
         return truth[: self.n_files]
 
     def prepare(self) -> None:
-        """Read what is not to be measured."""
+        """Read the files whose reading is not measured."""
         _ = self.frame, self.truth
 
     def check(self, index: np.ndarray, payload: np.ndarray) -> None:
@@ -89,12 +90,12 @@ class Photos:
         off = np.abs(glance(payload) - self.truth[index % len(self.truth)]).mean(axis=(1, 2, 3))
         if (off > TOLERANCE).any():
             worst = int(off.argmax())
-            raise WrongPayload(f"sample {index[worst]} is not its file: pixels are {off[worst]:.0f} of 255 off on average")
+            raise WrongPayloadError(f"sample {index[worst]} is not its file: pixels are {off[worst]:.0f} of 255 off on average")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """`n_samples` rows of one array, `shape dtype`, which is in the page cache."""
+    """`n_samples` rows of one array of `shape` and `dtype`, which is in the page cache."""
 
     batch_size: int
     shape: tuple[int, ...]
@@ -108,7 +109,7 @@ class Rows:
         return array
 
     def prepare(self) -> None:
-        self.array.max()  # it is in the page cache
+        self.array.max()  # reads the file into the page cache
 
     def __len__(self) -> int:
         return self.n_samples
@@ -125,12 +126,12 @@ class Rows:
         for part in (flat[:, :n], flat[:, -n:]):
             wrong = np.ascontiguousarray(part).view(np.int64)[:, 0] != marks
             if wrong.any():
-                raise WrongPayload(f"sample {index[wrong.argmax()]} is another row than the one it says")
+                raise WrongPayloadError(f"sample {index[wrong.argmax()]} is another row than the one it says")
 
 
 @dataclass(frozen=True)
 class Sleeps:
-    """Samples that sleep `cost_s`, and one in `every` of them `factor` times as long, at random places."""
+    """Samples that sleep `cost_s`; one in `every`, at random, sleeps `factor` times as long."""
 
     batch_size: int
     cost_s: float
@@ -148,7 +149,7 @@ class Sleeps:
         return self.n_samples
 
     def cost(self, index: int) -> float:
-        """Seconds of sample `index`."""
+        """The seconds that sample `index` sleeps."""
         is_heavy = self.every and (index * 2654435761 % 2**32) % self.every == 0
         return self.cost_s * (self.factor if is_heavy else 1.0)
 
@@ -169,14 +170,14 @@ class Sleeps:
         _check_form(self, index, payload)
         wrong = (payload != self.payload(index)).any(axis=1)
         if wrong.any():
-            raise WrongPayload(f"sample {index[wrong.argmax()]} does not carry its payload")
+            raise WrongPayloadError(f"sample {index[wrong.argmax()]} does not carry its payload")
 
 
 Work = Photos | Rows | Sleeps
 
 
 def make_work(spec: dict[str, Any]) -> Work:
-    """From the JSON form: `{"kind": "photos" | "rows" | "sleeps", ...}`."""
+    """Make a work from its JSON form, `{"kind": "photos" | "rows" | "sleeps", ...}`."""
     options = {name: value for name, value in spec.items() if name != "kind"}
     if spec["kind"] == "photos":
         table = options.pop("table", None)
@@ -189,13 +190,13 @@ def make_work(spec: dict[str, Any]) -> Work:
 def _check_form(work: Work, index: np.ndarray, payload: np.ndarray) -> None:
     n = len(index)
     if n != work.batch_size or payload.shape != (n, *work.shape):
-        raise WrongPayload(f"a batch of {payload.shape} for {n} indices; expected {(work.batch_size, *work.shape)}")
+        raise WrongPayloadError(f"a batch of {payload.shape} for {n} indices; expected {(work.batch_size, *work.shape)}")
     if payload.dtype != work.dtype and payload.dtype != np.float32:
-        raise WrongPayload(f"a batch of {payload.dtype}, expected {work.dtype}")
+        raise WrongPayloadError(f"a batch of {payload.dtype}, expected {work.dtype}")
 
 
 class Epoch:
-    """Notes which samples of one epoch came; none may come twice, and at its end only less than a batch may be missing."""
+    """Checks the samples of one epoch: none may come twice, and at its end less than a batch may be missing."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -203,12 +204,12 @@ class Epoch:
 
     def take(self, index: np.ndarray) -> None:
         if index.min() < 0 or index.max() >= len(self._seen):
-            raise WrongPayload(f"there is no sample {index.max()}")
+            raise WrongPayloadError(f"there is no sample {index.max()}")
         if self._seen[index].any() or len(np.unique(index)) != len(index):
-            raise WrongPayload("a sample came twice in one epoch")
+            raise WrongPayloadError("a sample came twice in one epoch")
         self._seen[index] = True
 
     def end(self) -> None:
         n_missing = len(self._seen) - int(self._seen.sum())
         if n_missing >= self._work.batch_size:
-            raise WrongPayload(f"{n_missing} of {len(self._seen)} samples never came in an epoch")
+            raise WrongPayloadError(f"{n_missing} of {len(self._seen)} samples never came in an epoch")

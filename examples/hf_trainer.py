@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer, with a small vision transformer: it is given the ring's batches, and may go on within an epoch.
+"""Trains a small vision transformer with Hugging Face's Trainer on the ring's batches. A run may resume within an epoch.
 
 python examples/hf_trainer.py
 """
@@ -20,18 +20,18 @@ SIZE = 16
 
 
 class BytesForImageClassification(ViTForImageClassification):
-    """Takes images as the ring holds them, (B, H, W, C) uint8, and makes them floats on the device."""
+    """Takes images of the ring, (B, H, W, C) uint8, and converts them to floats on the device."""
 
     def forward(self, pixel_values: torch.Tensor, **options: Any) -> Any:
         return super().forward(pixel_values.permute(0, 3, 1, 2) / 127.5 - 1, **options)
 
 
 class Feed(torch.utils.data.IterableDataset[Any]):
-    """The ring's batches, an epoch a pass. After `resume_from_checkpoint` the Trainer asks for those that were trained in that
-    epoch, too, and throws them away: it is given None for them, and nothing is loaded twice."""
+    """The ring's batches, one epoch a pass. After `resume_from_checkpoint`, the Trainer also asks for the batches that it has
+    already trained on in this epoch, and drops them. It gets None for these, so that no batch is loaded twice."""
 
     def __init__(self, loader: ringload.Loader, device: torch.device) -> None:
-        names = {"pixel_values": "image", "labels": "label"}  # the model's names: the loader's
+        names = {"pixel_values": "image", "labels": "label"}  # name in the model: name in the loader
         self.batches = ringload.torch.Batches(loader, device, names)
         self.n_trained = 0
 
@@ -44,8 +44,8 @@ class Feed(torch.utils.data.IterableDataset[Any]):
         yield from self.batches
 
 
-class GoOn(TrainerCallback):
-    """Sends the loader to where the Trainer is, by the steps that it has counted: at 0, or where its checkpoint was."""
+class Resume(TrainerCallback):
+    """Sets the loader's position from the Trainer's count of steps: 0, or that of the checkpoint."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **rest: Any) -> None:
         feed, n_each = train_dataloader.dataset, args.gradient_accumulation_steps
@@ -55,7 +55,7 @@ class GoOn(TrainerCallback):
 
 
 class RingTrainer(Trainer):
-    """What `get_train_dataloader` returns is used as it is: nobody samples, shards, or collates it again."""
+    """Gives the Trainer the ring's batches, which are not sampled, sharded or collated again."""
 
     loader: ringload.Loader
 
@@ -81,7 +81,7 @@ def main() -> None:
     quiet: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "logging_strategy": "epoch", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder:
         options = TrainingArguments(folder, num_train_epochs=4, learning_rate=3e-3, per_device_train_batch_size=32, **quiet)
-        trainer = RingTrainer(BytesForImageClassification(config), options, callbacks=[GoOn()])
+        trainer = RingTrainer(BytesForImageClassification(config), options, callbacks=[Resume()])
         with ringload.Loader(stripes(640), 32, shard="auto") as trainer.loader:
             trainer.train()
 

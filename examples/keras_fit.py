@@ -1,9 +1,9 @@
-"""Train a small Keras model on images in a folder, with validation, costs of loading in the logs, and checkpoints.
+"""Trains a small Keras model on images in a folder, with validation, the cost of loading in the logs, and checkpoints.
 
-    python examples/keras_fit.py [FOLDER OF ONE FOLDER A CLASS [FOLDER OF THE RUN]]
+    python examples/keras_fit.py [FOLDER WITH ONE FOLDER FOR EACH CLASS [FOLDER OF THE RUN]]
 
-Without a folder it writes scikit-learn's 1,797 handwritten digits into a temporary one. Kill it within an epoch and start it
-again with the same folders: it goes on with the images that were not trained in that epoch.
+Without a folder, it writes scikit-learn's 1,797 handwritten digits into a temporary one. If you kill it within an epoch and
+start it again with the same folders, it continues with the images that it has not yet trained on in this epoch.
 """
 
 import sys
@@ -19,7 +19,7 @@ import ringload.keras
 
 
 def write_digits(root: Path) -> Path:
-    """One PNG file an image, one folder a class."""
+    """Write one PNG file for each image, in one folder for each class."""
     digits = load_digits()
     for number, (pixels, kind) in enumerate(zip(digits.images, digits.target, strict=True)):
         (root / str(kind)).mkdir(exist_ok=True)
@@ -31,7 +31,7 @@ def main(images: Path, run: Path) -> None:
     train, held = ringload.ImageFolder(images, size=(32, 32)).split(0.2, seed=0)
     model = keras.Sequential([
         keras.layers.Input((32, 32, 3)),
-        keras.layers.Rescaling(1 / 127.5, -1),  # the ring holds uint8: a quarter of the memory, and of the transfer
+        keras.layers.Rescaling(1 / 127.5, -1),  # the ring holds uint8, a quarter of the bytes of float32
         keras.layers.Conv2D(16, 3, strides=2, activation="relu"),
         keras.layers.Conv2D(32, 3, strides=2, activation="relu"),
         keras.layers.Flatten(),

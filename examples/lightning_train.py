@@ -1,4 +1,4 @@
-"""Lightning: the ring's batches as its dataloader, and a run that is interrupted in the midst of an epoch and goes on there.
+"""Trains with Lightning on the ring's batches. The run ends within an epoch, and a second run resumes it there.
 
 python examples/lightning_train.py
 """
@@ -35,7 +35,8 @@ class Regression(lightning.LightningModule):
 
 
 def train(source: ringload.Arrays, folder: str, resume: Path | None, **options: int) -> None:
-    """Lightning saves the state of the batches beside the model's, and loads it, as they have `(load_)state_dict`."""
+    """Lightning saves and loads the state of the batches with that of the model, as they have `state_dict` and
+    `load_state_dict`."""
     saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=7, save_top_k=-1)
     quiet: dict[str, bool] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = lightning.Trainer(devices=1, callbacks=[saving], **quiet, **options)

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop: a folder of PNG files a class -> the ring -> a small CNN. On a GPU, if there is one.
+"""A plain PyTorch loop: trains a small CNN on PNG files, with one folder for each class, on a GPU if there is one.
 
 python examples/torch_loop.py
 """
@@ -19,7 +19,7 @@ N_IMAGES, EPOCHS, SIZE = 600, 4, 32
 
 
 def write_stripes(root: Path) -> None:
-    """Noisy stripes, in the folders `across` and `down`."""
+    """Write images of noisy stripes into the folders `across` and `down`."""
     rng = np.random.default_rng(0)
     for number in range(N_IMAGES):
         wave = 90 * np.sin(np.arange(SIZE) * rng.uniform(0.6, 1.2) + rng.uniform(0, 6))

@@ -1,16 +1,16 @@
-"""Everything that ringload raises of its own.
+"""The exceptions that ringload defines.
 
 RingloadError
     ConfigError         an argument, a table or a source cannot be used (also a ValueError)
-        BudgetError     what was asked for does not fit into the memory there is (also a MemoryError)
-    UnknownFieldError        a batch has no field of that name (also a KeyError)
+        BudgetError     the loader does not fit into the memory that it may use (also a MemoryError)
+    UnknownFieldError   a batch has no field of that name (also a KeyError)
     SampleError         one sample is bad: it could not be read, decoded, or written into its row
-        TooManyBadSamplesError      more samples were bad than `max_bad` allows
-    ContentTooLargeError    a storage's content has more bytes than it may have (also a ValueError)
-    WorkerDiedError        workers died more often than `restarts` allows
-    StallError             nothing has been finished for too long; names who is stuck on what (also a TimeoutError)
-    AllSlotsLentError             every batch that was given is kept, so that no slot is free for another; says what to do
-    Closed              the loader is closed, or this process is a fork of the one that made it
+        TooManyBadSamplesError  more samples were bad than `max_bad` allows
+    ContentTooLargeError        a storage's content has more bytes than the caller allows (also a ValueError)
+    WorkerDiedError     workers died more often than `restarts` allows
+    StallError          no task was finished for too long; names the stuck worker and its sample (also a TimeoutError)
+    AllSlotsLentError   the trainer keeps a batch in every slot, so that none is free; says what to do
+    LoaderClosedError   the loader is closed, or this process is a fork of the process that made it
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kept = TypeVar("Kept", bound=BaseException)
 
 
 class RingloadError(Exception):
-    """The base of every error of ringload's own."""
+    """The base class of ringload's errors."""
 
 
 class ConfigError(RingloadError, ValueError):
@@ -32,16 +32,16 @@ class ConfigError(RingloadError, ValueError):
 
 
 class BudgetError(ConfigError, MemoryError):
-    """What was asked for does not fit into memory; the message holds the arithmetic and the least that would do."""
+    """The loader does not fit into memory; the message has the arithmetic and the least budget that is enough."""
 
 
 class UnknownFieldError(RingloadError, KeyError):
-    """A batch, or a row, has no field of that name. Arguments: the name; the fields that there are."""
+    """A batch, or a row, has no field of that name. Arguments: the name, and the fields that exist."""
 
     def __init__(self, name: Any, fields: Iterable[str]) -> None:
         super().__init__(name, tuple(fields))
 
-    def __str__(self) -> str:  # made when it is shown: `in` and get() raise it, too
+    def __str__(self) -> str:  # made only when it is shown, as `in` and get() raise this error, too
         from ringload.checks import no_field
 
         return no_field(*self.args)
@@ -50,8 +50,8 @@ class UnknownFieldError(RingloadError, KeyError):
 class SampleError(RingloadError):
     """One sample is bad.
 
-    Attributes: `index` (of the sample in its source), `where` (its path, or what the source says of it), `reason` (one
-    line), `traceback` (of the user's own function, else "").
+    Attributes: `index` (of the sample in its source), `where` (its path, or the source's own description), `reason` (one line),
+    `traceback` (of the user's function, else "").
     """
 
     def __init__(self, message: str, *, index: int = -1, where: str = "", reason: str = "", traceback: str = "") -> None:
@@ -67,7 +67,7 @@ class TooManyBadSamplesError(SampleError):
 
 
 class ContentTooLargeError(RingloadError, ValueError):
-    """A storage's content has `n_bytes`, which are more than the `max_bytes` that it was asked for."""
+    """A storage's content has `n_bytes`, more than the `max_bytes` that the caller allows."""
 
     def __init__(self, n_bytes: int, max_bytes: int) -> None:
         super().__init__(n_bytes, max_bytes)
@@ -80,8 +80,8 @@ class ContentTooLargeError(RingloadError, ValueError):
 class WorkerDiedError(RingloadError):
     """Workers died more often than `restarts` allows.
 
-    Attributes of the last death: `pid`, `cause` (the signal or exit code, and what usually lies behind it), `samples` (the
-    indices it had in hand).
+    Attributes describe the last death: `pid`, `cause` (the signal or exit code, and its usual reason), `samples` (the indices
+    that the worker was loading).
     """
 
     def __init__(self, message: str, *, pid: int = -1, cause: str = "", samples: tuple[int, ...] = ()) -> None:
@@ -92,9 +92,9 @@ class WorkerDiedError(RingloadError):
 
 
 class StallError(RingloadError, TimeoutError):
-    """Nothing has been finished for too long; the message names who is stuck on what.
+    """No task was finished for too long; the message names the stuck worker and its sample.
 
-    Attributes: `limit_s`, the limit that was reached, in seconds: `stall_timeout`, or that of a start.
+    Attributes: `limit_s`, the time limit that was reached, in seconds: `stall_timeout`, or the limit for a start of workers.
     """
 
     def __init__(self, message: str, *, limit_s: float = 0.0) -> None:
@@ -103,32 +103,32 @@ class StallError(RingloadError, TimeoutError):
 
 
 class AllSlotsLentError(RingloadError):
-    """Every batch that was given is kept, so that no slot of the ring is free; the message says since when, and what to do.
+    """The trainer keeps a batch in every slot, so that none is free; the message says since when, and what to do.
 
-    Raised at once where no other thread could give one back; else after `stall_timeout`, with a RuntimeWarning after 5 s.
+    Raised at once if no other thread can release a batch; else after `stall_timeout`, with a RuntimeWarning after 5 s.
     """
 
 
 class LoaderClosedError(RingloadError):
-    """The loader is closed, or this process is a fork of the one that made it."""
+    """The loader is closed, or this process is a fork of the process that made it."""
 
 
 def missing(part: str, package: str, error: ImportError) -> ImportError:
-    """The error where `part` of ringload is used, and the `package` that this part needs cannot be imported."""
+    """The ImportError for a `part` of ringload whose `package` cannot be imported."""
     return ImportError(f"{part} needs {package} ({error}): pip install {package}", name=error.name, path=error.path)
 
 
-class OriginalTraceback(Exception):
-    """The traceback of an exception that was kept, as text: it stands as the first cause of that exception."""
+class OriginalError(Exception):
+    """The traceback of a kept exception, as text; it is set as the first cause of that exception."""
 
 
 def without_frames(error: Kept) -> Kept:
-    """Make an exception fit to be kept in an object, and raised later: its traceback becomes text.
+    """Replace an exception's traceback by text, so that an object can keep the exception and raise it later.
 
-    A traceback holds its frames, these hold their callers, and all of them hold their variables. So an object that keeps an
-    exception, and is a variable of one of the frames, is no longer freed when the last reference to it goes, but by the garbage
-    collector, some time: with all that it owns (processes, memory, descriptors). For the same reason a function that raises
-    an exception which it has in a variable deletes the variable.
+    A traceback refers to its frames, these refer to their callers, and all of them to their variables. If an object keeps an
+    exception, and one of these frames has the object in a variable, that is a reference cycle: the object, with all that it
+    owns (processes, memory, descriptors), is freed only when the garbage collector runs. For the same reason a function that
+    raises an exception from a variable deletes the variable.
     """
     text = "".join(traceback.format_exception(error))
     had_frames = False
@@ -147,7 +147,7 @@ def without_frames(error: Kept) -> Kept:
         seen.remove(id(before))
         first = before
     if had_frames:
-        first.__cause__ = OriginalTraceback(f"\n{text}")
+        first.__cause__ = OriginalError(f"\n{text}")
     return error
 
 

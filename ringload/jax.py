@@ -1,13 +1,13 @@
 """JAX: a loader as an iterable of pytrees of `jax.Array`, on a device or over a sharding.
 
-On CPUs `jax.device_put` takes an array that lies at a multiple of 64 bytes, as all of a slot do, where it lies, and holds it
-until the last `jax.Array` of it is gone; the slot is used again then (see `ring.lease`). So there is nothing to wait for.
+On CPUs, `jax.device_put` uses an array at an address that is a multiple of 64 bytes, as all arrays of a slot are, without
+copying it, and holds it until the last `jax.Array` of it is gone. Then the slot is used again (see `ring.lease`).
 
-On an accelerator it copies, later than it returns. Then the batch is held here until the copies are there
-(`jax.block_until_ready`), and the next batch, if it is full already, is sent before this one is given, so that a copy runs
-beside a step. (JAX holds the host's array during the copy, too, as it must for any array; that is not relied on.)
+On an accelerator, `jax.device_put` returns before the copy is complete. The batch is held here until it is
+(`jax.block_until_ready`). If the next batch is already full, its copy is begun before this batch is given, so that it runs
+during the trainer's step. (JAX holds the host's array during the copy, too. This module does not depend on that.)
 
-    wait for the copies of k -> end the lease of k -> send k+1 -> give k        see `bridge.device_prefetch`
+    wait for the copies of k -> end the lease of k -> begin the copies of k+1 -> give k        see `bridge.device_prefetch`
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ class Batches:
     """The loader's batches on a device: `for batch in ringload.jax.Batches(loader): step(state, batch)`.
 
     Each `for` is the loader's next epoch. A batch is a dict of all fields, or `(x,)`, `(x, y)` or `(x, y, weight)`, of
-    committed `jax.Array`s. On CPUs they look into the ring, for as long as they are alive; donating them to a jitted function
-    is safe and saves nothing.
+    committed `jax.Array`s. On CPUs they are views of the ring, and valid as long as you keep them. You may donate them to a
+    jitted function; that saves no memory.
 
-    JAX has the dtypes of ml_dtypes, too (bfloat16, float8, int4); it has no strings and no times.
+    JAX supports the dtypes of ml_dtypes (bfloat16, float8, int4), but no strings and no times.
 
-    Without `jax_enable_x64`, JAX has no 64-bit types. Integers of 64 bits become those of 32, and a value that does not fit
-    raises ConfigError, where JAX would wrap it; float64 is rounded to float32, and complex128 to complex64, what is beyond
-    their range to inf. All are copies, so labels are best made int32 by the source, or
-    `jax.config.update("jax_enable_x64", True)` is set.
+    Without `jax_enable_x64`, JAX has no 64-bit types. 64-bit integers are converted to 32 bits; a value that does not fit
+    raises ConfigError, while JAX itself would wrap it. float64 is rounded to float32, and complex128 to complex64; values
+    beyond their range become inf. Each conversion makes a copy. To avoid it, give labels as int32 in the source, or call
+    `jax.config.update("jax_enable_x64", True)`.
 
-    A bad sample, or a value that JAX cannot hold, raises in place of its batch; who goes on with the same iterator gets the
-    batches after it.
+    The error of a bad sample, or of a value that JAX cannot hold, is raised in place of its batch; the same iterator then goes
+    on with the next batch.
 
-    Ask it, not the loader, for the state: on an accelerator the loader may be one batch ahead of what was given.
+    Call `state_dict` of this object, not of the loader: on an accelerator the loader may be one batch ahead of the trainer.
 
-    Slots: 3 are enough; on an accelerator two batches are held at a time.
+    3 slots are enough; on an accelerator two batches are held at a time.
 
     Arguments:
-        device: a `jax.Device`, a `jax.sharding.Sharding`, or a pytree of them that is a prefix of a batch's; None for what is
-            JAX's default device now, which is one of this process. `NamedSharding(mesh, PartitionSpec("data"))` divides
-            batches among devices along the first axis, which their number must divide: use last="drop" or "pad". Where a
-            mesh goes over several processes, each makes a loader with `shard=(rank, world)` and feeds the devices of its
-            own: a batch has the rows of all of them.
-        x, y, sample_weight: as `ringload.keras.dataset` has them; x=None: a dict of all fields.
+        device: a `jax.Device`, a `jax.sharding.Sharding`, or a pytree of them that is a prefix of the batch's pytree; None for
+            JAX's present default device, of this process. `NamedSharding(mesh, PartitionSpec("data"))` divides the first axis
+            among devices, so the batch size must be a multiple of their number: use last="drop" or "pad". If a mesh spans
+            several processes, each process makes a loader with `shard=(rank, world)`, which feeds its own devices; a batch then
+            consists of the rows of all processes.
+        x, y, sample_weight: see `ringload.keras.dataset`; x=None: a dict of all fields.
 
     Raises:
-        ConfigError: there is no such field, JAX has no such dtype, or a device is another process's; or, while iterating, an
-            integer does not fit 32 bits, or processes would put different rows where the sharding wants the same.
+        ConfigError: a field does not exist, JAX has no such dtype, or a device belongs to another process. While iterating: an
+            integer does not fit 32 bits, or processes give different rows where the sharding needs the same rows.
     """
 
     @in_our_words()
@@ -81,7 +81,7 @@ class Batches:
         refuse_unless(self._parts, "JAX", has)
         self._device = _default_device() if device is None else device
         self._in_transit = PendingTransfers()
-        self._ahead: DevicePrefetcher | None = None  # the present iteration, if it sends ahead
+        self._ahead: DevicePrefetcher | None = None  # the present iteration, if batches are copied ahead
         shardings = _shardings(self._device)
         self._is_own = all(one.is_fully_addressable for one in shardings)
         self._is_cpu = {part.platform for one in shardings for part in one.device_set} == {"cpu"}
@@ -98,20 +98,20 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """One pass over what is left of this epoch, or over the next one, as the loader has it."""
+        """One pass, as `iter(loader)`: over the rest of this epoch, or over the next one."""
         if self._ahead is not None:
             self._ahead.end()
         if self._is_cpu:
-            return map(self._put, map(self._arranged, self.loader.iterate(OF_ARRAYS)))  # which go on after an error
+            return map(self._put, map(self._arranged, self.loader.iterate(OF_ARRAYS)))  # a map goes on after an error
         self._ahead = DevicePrefetcher(self.loader, self._copy, self._in_transit)
         return map(_given, self._ahead)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the trainer is: what it was given, not what was sent ahead. JSON can hold it."""
+        """The position of the trainer; a batch that was copied ahead does not count. Can be saved as JSON."""
         return state_of(self.loader, self._ahead)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the batches were that gave `state`; raises as `Loader.load_state_dict` does."""
+        """Resume at a position that `state_dict` returned. See `Loader.load_state_dict`, also for what it raises."""
         self.loader.load_state_dict(state)
         if self._ahead is not None:
             self._ahead.end()
@@ -128,27 +128,27 @@ class Batches:
         return made
 
     def _check_whole(self, array: np.ndarray, whole: jax.Array) -> None:
-        """Whether what all processes made together is what was meant: JAX takes any share of an array from each."""
+        """Check the array that all processes made together: JAX itself accepts any share of it from each process."""
         if axes := [axis for axis in range(1, array.ndim) if whole.shape[axis] != array.shape[axis]]:
             raise ConfigError(
-                f"{whole.sharding} divides axis {axes[0]} among processes, of which each has whole samples: divide the first"
+                f"{whole.sharding} divides axis {axes[0]} among processes, but each has whole samples: divide the first axis"
             )
         world = self.loader.order.world
         if world > 1 and not whole.is_fully_addressable and len(whole) == len(array):
             raise ConfigError(
-                f"{whole.sharding} wants the same rows in several processes, and shard={self.loader.order.rank, world} gives "
-                "each its own: divide the first axis among them, or give each process the same loader, with shard=(0, 1)"
+                f"{whole.sharding} needs the same rows in several processes, but shard={self.loader.order.rank, world} gives "
+                "each process other rows: divide the first axis among the processes, or make each Loader with shard=(0, 1)"
             )
 
     def _copy(self, batch: Batch) -> Copy:
         try:
-            return _Sent(self._arranged(batch), self._put)
+            return _Transfer(self._arranged(batch), self._put)
         except ConfigError as error:
-            return _Refused(without_frames(error))  # which hold the batch
+            return _FailedTransfer(without_frames(error))  # frames would keep the batch
 
 
-class _Sent:
-    """A batch on its way to an accelerator: see `device_prefetch.Copy`."""
+class _Transfer:
+    """The copy of a batch to an accelerator: see `device_prefetch.Copy`."""
 
     def __init__(self, arrays: Any, put: Callable[[Any], Any]) -> None:
         self._arrays, self._put = arrays, put
@@ -172,12 +172,12 @@ class _Sent:
             self._arrays = None
 
     def receive(self) -> Any:
-        self.wait()  # not later: the trainer may donate them, and then nothing tells when they are there
+        self.wait()  # now, because after a donation by the trainer it is unknown whether the copy is complete
         return self._sent
 
 
-class _Refused:
-    """In place of a batch that JAX cannot hold: nothing is sent, and its error is raised in its turn."""
+class _FailedTransfer:
+    """Stands for a batch that JAX cannot hold: nothing is copied, and its error is raised when the batch is due."""
 
     def __init__(self, error: ConfigError) -> None:
         self._error = error
@@ -198,13 +198,13 @@ def _given(received: Any) -> Any:
         try:
             raise received
         finally:
-            del received  # or it would hold this frame, which holds it
+            del received  # breaks the cycle of error, traceback and frame
     return received
 
 
 def _default_device() -> jax.Device:
     chosen: Any = jax.config.jax_default_device
-    if isinstance(chosen, str):  # a platform
+    if isinstance(chosen, str):  # the name of a platform
         return jax.local_devices(backend=chosen)[0]
     return chosen or jax.local_devices()[0]
 
@@ -214,19 +214,19 @@ def _as_sharding(device: Any) -> jax.sharding.Sharding:
 
 
 def _shardings(device: Any) -> list[jax.sharding.Sharding]:
-    """What a pytree of devices and shardings holds."""
+    """The leaves of a pytree of devices and shardings, as shardings."""
     found = []
     for one in jax.tree.leaves(device):
         if not isinstance(one, jax.Device | jax.sharding.Sharding):
             raise ConfigError(f"device is a jax.Device, a jax.sharding.Sharding, or a pytree of them, not {short(device)}")
         found.append(_as_sharding(one))
         if not found[-1].addressable_devices:
-            raise ConfigError(f"{one} belongs to another process: jax.local_devices() are those of this one")
+            raise ConfigError(f"{one} belongs to another process: choose from jax.local_devices()")
     return found
 
 
 def has(dtype: np.dtype[Any]) -> bool:
-    """Whether JAX has a dtype: numbers of the machine's byte order, those of ml_dtypes too."""
+    """Whether JAX supports a dtype: numbers of the machine's byte order, and those of ml_dtypes."""
     try:
         jax.eval_shape(lambda array: array, np.empty(0, dtype))
     except TypeError:
@@ -235,7 +235,7 @@ def has(dtype: np.dtype[Any]) -> bool:
 
 
 def narrowed(name: str, array: np.ndarray) -> np.ndarray:
-    """The array, or a copy as JAX's setting has it."""
+    """The array, or a copy in the dtype to which JAX's settings limit it."""
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if dtype == array.dtype:
         return array
@@ -243,7 +243,7 @@ def narrowed(name: str, array: np.ndarray) -> np.ndarray:
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
             raise ConfigError(
-                f"field {name!r} is {array.dtype} and holds {array.max()} or {array.min()}, which {dtype} cannot: without "
-                'jax_enable_x64 JAX has no more than 32 bits. Set jax.config.update("jax_enable_x64", True)'
+                f"field {name!r} is {array.dtype} and holds {array.max()} or {array.min()}, which {dtype} cannot hold: without "
+                'jax_enable_x64, JAX has no 64-bit types. Call jax.config.update("jax_enable_x64", True)'
             )
     return array.astype(dtype)

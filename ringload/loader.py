@@ -1,4 +1,4 @@
-"""The loader: what users hold. Checks what it is given, plans the memory, and hands out batches."""
+"""The loader: checks its arguments, plans the memory, starts an engine, and gives batches to the trainer."""
 
 from __future__ import annotations
 
@@ -42,16 +42,15 @@ from ringload.workers.inline import InlineWorkers
 from ringload.workers.processes import ProcessWorkers
 from ringload.workers.supervisor import StartMethod
 
-FIRST_BYTES = 64 << 20  # of the ring that are reserved before the first batch (15 ms); the server reserves the rest
-MAX_COUNTED = 1 << 16  # epochs whose batches are counted: more of them fill any ring
+FIRST_BYTES = 64 << 20  # of the ring are reserved before the first batch (15 ms); the fork server reserves the rest
+MAX_COUNTED = 1 << 16  # the most epochs whose batches are counted: these fill any ring
 STATE_VERSION = 1
-FOR_KERAS = " (for fit, evaluate and predict of Keras give ringload.keras.dataset(loader))"
+FOR_KERAS = " (for fit, evaluate and predict of Keras, give ringload.keras.dataset(loader))"
 OVER = (
     "this pass over the loader is over: another was begun since, by a second `for`, iter(loader) or zip(loader, loader), or "
-    "the loader was sent elsewhere, by set_epoch or load_state_dict. A loader has one pass at a time: for two, make two "
-    "loaders of the source"
+    "set_epoch or load_state_dict has moved the loader. A loader has one pass at a time: for two, make two loaders"
 )
-SPARE_INDEX_BYTES = 1 << 20  # by which a source may have grown when it was changed
+SPARE_INDEX_BYTES = 1 << 20  # a changed source may be larger by so much
 
 
 class Loader:
@@ -59,65 +58,66 @@ class Loader:
 
         with ringload.Loader(source, batch_size=256, ram_budget="48GB", seed=0) as loader:
             for epoch in range(90):
-                for batch in loader:            # Mapping: field -> (B, ...) array that looks into the ring
+                for batch in loader:            # Mapping: field -> (B, ...) array, a view of the ring
                     step(batch["image"], batch["label"])
 
     Guarantees:
-    1. Batches come in the order that (seed, epoch) gives, each sample as (seed, epoch, index) makes it: the same bytes for
-       any number of workers, any start method, after any number of workers' deaths, and after resuming.
-    2. A batch's memory is not written to while any of its arrays, or a view of one, is alive. Leases may end in any order.
-    3. All memory beside the trainer's own stays within `ram_budget`; what does not fit is refused here.
-    4. A worker's death costs time, never a sample; more than `restarts` a minute raise WorkerDiedError.
-    5. No wait is without an end: an item, a death, a close, or after `stall_timeout` an error that names what is stuck.
-    6. When the loader is closed or collected, or the trainer ends in any way, nothing of it is left.
+    1. The order of batches depends on (seed, epoch), and the content of a sample on (seed, epoch, index): batches have the same
+       bytes for any number of workers, any start method, any number of workers' deaths, and after resuming.
+    2. No batch's memory is written to while one of its arrays, or a view of one, is alive. Leases may end in any order.
+    3. All memory except the trainer's own stays within `ram_budget`; a loader that does not fit is refused here.
+    4. A worker's death costs time, never a sample; more than `restarts` deaths a minute raise WorkerDiedError.
+    5. Every wait ends: with a batch, a death, a close, or after `stall_timeout` with an error that names the stuck worker.
+    6. When the loader is closed or collected, or the trainer ends in any way, no process or memory of it is left.
 
-    An iteration that is left before its end (`break`) ends its epoch: the next `for` begins the next one. To go on where one
-    was left, keep its iterator. Only one iterates at a time: a new `iter(loader)` ends the one before, whose `next()` then
-    raises RingloadError.
+    An iteration that ends early (`break`) ends its epoch: the next `for` begins the next one. To continue it instead, keep its
+    iterator. There is one iteration at a time: a new `iter(loader)` ends the previous one, whose `next()` then raises
+    RingloadError.
 
-    A loader stays what it was made: setting its attributes raises AttributeError.
+    A loader is immutable: setting its attributes raises AttributeError.
 
-    Attributes: `source`, `fields`, `batch_size`, `workers` (how many), `order`, `has_valid` (whether batches have that field).
+    Attributes: `source`, `fields`, `batch_size`, `workers` (their number), `order`, `has_valid` (whether batches have the field
+    `valid`).
 
     Arguments:
-        source: an ImageFrame, ImageFolder or Arrays; any object of the protocol in `ringload.fields`; or a function
-            `load(index, rng, out)`, with `fields` and `n_samples`.
+        source: an ImageFrame, ImageFolder or Arrays; an object that implements `ringload.Source`; or a function
+            `load(index, rng, out)`, together with `fields` and `n_samples`.
         batch_size: samples a batch.
-        workers: worker processes; "auto" for the CPUs that this process may use, less one; 0 to load in this process,
-            as debuggers need; or `Workers` of your own.
-        ram_budget: bytes, "48GB", "48GiB", or a share of what this process may still use (0.5, "50%"; 1.0 for all), for ring,
-            index and workers together. "auto": a quarter of that, or 64 batches if this is less.
-        shuffle: whether each epoch has an order of its own; else that of the source.
+        workers: the number of worker processes; "auto": the CPUs that this process may use, less one; 0: load in this process,
+            for use with a debugger; or an object that implements `Workers`.
+        ram_budget: bytes, "48GB", "48GiB", or a share of the memory that this process may still use (0.5, "50%"; 1.0 for all),
+            for ring, index and workers together. "auto": a quarter of that memory, or 64 batches if these take less.
+        shuffle: whether each epoch has a new random order. False: the order of the source.
         seed: 0..2**64-1.
-        last: what becomes of samples that do not fill a batch: "drop"; "keep" them as a shorter batch; "pad" the batch with
-            rows of zeros, which the field `valid` `(B,) bool` tells from samples.
-        shard: (rank, world): this loader's share of each epoch; every rank has the same number of batches. "auto" asks
-            torch.distributed and JAX's distributed client, if they are up, else the environment: torchrun's variables,
-            Lightning's, those of MPI, srun and TF_CONFIG; where none says, (0, 1). None: (0, 1), with a warning where any of
-            these knows of several ranks, as each then loads all samples.
-        on_error: what becomes of a bad sample: "raise" SampleError in place of its batch (the iteration may go on);
-            "skip" it: its row is zeros, and False in the field `valid`; or "replace" it by another sample of the source,
-            which `batch.index` then names.
-        max_bad: how many samples may be skipped or replaced before TooManyBadSamplesError is raised; None for one in a hundred,
+        last: how to treat samples that do not fill a batch: "drop" them; "keep" them as a shorter batch; "pad" the batch with
+            rows of zeros, whose `valid` `(B,) bool` is False.
+        shard: (rank, world): this loader's share of each epoch; every rank has the same number of batches. "auto" takes them
+            from torch.distributed or JAX's distributed client, if initialized; else from the environment: variables of
+            torchrun, Lightning, MPI, srun, or TF_CONFIG; else (0, 1). None: (0, 1), with a warning if one of these shows
+            several ranks, as then each rank loads all samples.
+        on_error: how to treat a bad sample: "raise" SampleError in place of its batch (the iteration may go on); "skip" it: its
+            row is zeros, and its `valid` is False; or "replace" it by another sample of the source, whose index is in
+            `batch.index`.
+        max_bad: how many samples may be skipped or replaced before TooManyBadSamplesError is raised; None: one in a hundred,
             and at least 10.
-        sample_timeout: seconds that loading one sample may take before its worker is ended, as if it had died.
-        stall_timeout: seconds that `next()` waits while nothing is finished, and no lease ends, before it raises. The start
-            of workers, who import what the source needs, does not count; it may take 300 s, or `stall_timeout` if longer.
-            Where every batch is kept, and no other thread could give one back, AllSlotsLentError is raised at once.
-        restarts: deaths of workers within a minute that are made good; None for any number.
-        start_method: "forkserver", "spawn" or "fork"; the latter copies the trainer with the state its threads are in.
-        copy: batches are ordinary arrays, copied out of the ring.
-        worker_setup: a function without arguments that each worker calls once, before it is given the source: for state of the
-            process that samples depend on, beside what workers are given in any case (see `ringload.packing.process_state` and
-            `module_globals`). With workers=0 nobody calls it: the trainer's own state counts.
-        epochs: how many there will be; workers then stop ahead of the last one's end. None: they do not.
-        order: an `Order` of your own, in place of `shuffle`, `last` and `shard`: which samples are in the rows of each batch.
-        observers: of `Observer`: each is told of batches, deaths, restarts, growth and bad samples.
-        fields, n_samples: for a function as a source.
+        sample_timeout: seconds that loading one sample may take; then its worker is killed, which counts as a death.
+        stall_timeout: seconds that `next()` waits while no task is finished and no lease ends; then it raises. The start of
+            workers, which import what the source needs, does not count; it may take 300 s, or `stall_timeout` if that is
+            longer. If every batch is kept, and no other thread can release one, AllSlotsLentError is raised at once.
+        restarts: how many deaths of workers within a minute are tolerated; None: any number.
+        start_method: "forkserver", "spawn" or "fork"; "fork" copies the trainer, with locks that its threads may hold.
+        copy: whether batches are ordinary arrays, copied out of the ring.
+        worker_setup: a function without arguments that each worker calls once, before it gets the source. Use it to set process
+            state on which samples depend, other than the state that workers are always given (see
+            `ringload.packing.process_state` and `module_globals`). It is not called with workers=0.
+        epochs: the number of epochs, if known: then workers do not fill batches beyond the last one.
+        order: an object that implements `Order`, instead of `shuffle`, `last` and `shard`: chooses the samples of each batch.
+        observers: `Observer` objects, whose methods are called for batches, deaths, restarts, growth and bad samples.
+        fields, n_samples: only if the source is a function.
 
     Raises:
-        ConfigError: an argument or the source cannot be used. BudgetError: it does not fit.
-        While iterating: SampleError, TooManyBadSamplesError, WorkerDiedError, StallError, AllSlotsLentError, Closed.
+        ConfigError: an argument or the source cannot be used. BudgetError: the loader does not fit into memory.
+        While iterating: SampleError, TooManyBadSamplesError, WorkerDiedError, StallError, AllSlotsLentError, LoaderClosedError.
     """
 
     @in_our_words()
@@ -158,7 +158,7 @@ class Loader:
         self._ranks = Ranks(shard)
         self.order = self._order(order, flag("shuffle", shuffle), last)
         self.has_valid = self.order.last == "pad" or on_error == "skip"
-        usable = usable_memory()  # before anything is taken of it
+        usable = usable_memory()  # before this loader uses any of it
         self._limit_bytes = usable.n_bytes if ram_budget == "auto" else parse_bytes(ram_budget, usable)
         packed = pack(source, self._limit_bytes, worker_setup) if self._needs_packed else None
         self._plan = self._make_plan(packed, usable)
@@ -167,15 +167,15 @@ class Loader:
             self._engine = self._start(packed)
         except OSError as error:
             if self.workers == 0:
-                raise  # the source's own
+                raise  # an error of the source
             raise said_as_refused(error) from error
         self._watch = self._watched(packed)
         self._iteration = 0  # the number of the present iteration
-        self._begun = False  # an iteration of this epoch was begun: another begins the next epoch
+        self._begun = False  # an iteration of this epoch has begun, so that another one begins the next epoch
         self._bad = BadSamples(options.on_error, options.max_bad, self._observers)
         self._fixed = ("source", "fields", "batch_size", "workers", "order", "has_valid")
 
-    if not TYPE_CHECKING:  # or else a type checker would accept any attribute
+    if not TYPE_CHECKING:  # else a type checker would accept any attribute
         __setattr__ = fixed_once_made
 
     def __repr__(self) -> str:
@@ -188,7 +188,7 @@ class Loader:
         )
 
     def __str__(self) -> str:
-        """Keras says this of a loader that `fit` is given."""
+        """Keras shows this text in its error when `fit` is given a loader."""
         return f"{self!r}{FOR_KERAS if 'keras' in sys.modules else ''}"
 
     # -- setting up ---------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Loader:
 
     @property
     def _needs_packed(self) -> bool:
-        """Whether workers are given the source as bytes."""
+        """Whether the source is sent to workers as bytes."""
         options = self._options
         if options.own_workers is not None:
             return options.own_workers.needs_packed
@@ -226,11 +226,11 @@ class Loader:
         )
 
     def _start(self, packed: Packed | None) -> Engine:
-        """Reserve the first slots, start the workers, and post the first batches. Waits for none of them."""
+        """Reserve the first slots, start the workers, and post the first batches. Does not wait for them."""
         plan, options = self._plan, self._options
         layout = Layout(self.fields, self.batch_size, plan.n_slots, self.workers, self.has_valid)
         segment = Segment(layout.n_bytes)
-        grows = self.workers and options.own_workers is None  # by the fork server
+        grows = self.workers and options.own_workers is None  # the fork server reserves more slots
         n_first = min(plan.n_slots, max(3, FIRST_BYTES // layout.slot_bytes)) if grows else plan.n_slots
         segment.reserve(0, layout.slots_start + n_first * layout.slot_bytes)
         memory = segment.map()
@@ -247,11 +247,12 @@ class Loader:
         )
         workers = self._make_workers(segment, packed)
         engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)
-        weakref.finalize(self, finalize, engine.close)  # first, so that no interruption leaves workers that nobody closes
+        # Before the workers start, so that an interruption leaves none of them running.
+        weakref.finalize(self, finalize, engine.close)
         try:
             engine.open(job)
         except BaseException:
-            engine.close()  # now, as a traceback may keep this loader alive
+            engine.close()  # at once, as a traceback may keep this loader alive
             raise
         return engine
 
@@ -272,7 +273,7 @@ class Loader:
         return self.order.n_batches(self.epoch)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass over what is left of this epoch; over the next one, if this one was left before its end."""
+        """One pass over the rest of this epoch; over the next epoch, if an earlier iteration of this one has ended."""
         self._ranks.look_again()
         epoch, position = self._engine.due
         self._engine.seek(*((epoch + 1, 0) if self._begun and position else (epoch, position)))
@@ -284,7 +285,8 @@ class Loader:
         return _Pass(self)
 
     def _watched(self, packed: Packed | None) -> Watch | None:
-        """The source as it is now; None if it cannot be compared later: start_method="fork" takes what cannot be pickled."""
+        """The present state of the source, for comparing later. None: it cannot be pickled, which only start_method="fork"
+        allows."""
         if self.workers == 0:
             return None
         try:
@@ -295,13 +297,13 @@ class Loader:
             return None
 
     def _see_changes(self) -> None:
-        """Give workers the source as it is now, if it was changed since they were given it."""
+        """If the source has changed since the workers got it, send it to them again."""
         change = "" if self._watch is None else self._watch.changed((self.source, self._options.worker_setup))
         if self._watch is not None and not change:
             return
         if as_fields(self.source.fields) != self.fields or len(self.source) != self.order.n_samples:
             raise ConfigError(
-                f"the source was changed, and has other fields or another length now ({len(self.source)}, not "
+                f"the source was changed, and now has other fields or another length ({len(self.source)}, not "
                 f"{self.order.n_samples}): make a new Loader"
             )
         if change == LATE:
@@ -316,7 +318,7 @@ class Loader:
         self._watch = self._watched(packed)
 
     def _received(self, batch: Batch, bad: list[tuple[int, Bad]]) -> Batch:
-        """A batch that was lent and needs a second look: bad samples, or a copy."""
+        """Finish a lent batch that has bad samples or has to be copied."""
         if bad:
             try:
                 self._bad.judge(bad)
@@ -329,24 +331,25 @@ class Loader:
         return batch
 
     def peek(self) -> Batch:
-        """A copy of the batch that comes next, for a look at it: `loader.peek()["image"].shape`. The loader stays where it is,
-        so the next `for` begins with this batch. (`next(iter(loader))` takes it, and then the next `for` is the next epoch.)
+        """Return a copy of the next batch, for example to see `loader.peek()["image"].shape`. The position does not change: the
+        next `for` begins with this batch. (`next(iter(loader))` instead receives it, and the next `for` is the next epoch.)
 
-        Returns a mapping as iterating gives it: field -> `(B, ...)` array of the field's dtype, with `epoch`, `number` and
-        `index` `(B,) int64`; in memory of its own, so that it may be kept.
+        Returns a mapping as iterating does: field -> `(B, ...)` array of the field's dtype, with `epoch`, `number` and `index`
+        `(B,) int64`. The arrays are copies, which you may keep.
 
-        While an iteration is under way, that is the batch which `next()` of this iteration gives. After a `break` it is still
-        that one, and a new `for` begins with another: the first of the next epoch.
+        During an iteration, this is the batch that `next()` of this iteration gives. After a `break` it still is; a new `for`
+        however begins with the first batch of the next epoch.
 
         Raises:
-            ConfigError: all `epochs` are over. Else as while iterating. `stats` counts a bad sample when its batch is received.
+            ConfigError: all `epochs` are over. Else as while iterating. `stats` counts a bad sample only when its batch is
+            received.
         """
         self._ranks.look_again()
         if not (self._begun and self.position):
             if self.workers:
                 self._see_changes()
             else:
-                self._engine.seek(*self._engine.due)  # loads it again: the source may be another one now
+                self._engine.seek(*self._engine.due)  # loads the batch again, as the source may have changed
         peeked = self._engine.peek()
         if peeked is None:
             raise ConfigError(f"there is no batch to peek at: all epochs={self._options.epochs} of the loader are over")
@@ -357,7 +360,7 @@ class Loader:
     # -- state --------------------------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `for` passes over `epoch`, from its beginning."""
+        """Let the next `for` pass over `epoch`, from its beginning."""
         self._go_to(integer("epoch", epoch, 0), 0)
 
     def _go_to(self, epoch: int, position: int) -> None:
@@ -366,8 +369,9 @@ class Loader:
         self._iteration += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the trainer is: what it has received, never what was produced ahead. JSON can hold it. `source` is the
-        source's fingerprint: of tables and arrays (which may take a second the first time), and of one with a `fingerprint()`.
+        """The position of the trainer: batches that were received, not those filled ahead. Can be saved as JSON. `source` is
+        the fingerprint of the source: of a table, of arrays (the first call may take a second), or of a source with
+        `fingerprint()`.
         """
         fingerprint = fingerprint_of(self.source)
         return self._order_state() | ({} if fingerprint is None else {"source": fingerprint})
@@ -376,19 +380,18 @@ class Loader:
         return {"version": STATE_VERSION, "epoch": self.epoch, "position": self.position} | self.order.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the loader was that gave `state`, with any number of workers. The next `for` passes over the rest
-        of that epoch.
+        """Resume at the position of `state`, with any number of workers. The next `for` passes over the rest of that epoch.
 
         Raises:
-            ConfigError: the state is of an order other than this loader's, or of another source, or of the same table in
-                another order; the message names what differs. States without a fingerprint are not asked for one.
+            ConfigError: the state is of another order, of another source, or of the same table with its rows in another order;
+                the message names the difference. A state without a fingerprint is accepted.
         """
         own = self._order_state()
         if missing := own.keys() - state.keys():
-            raise ConfigError(f"this is not a state of a ringload loader: it lacks {sorted(missing)}")
+            raise ConfigError(f"this is not a state of a ringload.Loader: it lacks {sorted(missing)}")
         if differing := [key for key in own.keys() - {"epoch", "position"} if _plain(state[key]) != own[key]]:
             told = ", ".join(f"{key}: {short(state[key])} there, {short(own[key])} here" for key in sorted(differing))
-            raise ConfigError(f"the state belongs to another order ({told}); make the loader with the same arguments")
+            raise ConfigError(f"the state belongs to another order ({told}): make the Loader with the same arguments")
         there = state.get("source")
         if there is not None and (differs := difference(there, fingerprint_of(self.source), self.source)):
             raise ConfigError(f"{differs}. To go on with this source all the same: state.pop('source')")
@@ -399,24 +402,24 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the batch that comes next."""
+        """The epoch of the next batch."""
         return self._engine.due[0]
 
     @property
     def position(self) -> int:
-        """How many batches of this epoch were received."""
+        """How many batches of this epoch the trainer has received."""
         return self._engine.due[1]
 
     # -- insight ------------------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """What is allocated for what. Where the source takes more memory in its workers than was planned, slots are given up
-        for it: from the first batch on they are no longer in the plan."""
+        """The memory plan: how many bytes for which purpose. If workers turn out to need more memory for the source than
+        planned, the ring gets fewer slots: from the first batch on, the plan shows this."""
         return replace(self._plan, n_slots=self._engine.n_slots)
 
     @property
     def stats(self) -> Stats:
-        """What was counted so far. This only reads: what workers have reported is counted at the next `next()`, or `poll()`."""
+        """The counts so far. This only reads: what workers have reported is counted at the next `next()`, or by `poll()`."""
         counters = self._engine.counters
         return Stats(
             n_batches=counters.n_batches,
@@ -442,33 +445,34 @@ class Loader:
     # -- for adapters -------------------------------------------------------------------------------------------------
 
     def iterate(self, advice: str) -> Iterator[Batch]:
-        """`iter(loader)` where users hold something else than batches: `advice` says what is kept if every slot is lent, and
-        what to do: "A tensor of a batch is kept: keep copies (tensor.clone())"."""
+        """`iter(loader)` for adapters whose users hold other objects than batches. If every slot is lent, the error says
+        `advice`: which objects are kept, and what to do, such as "A tensor of a batch is kept: keep copies
+        (tensor.clone())"."""
         begun = iter(self)
         self._engine.advise(advice)
         return begun
 
     def following(self, epoch: int, number: int) -> tuple[int, int]:
-        """(epoch, number) of the batch that follows another."""
+        """(epoch, number) of the batch after the given one."""
         return following(self.order, epoch, number)
 
     @property
     def ready(self) -> bool:
-        """Whether the batch that comes next is there, so that `next()` neither waits nor raises for a bad sample."""
+        """Whether the next batch is full and has no bad sample, so that `next()` neither waits nor raises."""
         return self._engine.ready
 
     @property
     def iteration(self) -> int:
-        """A number that changes when another iteration begins, or the loader is sent elsewhere: the one before is over."""
+        """A number that changes when an iteration begins, or the position is set: earlier iterations are then over."""
         return self._iteration
 
     @property
     def memory(self) -> np.ndarray:
-        """The ring's memory as far as it is reserved, `(n_bytes,) uint8`: for who registers it with a device. It begins on a
-        page, ends with a slot, and is longer when more was reserved. An array keeps it mapped: drop it in `at_close`.
+        """The reserved part of the ring's memory, `(n_bytes,) uint8`, for registering it with a device. It begins at a page,
+        ends with a slot, and grows with the ring. The array keeps the memory mapped: drop it in a callback of `at_close`.
 
         Raises:
-            LoaderClosedError: the loader is.
+            LoaderClosedError: the loader is closed.
         """
         return self._engine.memory
 
@@ -480,7 +484,7 @@ class Loader:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the workers and give the memory back, but for what lent arrays look into. Again is nothing."""
+        """End the workers, and release the memory, except slots that lent arrays still use. Idempotent."""
         self._engine.close()
 
     def __enter__(self) -> Loader:
@@ -490,11 +494,11 @@ class Loader:
         self.close()
 
     def __reduce__(self) -> Any:
-        raise pickle.PicklingError("a loader cannot be pickled: it owns processes and memory; send its state_dict()")
+        raise pickle.PicklingError("a loader cannot be pickled, as it owns processes and memory: pickle its state_dict()")
 
 
 class _Pass:
-    """An iteration over one epoch. Goes on after a SampleError."""
+    """An iteration over one epoch. It may go on after a SampleError."""
 
     __slots__ = ("_epoch", "_iteration", "_loader")
 

@@ -1,5 +1,5 @@
-"""What goes to `logging.getLogger("ringload")`: WARNING for deaths and for bad samples that are skipped or replaced, INFO for
-growth, restarts and seeks. Nothing is printed beyond Python's own rule: without handlers, warnings go to stderr."""
+"""Logs to `logging.getLogger("ringload")`: WARNING for deaths and for bad samples that are skipped or replaced, INFO for
+growth, restarts and seeks. Without a handler, Python's logging prints warnings to stderr."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ringload.system.deaths import Death
 
 logger = logging.getLogger("ringload")
 
-FIRST_BAD = 10  # bad samples that are logged one by one; after these, one line for all of `BAD_EVERY_S`
+FIRST_BAD = 10  # so many bad samples are logged one by one; later ones, in one line every `BAD_EVERY_S`
 BAD_EVERY_S = 60.0
-MAX_SAMPLES = 8  # that are named of one death
+MAX_SAMPLES = 8  # named in the line of one death
 
 
 class LogObserver(Observer):
@@ -27,7 +27,7 @@ class LogObserver(Observer):
 
     def on_bad(self, bad: Bad, outcome: str) -> None:
         if outcome == "raised":
-            return  # the user is told by the exception
+            return  # the exception names the sample
         self._n_bad += 1
         self._n_unsaid += 1
         now_s = time.monotonic()
@@ -53,4 +53,4 @@ class LogObserver(Observer):
         logger.info("the ring has %d slots of %d", n_slots, goal)
 
     def on_seek(self, epoch: int, number: int) -> None:
-        logger.info("goes on at batch %d of epoch %d", number, epoch)
+        logger.info("the loader goes on at batch %d of epoch %d", number, epoch)

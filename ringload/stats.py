@@ -1,4 +1,4 @@
-"""What a loader has counted, and what that means for its user."""
+"""Statistics of a loader: counters that the engine keeps, and the summary that users see."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ringload.system.deaths import Death
 
 @dataclass
 class Counters:
-    """What an engine has counted. Times in seconds; busy and idle are those of all workers together."""
+    """Counters of an engine. Times in seconds; `busy_s` and `idle_s` are sums over all workers."""
 
     n_batches: int = 0
     n_samples: int = 0
@@ -22,7 +22,7 @@ class Counters:
     deaths: list[Death] = field(default_factory=list)
 
     def count(self, n_rows: int, asked_s: float, received_s: float) -> None:
-        """A batch was received."""
+        """Count a received batch."""
         if self.n_batches == 0:
             self.first_s = asked_s
         self.n_batches += 1
@@ -33,23 +33,23 @@ class Counters:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts since the first batch was asked for. Times in seconds; busy and idle are those of all workers together."""
+    """Counts since the first batch was asked for. Times in seconds; `busy_s` and `idle_s` are sums over all workers."""
 
     n_batches: int
     n_samples: int
     elapsed_s: float
-    stall_s: float  # that the trainer waited in next()
-    busy_s: float  # that workers filled rows
-    idle_s: float  # that they waited for a free slot
+    stall_s: float  # the trainer waited in next()
+    busy_s: float  # workers filled rows
+    idle_s: float  # workers waited for a free slot
     n_bad: int
-    bad: tuple[Bad, ...]  # the first of them, by name
+    bad: tuple[Bad, ...]  # the first bad samples
     n_restarts: int
-    n_full: int  # batches that are full and not lent, now
+    n_full: int  # batches that are full now, and not lent
     n_slots: int
 
     @property
     def stall_share(self) -> float:
-        """The share of the time that the trainer waited for data."""
+        """The share of the time in which the trainer waited for data."""
         return self.stall_s / self.elapsed_s if self.elapsed_s else 0.0
 
     @property

@@ -1,8 +1,8 @@
-"""TensorFlow: a loader as a `tf.data.Dataset` whose tensors look into the ring.
+"""TensorFlow: a loader as a `tf.data.Dataset` whose tensors are views of the ring.
 
-`tf.data.Dataset.from_generator` takes an array that lies at a multiple of 64 bytes, as all of a slot do, without copying it,
-and holds it until the tensor is gone; the slot is used again then (see `ring.lease`). tf.data would read ahead as far as it
-likes, and so hold slots; here it reads `prefetch` batches ahead and one that it has in hand.
+`tf.data.Dataset.from_generator` uses an array at an address that is a multiple of 64 bytes, as all arrays of a slot are,
+without copying it, and holds it until the tensor is gone. Then the slot is used again (see `ring.lease`). By default tf.data
+reads ahead without a limit, and so holds slots; here it holds at most `prefetch` batches and one more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ except ImportError as error:
     raise ImportError("ringload.tf needs TensorFlow: pip install tensorflow") from error
 
 
-OF_TENSORS = "Tensors of batches are kept, by cache(), by shuffle() or in a list perhaps: make the loader with copy=True"
+OF_TENSORS = "Tensors of batches are kept, perhaps by cache(), by shuffle() or in a list: make the Loader with copy=True"
 
 
 @in_our_words()
@@ -35,44 +35,45 @@ def as_dataset(
     *,
     prefetch: int = 1,
 ) -> tf.data.Dataset:
-    """The loader as a `tf.data.Dataset`: `for batch in ringload.tf.as_dataset(loader): ...`, or `model.fit` of it.
+    """Make a `tf.data.Dataset` of a loader: `for batch in ringload.tf.as_dataset(loader): ...`, or `model.fit(dataset)`.
 
-    Each `for`, and each epoch of `fit`, is the loader's next epoch. One that is left early is over, as with the loader; only
-    one may iterate at a time. Shapes are exact; the batch axis is None with last="keep" alone. A field of bytes ('S20') is a
-    tf.string, which is copied, as nothing else is. The loader's errors come as TensorFlow's, their name and message in it;
-    after one, a SampleError too, that iterator is over (FailedPrecondition), and the next `for` is the next epoch.
+    Each `for`, and each epoch of `fit`, is the loader's next epoch. An iteration that ends early ends its epoch, as with the
+    loader; only one iterates at a time. Shapes are static, except that the batch axis is None with last="keep". A field of
+    bytes ('S20') becomes a tf.string, which is copied; other fields are not. The loader's errors are raised as TensorFlow's
+    errors, with their class and message in the text. After any error, also a SampleError, the iterator is over
+    (FailedPrecondition), and the next `for` is the next epoch.
 
-    A loader that is not closed is closed when nobody has it, this dataset, or one made of it, any more.
+    A loader that you do not close is closed when it, this dataset and all datasets made of it are collected.
 
-    `repeat()`, `take`, `map`, `batch` and `unbatch` work as usual. `cache` and `shuffle` keep batches: make the loader with
-    copy=True for them.
+    `repeat()`, `take`, `map`, `batch` and `unbatch` work as usual. `cache` and `shuffle` keep batches: with them, make the
+    loader with copy=True.
 
-    Restore the loader's state before the dataset is made: it tells Keras how many batches a pass has, which the rest of an
-    epoch has not; a dataset that is made in the middle of an epoch tells it nothing. What `loader.state_dict()` counts as
-    received is what tf.data has read, up to `prefetch` + 1 batches more than your step was given. To save where the step is,
-    count: after n batches of an epoch, `loader.state_dict() | {"epoch": epoch, "position": n}`; at its end, epoch + 1 and 0.
+    Restore the loader's state before you make the dataset: the dataset declares the number of batches of a whole epoch to
+    Keras. A dataset that is made within an epoch declares no number. `loader.state_dict()` counts the batches that tf.data has
+    read, up to `prefetch` + 1 more than your step has received. To save the step's position, count yourself: after n batches of
+    an epoch, save `loader.state_dict() | {"epoch": epoch, "position": n}`; at its end, epoch + 1 and 0.
 
     With `tf.distribute`: `strategy.experimental_distribute_dataset(dataset)` divides each batch among the replicas of this
-    process (the loader's batch is the global batch), copying the parts, and nothing is dropped or repeated. Where there are
-    several processes (MultiWorkerMirroredStrategy), each makes a loader with `shard=(rank, world)` and gives
-    `strategy.distribute_datasets_from_function(lambda context: ringload.tf.as_dataset(loader))`; tf.data's own sharding
-    is off, because it would have each of them load everything and throw most of it away. tf.data's service, and a
-    TPUStrategy with remote hosts, cannot use it: the workers are this process's.
+    process (the loader's batch is the global batch); it copies the parts, and drops or repeats no sample. With several
+    processes (MultiWorkerMirroredStrategy), each makes a loader with `shard=(rank, world)` and calls
+    `strategy.distribute_datasets_from_function(lambda context: ringload.tf.as_dataset(loader))`. tf.data's own sharding is off,
+    because each process would load all samples and drop most of them. tf.data service, and TPUStrategy with remote hosts,
+    cannot use the dataset, because its workers belong to this process.
 
-    Slots: `prefetch` + 2, or more if you hold tensors, keep all busy. With fewer it waits more and is as right; 3 are enough,
-    but not where each of several replicas of this process is given a batch of its own (`distribute_datasets_from_function`): 2
-    replicas needed 4, and got AllSlotsLentError with 3.
+    With `prefetch` + 2 slots, or more if you hold tensors, no part waits for a free slot. 3 slots are enough to run, except
+    where each of several replicas of this process gets its own batches (`distribute_datasets_from_function`): 2 replicas needed
+    4 slots, and raised AllSlotsLentError with 3.
 
     Arguments:
-        x, y, sample_weight: the field or fields (as a dict) of inputs and targets, and the field of weights: elements are
-            `(x,)`, `(x, y)` or `(x, y, weight)`, as `ringload.keras.dataset` has them. x=None: a dict of all fields.
+        x, y, sample_weight: the field, or a list of fields (then a dict), of inputs and of targets, and the field of weights.
+            Elements are `(x,)`, `(x, y)` or `(x, y, weight)`, as with `ringload.keras.dataset`. x=None: a dict of all fields.
         prefetch: how many batches tf.data reads ahead.
 
     Raises:
-        ConfigError: there is no such field, or TensorFlow has no such dtype.
+        ConfigError: a field does not exist, or TensorFlow has no such dtype.
     """
     if not isinstance(prefetch, int) or isinstance(prefetch, bool) or prefetch < 0:
-        raise ConfigError(f"prefetch is how many batches are read ahead, from 0 on, not {short(prefetch)}")
+        raise ConfigError(f"prefetch is the number of batches to read ahead, an integer from 0 on, not {short(prefetch)}")
     parts = roles_of(loader, x, y, sample_weight)
     refuse_unless(parts, "TensorFlow", has)
     n_rows = None if loader.order.last == "keep" else loader.batch_size
@@ -82,23 +83,23 @@ def as_dataset(
 
     counted = loader.position == 0 or loader._begun
 
-    kept = weakref.ref(loader)  # TensorFlow never lets go of a generator, and with it of the loader and its workers
+    kept = weakref.ref(loader)  # TensorFlow keeps every generator until the process ends; it must not keep the loader
 
     def one_pass() -> Iterator[Any]:
         loader = kept()
         if loader is None:
             raise LoaderClosedError(
-                "the loader was collected, since nobody has it, or the dataset that as_dataset made of it, any more"
+                "the loader was collected: while you iterate, keep it, or the dataset that as_dataset returned"
             )
         if counted and loader.position and not loader._begun:
             raise ConfigError(
-                f"the loader was sent to batch {loader.position} of its epoch after this dataset was made, which says that a "
-                f"pass has {len(loader)}: make the dataset anew, with ringload.tf.as_dataset(loader)"
+                f"the loader was set to batch {loader.position} of its epoch after this dataset was made, which declares "
+                f"{len(loader)} batches a pass: make the dataset anew, with ringload.tf.as_dataset(loader)"
             )
         return (parts.of(batch) for batch in loader.iterate(OF_TENSORS))
 
     made = tf.data.Dataset.from_generator(one_pass, output_signature=parts.specs(spec))
-    made._ringload_loader = loader  # datasets and iterators that are made of this one keep it
+    made._ringload_loader = loader  # datasets and iterators made of this one keep the loader alive
     if counted:
         made = made.apply(tf.data.experimental.assert_cardinality(len(loader)))
     options = tf.data.Options()
@@ -108,7 +109,7 @@ def as_dataset(
 
 
 def has(dtype: Any) -> bool:
-    """Whether TensorFlow has a dtype, and tf.data takes it: a dtype of ml_dtypes may have a name there and no more."""
+    """Whether TensorFlow and tf.data support a dtype. Some dtypes of ml_dtypes have a name in TensorFlow, but no kernels."""
     try:
         known = tf.as_dtype(dtype)
         if dtype.type.__module__ == "ml_dtypes":

@@ -18,7 +18,7 @@ from tests.helpers import SHAPE, Truth, TruthRows
 MANY_FDS = 4096
 
 
-class Unpicklable(Exception):
+class UnpicklableError(Exception):
     """Cannot be sent, and could not be made again."""
 
     def __init__(self, one: int, two: int) -> None:
@@ -26,12 +26,12 @@ class Unpicklable(Exception):
         self.function = lambda: (one, two)
 
 
-class Rude(Exception):
+class RudeError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("not even this")
 
 
-class Noted(Exception):
+class NotedError(Exception):
     """Whose notes cannot be read."""
 
     @property
@@ -157,9 +157,9 @@ ATTACKS: dict[str, tuple[Callable[[Any], None], str]] = {
     "another dtype": (set_to(np.zeros(SHAPE, np.float32)), r"takes \(8, 6, 3\) uint8, got \(8, 6, 3\) float32"),
     "objects": (set_to(np.full(SHAPE, None)), r"takes \(8, 6, 3\) uint8, got \(8, 6, 3\) object"),
     "a larger shape written into the view": (write_into(np.zeros((9, 6, 3))), "could not broadcast"),
-    "an unpicklable exception": (throws(Unpicklable, 1, 2), "Unpicklable: of two"),
-    "an exception whose __str__ raises": (throws(Rude), r"Rude: <exception str\(\) failed>"),
-    "an exception whose notes raise": (throws(Noted, "is told"), "Noted: is told"),
+    "an unpicklable exception": (throws(UnpicklableError, 1, 2), "UnpicklableError: of two"),
+    "an exception whose __str__ raises": (throws(RudeError), r"RudeError: <exception str\(\) failed>"),
+    "an exception whose notes raise": (throws(NotedError, "is told"), "NotedError: is told"),
     "an exception with a note": (with_a_note, "ValueError: what happened"),
     "a syntax error with odd attributes": (throws(SyntaxError, "odd", ("f", 1, 2, 3)), "SyntaxError: odd"),
     "a message of lines": (throws(ValueError, "one\ntwo"), "ValueError: one two"),

@@ -16,7 +16,7 @@ from bench import data, report, run, stats
 from bench.measure import Trainer
 from bench.peers import PEERS, Stream
 from bench.scenarios import BY_NAME, SCENARIOS
-from bench.work import Photos, Sleeps, WrongPayload, glance
+from bench.work import Photos, Sleeps, WrongPayloadError, glance
 
 FRAMEWORKS = ("torch", "torchvision", "tensorflow", "keras", "grain", "spdl", "nvidia", "webdataset", "litdata")
 ABOUT = {"cpus": 2, "cpu": "made up", "memory_gb": 8, "kernel": "6.0"}
@@ -132,7 +132,7 @@ def test_every_batch_is_verified(wrong: str) -> None:
     for _ in range(3):
         trainer.take()
     if wrong:
-        with pytest.raises(WrongPayload):
+        with pytest.raises(WrongPayloadError):
             trainer.take()
     else:
         trainer.take()
@@ -145,7 +145,7 @@ def test_photographs_of_other_files_are_noticed(photos: Path, tmp_path: Path, mo
     work = Photos(photos, 4, 32, 24)
     images = np.stack([own(path, 32) for path in data.files(photos)])
     work.check(np.arange(4), images[:4])
-    with pytest.raises(WrongPayload, match="sample 2 is not its file"):
+    with pytest.raises(WrongPayloadError, match="sample 2 is not its file"):
         work.check(np.arange(4), images[[0, 1, 9, 3]])
 
 
@@ -215,6 +215,6 @@ def test_ways_of_the_serializer_benchmark_bring_samples_back() -> None:
         assert set(serializer.measure(serializer.WAYS, value, 1, 1)) == {"ringload", "pickle 5", "msgspec"}
         for name in ("ringload", "pickle 5"):
             write, read = serializer.WAYS[name]
-            room = np.zeros(serializer.ROOM_BYTES, np.uint8)
+            room = np.zeros(serializer.BUFFER_BYTES, np.uint8)
             write(value, room)
             assert repr(read(room)) == repr(value)

@@ -49,7 +49,7 @@ def test_budgets_of_every_form(ram: str) -> None:
         ("plan --workers -1", "-1 is less than 0"),
         ("plan --size", "requires 2 arguments"),
         ("plan --size --batch 8", "'--batch' is not an integer"),
-        ("demo --images . --label kind", "--label: for a table, --frame FILE"),
+        ("demo --images . --label kind", "--label: only for a table, --frame FILE"),
         ("demo --frame s3://bucket/table.csv", "URLs are not read"),
         ("plan --workers some", "not an integer"),
         ("plan --size 0 5", "0 is less than 1"),
@@ -82,12 +82,12 @@ def test_the_module_is_the_command() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("missing", "said"), [("keras", "Keras is not installed"), ("tensorflow", "a backend of it")])
+@pytest.mark.parametrize(("missing", "said"), [("keras", "Keras is not installed"), ("tensorflow", "one of its backends")])
 def test_a_demo_without_keras_ends_with_one_line(missing: str, said: str, photos: Path) -> None:
     code = "import sys; sys.modules[sys.argv.pop(1)] = None; from ringload.insight.cli import main; main()"
     done = run(code, missing, "demo", "--images", photos, timeout=280, env={**os.environ, "KERAS_BACKEND": "tensorflow"})
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: the demo trains a model of Keras: ")
+    assert done.stderr.startswith("Error: the demo trains a Keras model: ")
     assert said in done.stderr
     assert "pip install tensorflow" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -111,6 +111,6 @@ def test_the_demo_trains(what: str, photos: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for said in ("24 images of 3 classes", "images/s", "the trainer waited", "ring", "by hand"):
+    for said in ("24 images of 3 classes", "images/s", "the trainer waited", "ring", "hand-written generator"):
         assert said in done.stdout
     assert "Traceback" not in done.stderr

@@ -63,7 +63,7 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
     def train(*callbacks, **how):
         options = TrainingArguments(folder, per_device_train_batch_size=4, **said, **often)
         with ringload.Loader(source, 4, workers=1, ram_budget="200MB") as loader:
-            trainer = example["RingTrainer"](Counts(), options, callbacks=[example["GoOn"](), *callbacks])
+            trainer = example["RingTrainer"](Counts(), options, callbacks=[example["Resume"](), *callbacks])
             trainer.loader = loader
             try: trainer.train(**how)
             except ArithmeticError: assert callbacks

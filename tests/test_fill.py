@@ -196,13 +196,13 @@ def wrong_name(index: int, rng: Any, out: Any) -> None:
     out["y"] = 1
 
 
-class Rude(Exception):
+class RudeError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("not even this")
 
 
 def rude(index: int, rng: Any, out: Any) -> None:
-    raise Rude
+    raise RudeError
 
 
 def endless(index: int, rng: Any, out: Any) -> None:
@@ -221,7 +221,7 @@ def verbose(index: int, rng: Any, out: Any) -> None:
         (wrong_shape, r"field 'x' takes \(\) int64, got \(3,\) float64"),
         (wrong_dtype, r"field 'x' takes \(\) int64, got \(\) float64"),
         (wrong_name, "there is no field 'y'; the fields are"),
-        (rude, "Rude: <exception str"),
+        (rude, "RudeError: <exception str"),
         (endless, "RecursionError"),
         (verbose, r"ValueError: xxx.* \.\.\. xxx"),
     ],

@@ -32,7 +32,7 @@ from tests.hostile_functions import (
     CannotAskAhead,
     ForksAndWaits,
     Refused,
-    Rude,
+    RudeError,
     SlowToStart,
 )
 
@@ -233,7 +233,9 @@ def test_a_fork_of_a_worker_is_no_second_one(where: str, tmp_path: Path, injecte
     injected(f"os.fork in a source's {where}", 1)
 
 
-@pytest.mark.parametrize(("error", "named"), [((FileNotFoundError, 2, "none", "gone.bin"), "'gone.bin'"), ((Rude,), "Rude: <")])
+@pytest.mark.parametrize(
+    ("error", "named"), [((FileNotFoundError, 2, "none", "gone.bin"), "'gone.bin'"), ((RudeError,), "RudeError: <")]
+)
 def test_who_cannot_ask_ahead_loads_without(error: Any, named: str, injected: Injected, capfd: Any) -> None:
     with Loader(CannotAskAhead(*error), 8, workers=2, epochs=2, ram_budget="600MB") as made:
         for _ in range(2):

@@ -346,7 +346,7 @@ def test_an_interruption_makes_no_ring_small(when: str, monkeypatch: pytest.Monk
             trial.next()
         assert engine._state.n_reserved == n_slots
         assert not engine._state.is_growing
-    injected("Ctrl-C when the server has told that more is reserved", 1)
+    injected("Ctrl-C when the server has reported that more is reserved", 1)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 11), reason="from 3.11 on, no signal is looked for there")

@@ -168,7 +168,7 @@ whole = np.arange(8, dtype="int64")
 unsigned, word = whole.astype("uint64"), whole.astype("S3")
 source = ringload.Arrays(small=whole, large=whole << 33, unsigned=unsigned, real=whole / 3, word=word)
 with ringload.Loader(source, 8, workers=0, shuffle=False) as made:
-    message("JAX has no dtype |S3, which field 'word' is", lambda: ringload.jax.Batches(made))
+    message("JAX has no dtype |S3, the dtype of field 'word'", lambda: ringload.jax.Batches(made))
     message("field 'large' is int64 and holds 60129542144", lambda: list(ringload.jax.Batches(made, None, "large")))
     ((b,),) = ringload.jax.Batches(made, None, ["small", "unsigned", "real"])
     assert {name: str(array.dtype) for name, array in b.items()} == {"small": "int32", "unsigned": "uint32", "real": "float32"}

@@ -129,7 +129,7 @@ with loader() as made:
     data.workers, data.use_multiprocessing = 0, False
     for name, value in (("workers", 2), ("use_multiprocessing", True)):
         try: setattr(data, name, value)
-        except ringload.ConfigError as error: assert f"{name}={value}" in str(error) and "workers of its own" in str(error)
+        except ringload.ConfigError as error: assert f"{name}={value}" in str(error) and "its own workers" in str(error)
         else: raise AssertionError(name)
     m = Recorder()
     m.fit(data, verbose=0)
@@ -218,8 +218,8 @@ words = ringload.Arrays(x=x, word=np.full(200, b"word"))
 with ringload.Loader(words, 20, workers=0) as made:
     for arguments, said in (
         (("pixels", "word"), "no field 'pixels'"),
-        (("x", "word"), f"Keras on {keras.backend.backend()} has no dtype |S4, which field 'word' is"),
-        (("x", None, "x"), "without y"),
+        (("x", "word"), f"Keras on {keras.backend.backend()} has no dtype |S4, the dtype of field 'word'"),
+        (("x", None, "x"), "needs y"),
         (("x", "x", "x"), "one number a sample"),
     ):
         try: ringload.keras.dataset(made, *arguments)

@@ -17,7 +17,7 @@ import pytest
 
 from ringload import ConfigError, Loader
 from ringload.packing.mapped import SharedMappings, array_again, array_in, bytes_at
-from ringload.packing.pack import OnlyForked, pack
+from ringload.packing.pack import ForkRequiredError, pack
 from ringload.packing.unpack import unpack
 from tests.helpers import LOGGED, run_quietly
 
@@ -159,7 +159,7 @@ def test_mappings_that_follow_each_other_are_told_apart(tmp_path: Path) -> None:
 )
 def test_what_only_forks_can_share_is_refused_with_the_remedy_or_forked(make: Any) -> None:
     memory = make()
-    with pytest.raises(OnlyForked, match=r"start_method='fork'") as caught:
+    with pytest.raises(ForkRequiredError, match=r"start_method='fork'") as caught:
         Loader(Source(memory), 8, workers=1, ram_budget="300MB")
     assert isinstance(caught.value, ConfigError)
     if isinstance(memory, np.ndarray):

@@ -1,4 +1,4 @@
-"""The public face, the floors, and what importing costs."""
+"""The public face, the layers, and what importing costs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import ringload
 from tests.helpers import run_quietly
 
 PACKAGE = Path(ringload.__file__).parent
-# The floors, from the lowest. A module may import from its own floor and from those below it.
-FLOORS = [
+# The layers, from the lowest. A module may import from its own layer and from those below it.
+LAYERS = [
     {"errors", "checks", "terms"},
     {"system"},
     {"fields", "bad_sample", "protocols"},
@@ -33,10 +33,10 @@ FLOORS = [
 FRAMEWORKS = {"tensorflow", "torch", "keras", "jax"}
 
 
-def floor(module: str) -> int:
-    """The number of the floor that a module of ringload's is on."""
-    room = module.partition(".")[0]
-    (found,) = [number for number, rooms in enumerate(FLOORS) if room in rooms]
+def layer(module: str) -> int:
+    """The number of the layer of a module of ringload."""
+    package = module.partition(".")[0]
+    (found,) = [number for number, packages in enumerate(LAYERS) if package in packages]
     return found
 
 
@@ -63,8 +63,8 @@ def test_imports_go_one_way(path: Path) -> None:
     own = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     for name in imports(path):
         if name.startswith("ringload."):
-            assert floor(name.removeprefix("ringload.")) <= floor(own), f"{own} imports {name}"
-        if floor(own) < floor("torch"):
+            assert layer(name.removeprefix("ringload.")) <= layer(own), f"{own} imports {name}"
+        if layer(own) < layer("torch"):
             assert name.partition(".")[0] not in FRAMEWORKS
 
 

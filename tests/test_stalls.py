@@ -158,7 +158,7 @@ def test_a_stopped_server_is_named_and_goes_on_when_continued(
         os.kill(server, signal.SIGCONT)
         assert found + rest(iterator) == expected[:10]
         assert made.stats.n_restarts == 1
-    injected("SIGSTOP of the server, and a death of which it does not tell", 1)
+    injected("SIGSTOP of the server, and a death that it does not report", 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -174,7 +174,7 @@ def test_a_server_that_stays_stopped_is_replaced_with_who_takes_too_long(
         made._engine._state.settings = replace(made._engine._state.settings, sample_timeout=0.3, stall_timeout=20)
         assert found + rest(iterator) == expected[:10]
         assert made.stats.n_restarts == 1
-    injected("SIGSTOP of the server, and a death of which it does not tell", 1)
+    injected("SIGSTOP of the server, and a death that it does not report", 1)
 
 
 # -- taking turns -----------------------------------------------------------------------------------------------------

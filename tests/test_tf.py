@@ -101,7 +101,7 @@ with ringload.Loader(Bad(60), 5, workers=0, ram_budget="200MB") as made:
     said = "SampleError: sample 7 (seven.jpg of 7): OSError: no such thing as seven"
     message(said, lambda: list(ringload.tf.as_dataset(made)))
     message("no field 'pixels'", lambda: ringload.tf.as_dataset(made, "pixels"))
-    message("without x", lambda: ringload.tf.as_dataset(made, y="label"))
+    message("need x", lambda: ringload.tf.as_dataset(made, y="label"))
     message("prefetch", lambda: ringload.tf.as_dataset(made, prefetch=-1))
     data = iter(ringload.tf.as_dataset(made, prefetch=0))
     next(data)
@@ -109,7 +109,7 @@ with ringload.Loader(Bad(60), 5, workers=0, ram_budget="200MB") as made:
     message("LoaderClosedError: the loader is closed", lambda: next(data))
 words = ringload.Arrays(word=np.array([b"one", b"three"] * 4, "S5"), when=np.zeros(8, "datetime64[s]"))
 with ringload.Loader(words, 2, workers=0, shuffle=False) as made:
-    message("TensorFlow has no dtype datetime64[s], which field 'when' is", lambda: ringload.tf.as_dataset(made))
+    message("TensorFlow has no dtype datetime64[s], the dtype of field 'when'", lambda: ringload.tf.as_dataset(made))
     for (batch,) in ringload.tf.as_dataset(made, "word"):
         assert batch.numpy().tolist() == [b"one", b"three"]
 

@@ -99,7 +99,7 @@ with loader(source=source) as made:
     assert seen == 40 == len(Batches(made, fields="number")) * 5
     for field, dtype in (("name", "|S20"), ("pair", "[('a', '<i4'), ('b', '<f4')]"), ("swapped", ">f4")):
         said = refused(ConfigError, lambda: Batches(made, fields=["number", field]))
-        assert f"field '{field}' is {dtype}, for which torch has no dtype: leave it out by fields=" in said, said
+        assert f"field '{field}' is {dtype}, for which torch has no dtype: leave it out of fields=" in said, said
     assert "field 'name' is |S20" in refused(ConfigError, lambda: Batches(made))
     del memory, batch, tensor
 
@@ -115,7 +115,7 @@ with loader(23, last="pad", shuffle=False) as made:
     assert next(iter(Batches(made, "meta", "image"))).device.type == "meta"
     assert "no field 'pixels'; the fields are ['image', 'label', 'draw', 'valid', 'index']" in refused(
         ConfigError, lambda: Batches(made, fields="pixels"))
-    assert "is no device of torch's" in refused(ConfigError, lambda: Batches(made, "gpu"))
+    assert "is not a device of torch" in refused(ConfigError, lambda: Batches(made, "gpu"))
     if not torch.cuda.is_available():
         assert "finds no CUDA device" in refused(ConfigError, lambda: Batches(made, "cuda:0"))
 with loader() as made:
@@ -225,7 +225,8 @@ class ReleasesAtOnce(Batches):
 """
 
 
-# A lane that copies as a device does: in the order of beginning, from addresses alone, and as late as it may. What is received
+# A transfer that copies as a device does: in the order of beginning, from addresses alone, and as late as it may. What is
+# received
 # is there once it is synchronized with, or at once if it is `prompt`.
 THREADS = """
 import ctypes
@@ -242,19 +243,19 @@ def copy_all(jobs):
         over.set()
 
 class LateCopy:
-    def __init__(self, sources, lane):
-        self.sources, self.lane = sources, lane
+    def __init__(self, sources, transfer):
+        self.sources, self.transfer = sources, transfer
         self.go, self.over = threading.Event(), threading.Event()
         self.tensors = [torch.empty_like(source) for source in sources]
     def begin(self):
-        self.lane.n_begun += 1
-        if self.lane.n_begun in self.lane.raises:
-            error, self.sources = self.lane.raises[self.lane.n_begun], None
+        self.transfer.n_begun += 1
+        if self.transfer.n_begun in self.transfer.raises:
+            error, self.sources = self.transfer.raises[self.transfer.n_begun], None
             raise error
         places = [(to.data_ptr(), source.data_ptr(), source.nbytes) for to, source in zip(self.tensors, self.sources)]
-        self.lane.jobs.put((self.go, self.over, places))  # which keeps nothing of this
-        self.lane.begun.append((self.go, self.over))
-        if self.lane.forgets:
+        self.transfer.jobs.put((self.go, self.over, places))  # which keeps nothing of this
+        self.transfer.begun.append((self.go, self.over))
+        if self.transfer.forgets:
             self.sources = None
     def done(self):
         if self.sources is None or self.over.is_set():
@@ -262,15 +263,15 @@ class LateCopy:
         return self.sources is None
     def wait(self):
         while not self.over.is_set():
-            self.lane.copy_next()
+            self.transfer.copy_next()
         self.sources = None
     def receive(self):
-        self.lane.received = self
-        if self.lane.prompt:
-            self.lane.synchronize()
+        self.transfer.received = self
+        if self.transfer.prompt:
+            self.transfer.synchronize()
         return self.tensors
 
-class ThreadLane:
+class ThreadTransfer:
     pinned_bytes = 0
     def __init__(self, prompt=True, forgets=False, raises={}):
         self.in_transit, self.jobs, self.begun = PendingTransfers(), SimpleQueue(), deque()
@@ -287,7 +288,7 @@ class ThreadLane:
 
 def batches_by_threads(made, kind=Batches, fields=None, **options):
     batches = kind(made, fields=fields)
-    batches._lane = ThreadLane(**options)
+    batches._transfer = ThreadTransfer(**options)
     return batches
 """
 
@@ -304,14 +305,14 @@ COPIES = """
 for slots in (2, 3, 4, 8):
     with loader(40, 4, slots=slots, stall_timeout=20) as made:
         batches = batches_by_threads(made, prompt=False)
-        assert steps(batches, 500, 5, batches._lane.synchronize) == 0, slots
-        assert batches._lane.n_begun in (500, 501)  # nothing was copied twice
-        batches._lane.in_transit.wait()
-        assert len(batches._lane.in_transit) == 0
-        assert batches._lane.pinned == len(made.memory) == made._engine._state.layout.n_bytes
+        assert steps(batches, 500, 5, batches._transfer.synchronize) == 0, slots
+        assert batches._transfer.n_begun in (500, 501)  # nothing was copied twice
+        batches._transfer.in_transit.wait()
+        assert len(batches._transfer.in_transit) == 0
+        assert batches._transfer.pinned == len(made.memory) == made._engine._state.layout.n_bytes
     with loader(40, 4, slots=slots) as made:
         batches = batches_by_threads(made, prompt=False, forgets=True)  # says that a copy is done when it has just begun
-        assert steps(batches, 40, 5, batches._lane.synchronize) > 0, slots
+        assert steps(batches, 40, 5, batches._transfer.synchronize) > 0, slots
 """
 
 
@@ -373,7 +374,7 @@ with loader(slots=6) as made, loader(workers=0) as twin:
     iter(batches)
     assert "this pass over the loader is over" in refused(RingloadError, lambda: next(old))
     del stream, old
-    batches._lane.in_transit.wait()
+    batches._transfer.in_transit.wait()
     iter(batches)  # what was copied ahead is let go of
     assert lent(made) == 0
 

@@ -47,7 +47,7 @@ class Late(Batches):
         copy = super()._copy(batch)
         self.n += 1
         if self.n % 3 == 0:
-            with torch.cuda.stream(self._lane._streams[self.device]):
+            with torch.cuda.stream(self._transfer._streams[self.device]):
                 torch.cuda._sleep(SLEEP)
         return copy
 

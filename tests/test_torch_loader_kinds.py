@@ -301,6 +301,6 @@ def test_a_tensor_with_a_graph_is_refused_in_words(allow_pickle: bool) -> None:
     data = Values([lambda: torch.ones(2, requires_grad=True) * 3])
     (error,) = outcomes(DataLoader(data, collate_fn=list, allow_pickle=allow_pickle, **FORK))
     assert isinstance(error, TypeError)
-    assert "batch[0] is a tensor with a graph (grad_fn), which no process can send: return tensor.detach()" in str(error)
+    assert "batch[0] is a tensor with a graph (grad_fn), which cannot be sent: return tensor.detach()" in str(error)
     (batch,) = outcomes(DataLoader(data, collate_fn=list))
     assert batch[0].grad_fn is not None

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset  # noqa: E402
 
 import ringload  # noqa: E402
 from ringload.bridge.device_prefetch import DevicePrefetcher, PendingTransfers  # noqa: E402
-from ringload.errors import ConfigError, OriginalTraceback, without_frames  # noqa: E402
+from ringload.errors import ConfigError, OriginalError, without_frames  # noqa: E402
 from ringload.storage.read_ahead import ReadAhead  # noqa: E402
 from ringload.torch import DataLoader  # noqa: E402
 from tests.helpers import Truth, run  # noqa: E402
@@ -316,7 +316,7 @@ def test_an_exception_that_is_kept_shows_where_it_was_raised() -> None:
         kept = without_frames(error)
     assert [one() for one in alive] == [None] * 3
     assert isinstance(kept.__cause__, KeyError)
-    assert isinstance(kept.__cause__.__cause__, OriginalTraceback)
+    assert isinstance(kept.__cause__.__cause__, OriginalError)
     shown = "".join(traceback.format_exception(kept))
     assert shown.index("inner(depth - 1)") < shown.index("outer()") < shown.rindex("KeyError: 'in the middle'")
     assert without_frames(kept) is kept

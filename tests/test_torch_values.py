@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 from msgspec.msgpack import Ext as Extension  # noqa: E402
 
-from ringload.torch.dataloader.values import HEAD, Encoder, Ext, NoRoom, decode, decode_rows, pack, written_bytes  # noqa: E402
+from ringload.torch.dataloader.values import HEAD, Encoder, Ext, NoRoomError, decode, decode_rows, pack, written_bytes  # noqa: E402
 
 common = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 Point = namedtuple("Point", ["x", "y"])
@@ -164,7 +164,7 @@ def arrays_of(value: Any) -> list[Any]:
 def test_values_come_back_as_they_were(value: Any) -> None:
     encoder = Encoder(allow_pickle=False)
     n_bytes = encoder.n_bytes(value, "sample")
-    with pytest.raises(NoRoom) as short:
+    with pytest.raises(NoRoomError) as short:
         encoder.encode(value, "sample", np.empty(n_bytes - 1, np.uint8))
     assert short.value.n_bytes == n_bytes
     room = np.full(n_bytes + 64, MAGIC, np.uint8)
@@ -187,7 +187,7 @@ def test_rows_come_back_as_they_were(rows: list[tuple[Any, str]], n_first: int) 
     encoder = Encoder(allow_pickle=False)
     needed = max(encoder.n_bytes([[value] for value in row], "row") for row in rows)
     pieces = [piece for piece in (rows[:n_first], rows[n_first:]) if piece]
-    with pytest.raises(NoRoom) as short:
+    with pytest.raises(NoRoomError) as short:
         encoder.encode_rows([list(row) for row in rows], ["a", "b"], np.empty((len(rows), 1), np.uint8))
     assert short.value.n_bytes == needed
     rooms, row = np.empty((len(rows), 64 * -(-needed // 64)), np.uint8), 0

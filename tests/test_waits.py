@@ -148,7 +148,7 @@ def test_more_is_said_than_the_pipe_holds_while_nobody_listens(injected: Injecte
         for _ in range(2):
             assert epochs(made, 1) == epochs(calm, 1)
         assert made.stats.n_bad == calm.stats.n_bad
-        injected("pipes of one page: bad samples told of", made.stats.n_bad)
+        injected("pipes of one page: reports of bad samples", made.stats.n_bad)
 
 
 @pytest.mark.usefixtures("one_page")

@@ -162,7 +162,7 @@ for source, said in (
 ):
     assert said in told(lambda: ringload.Loader(source, 4)), (source, told(lambda: ringload.Loader(source, 4)))
 for source, said in (
-    (loader.source, "loader is a ringload.Loader, not an object of class ringload.Arrays: make one of this source"),
+    (loader.source, "loader is a ringload.Loader, not an object of class ringload.Arrays: make a loader of this source"),
     (Mine(), "loader is a ringload.Loader, not an object of class Mine: use ringload.torch.DataLoader(dataset"),
 ):
     assert said in told(lambda: ringload.torch.Batches(source)), told(lambda: ringload.torch.Batches(source))
@@ -211,7 +211,7 @@ for source, said in (
 ):
     assert said in told(lambda: ringload.Loader(source, 4)), told(lambda: ringload.Loader(source, 4))
 for make in (ringload.keras.dataset, ringload.tf.as_dataset, ringload.keras.Report):
-    assert "make one of this source, ringload.Loader(source, batch_size)" in told(lambda: make(loader.source))
+    assert "make a loader of this source, ringload.Loader(source, batch_size)" in told(lambda: make(loader.source))
     assert "ringload.Arrays(x=" in told(lambda: make(np.zeros(8)))
 for call, said in (
     (lambda: ringload.keras.dataset(loader, x="img"), "no field 'img'; the fields are ['image', 'label']; did you mean"),
@@ -243,7 +243,7 @@ def told(call, kind=ringload.ConfigError):
 
 loader = ringload.Loader(ringload.Arrays(x=np.zeros((8, 4), "f4"), y=np.arange(8, dtype="i4")), 4, workers=0)
 assert "ringload.Arrays(x=" in told(lambda: ringload.Loader(jnp.zeros(8), 4))
-assert "make one of this source" in told(lambda: ringload.jax.Batches(loader.source))
+assert "make a loader of this source" in told(lambda: ringload.jax.Batches(loader.source))
 assert "did you mean 'x'?" in told(lambda: ringload.jax.Batches(loader, x="X"))
 assert "here it is called device=" in told(lambda: ringload.jax.Batches(loader, sharding=None), TypeError)
 batches = ringload.jax.Batches(loader, x="x", y="y")

@@ -1,7 +1,7 @@
-"""The peers: what a user could pick instead of ringload, and the yardsticks that nothing can beat.
+"""The peers: loaders that a user could choose instead of ringload, and yardsticks, which measure the limits of the machine.
 
-A peer's module has `open_stream(work, workers, **options) -> Stream`; each says in its docstring how its own documentation
-would have it tuned, and where. It imports its framework at its top; where that is missing, `Peer.absent` says why.
+A peer's module has `open_stream(work, workers, **options) -> Stream`. Its docstring says how its documentation recommends to
+tune it, with a link. It imports its framework at the top; if that fails, `Peer.absent` gives the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INSTALLED = "peers.json"  # in the environment's folder: package -> {"version": 
 
 @dataclass(frozen=True)
 class Stream:
-    """Batches without an end, in the peer's own form: each `n_samples / batch_size` of them are one epoch.
+    """An endless stream of batches, in the peer's own form. Each `n_samples / batch_size` batches are one epoch.
 
     `arrays(batch)` gives `index (B,) int` and `payload (B, ...)`, without a copy where the peer allows it.
     """
@@ -33,7 +33,7 @@ class Stream:
     batches: Iterator[Any]
     arrays: Callable[[Any], tuple[np.ndarray, np.ndarray]]
     close: Callable[[], None]
-    settles_after: int = 0  # batches, until what it fills ahead has all been used once
+    settles_after: int = 0  # batches until all memory for batches ahead has been used once
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Peer:
     title: str
     module: str
     kinds: tuple[Kind, ...]
-    packages: tuple[str, ...] = ()  # distributions that it needs, beside ringload's own
+    packages: tuple[str, ...] = ()  # distributions that it needs in addition to ringload's
     options: dict[str, Any] = field(default_factory=dict)
-    is_yardstick: bool = False  # it has no stream: its `rate(work, workers, seconds)` is what the machine can do
+    is_yardstick: bool = False  # no stream, but `rate(work, workers, seconds)`: the limit of the machine
 
     def called(self, kind: Kind) -> str:
-        """Its title beside that kind of work: without its decoder where nothing is decoded."""
+        """Its title for this kind of work; without its decoder if the work needs none."""
         if kind == "photos":
             return self.title
         return self.title.removesuffix(", ringload's decoder").removesuffix(", Pillow")
 
     def absent(self) -> str:
-        """Why it cannot be run here; "" if it can."""
+        """The reason why it cannot run here, or ""."""
         told = installed()
         for package in self.packages:
             if why := told.get(package, {}).get("absent"):
@@ -67,7 +67,7 @@ class Peer:
         return ""
 
     def load(self) -> Any:
-        """Import its module, and so its framework."""
+        """Import its module, and with it its framework."""
         return importlib.import_module(f"bench.peers.{self.module}")
 
     def open(self, work: Work, workers: int, **more: Any) -> Stream:
@@ -84,7 +84,7 @@ PEERS = {
         Peer("ringload-default", "ringload, its default budget", "ring", ("photos",)),
         Peer("roofline", "the same decoder, no transport", "yardsticks", ("photos",), is_yardstick=True),
         Peer("copying", "plain copies, no transport", "yardsticks", ("rows",), is_yardstick=True),
-        Peer("naive", "generator by hand, Pillow", "naive", ALL),
+        Peer("naive", "hand-written generator, Pillow", "naive", ALL),
         Peer("keras", "Keras PyDataset, Pillow", "keras_pydataset", ALL, ("tensorflow",)),
         Peer("torch", "torch DataLoader, ringload's decoder", "torch_loader", ALL, ("torch",), {"decoder": "own"}),
         Peer("torch-pillow", "torch DataLoader, Pillow", "torch_loader", ("photos",), ("torch",), {"decoder": "pillow"}),
@@ -104,6 +104,6 @@ PEERS = {
 
 
 def installed() -> dict[str, dict[str, str]]:
-    """What bench.install noted in this environment."""
+    """The results of bench.install in this environment."""
     path = Path(sys.prefix) / INSTALLED
     return json.loads(path.read_text()) if path.exists() else {}

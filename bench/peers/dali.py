@@ -1,6 +1,6 @@
 """DALI on the CPU: its file reader, decoder and resize, in C++ threads of the trainer's process.
 
-As its documentation has it, with `device_id=None` for no GPU, and a prefetch queue of 2:
+Tuned as its documentation recommends, with `device_id=None` for no GPU, and a prefetch queue of 2:
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/examples/getting_started.html
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/advanced_topics_performance_tuning.html
 A file's label is its index; the list is shuffled after every epoch.
@@ -29,7 +29,7 @@ def images(paths: list[str], size: int) -> Any:
 
 
 def open_stream(work: Work, workers: int) -> Stream:
-    """Build it."""
+    """Build the pipeline."""
     assert isinstance(work, Photos)
     pipeline = images(
         work.paths, work.size, batch_size=work.batch_size, num_threads=workers, device_id=None, seed=0, prefetch_queue_depth=2

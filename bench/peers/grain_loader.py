@@ -1,6 +1,6 @@
 """Grain: MapDataset, shuffled by index, batched in worker processes, whose batches come through its shared memory.
 
-As https://google-grain.readthedocs.io/en/latest/tutorials/dataset_basic_tutorial.html has it: batch last before
+Tuned as https://google-grain.readthedocs.io/en/latest/tutorials/dataset_basic_tutorial.html recommends: batch last before
 `mp_prefetch`, so that workers write batches straight into shared memory.
 """
 
@@ -18,7 +18,7 @@ from bench.work import Work
 
 
 def open_stream(work: Work, workers: int) -> Stream:
-    """Start it."""
+    """Start the stream."""
     samples = MapStyle(work, "own")
 
     def to_dict(sample: tuple[np.ndarray, int]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def open_stream(work: Work, workers: int) -> Stream:
 
     dataset: Any = grain.MapDataset.source(samples).seed(0).shuffle().map(to_dict).repeat()
     dataset = dataset.batch(work.batch_size, drop_remainder=True)
-    reading = grain.ReadOptions(num_threads=1)  # in each worker; more is for storage that waits
+    reading = grain.ReadOptions(num_threads=1)  # in each worker; more threads help only with slow storage
     iterable = dataset.to_iter_dataset(reading)
     iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator: Iterator[Any] = iter(iterable)

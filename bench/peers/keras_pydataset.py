@@ -1,7 +1,7 @@
 """Keras' PyDataset, as `model.fit` would read it: worker processes, batches by index, Pillow.
 
-As https://keras.io/api/utils/python_utils/#pydataset-class has it: workers > 1 with use_multiprocessing, since the work is
-Python's; max_queue_size by default. What reads it is Keras' own adapter, that of the TensorFlow backend.
+Tuned as https://keras.io/api/utils/python_utils/#pydataset-class recommends: workers > 1 with use_multiprocessing, as the work
+is done in Python; default max_queue_size. It is read by Keras' own adapter, of the TensorFlow backend.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.work import Work
 
 
 class Batches(keras.utils.PyDataset):
-    """A batch by its number; `labels`, where given, in place of indices."""
+    """Gives a batch by its number; with `labels`, if given, instead of indices."""
 
     def __init__(self, work: Work, workers: int, labels: np.ndarray | None = None) -> None:
         super().__init__(workers=workers, use_multiprocessing=workers > 1)

@@ -1,7 +1,7 @@
 """LitData: chunks that were written once (data/bench/litdata, not timed), read by torch workers, decoded by Pillow.
 
-As https://github.com/Lightning-AI/litData has it: `optimize` once, then StreamingDataset and StreamingDataLoader. Its epochs
-are passes over the chunks; more samples than files are more passes.
+Tuned as https://github.com/Lightning-AI/litData recommends: `optimize` once, then StreamingDataset and StreamingDataLoader. Its
+epochs are passes over the chunks; if there are more samples than files, an epoch here is several passes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.work import Photos, Work
 
 
 def content(item: tuple[int, str]) -> dict[str, Any]:
-    """What is written of one file."""
+    """The data of one file in a chunk."""
     return {"index": item[0], "jpg": Path(item[1]).read_bytes()}
 
 
@@ -35,7 +35,7 @@ def chunks(work: Photos, n_files: int) -> Path:
 
 
 class Decoded(StreamingDataset):
-    """Chunks, decoded."""
+    """Decodes the samples of chunks."""
 
     size = 224
 
@@ -57,7 +57,7 @@ def open_stream(work: Work, workers: int) -> Stream:
 
 
 class EpochTracker:
-    """Tells the passes apart: the k-th pass's samples are `k * n_files` on, modulo the epoch."""
+    """Counts the passes: the samples of pass k begin at `k * n_files`, modulo the epoch."""
 
     def __init__(self, n_files: int, n_passes: int) -> None:
         self._n_files, self._n_passes, self._n_seen = n_files, n_passes, 0

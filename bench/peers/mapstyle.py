@@ -1,4 +1,4 @@
-"""A map-style dataset, `dataset[i] -> (payload, index)`: what torch, Grain, Keras and people's own loops are given."""
+"""A map-style dataset, `dataset[i] -> (payload, index)`, for torch, Grain, Keras and the hand-written generator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.work import Photos, Work
 
 
 class MapStyle:
-    """Sample `i` of any work, decoded by `decoder` where it is a file."""
+    """Gives sample `i` of any work, decoded by `decoder` if it is a file."""
 
     def __init__(self, work: Work, decoder: str) -> None:
         self._paths = work.paths if isinstance(work, Photos) else None

@@ -1,4 +1,4 @@
-"""The generator that people write by hand (ringload.insight.demo has it): one process, Pillow, normalised to float32.
+"""A hand-written generator (of ringload.insight.demo): one process, Pillow, normalised to float32.
 
 For rows and sleeps the same loop without files: `np.array([dataset[i] for i in ...])`.
 """
@@ -16,7 +16,7 @@ from ringload.insight.demo import generator_by_hand
 
 
 def open_stream(work: Work, workers: int) -> Stream:
-    """Nothing is started: it has no workers."""
+    """Make the generator, which has no workers."""
     return Stream(_batches(work), lambda batch: (batch[1], batch[0]), lambda: None)
 
 

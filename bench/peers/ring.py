@@ -1,7 +1,7 @@
-"""ringload: `Loader` as its README has it; a sample is written where it is delivered from, nothing is tuned.
+"""ringload: `Loader` as in its README, without tuning.
 
-`ahead`: with room for so many batches, where a steady state is measured: each page of a ring is slower when it is used first.
-`lean`: with the smallest budget that holds as many batches ahead as torch's default, 2 a worker.
+`ahead`: the budget allows for so many batches. Used to measure a steady state, as the first use of each page of a ring is slow.
+`lean`: the smallest budget that allows for as many batches ahead as torch's default, 2 a worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ringload.ring.plan import OBJECT_FACTOR, WORKER_BYTES, make_plan
 
 
 class Copies:
-    """Rows as a source: many are copied in one call."""
+    """A source for Rows, which copies many rows in one call."""
 
     random = False
 
@@ -31,12 +31,12 @@ class Copies:
         return self._work.n_samples
 
     def load_rows(self, indices: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
-        """Copy them."""
+        """Copy rows."""
         np.take(self._work.array, indices % self._work.n_rows, axis=0, out=out["x"], mode="clip")
 
 
 class Sleepers:
-    """Sleeps as a source."""
+    """A source for Sleeps."""
 
     random = False
 
@@ -48,19 +48,19 @@ class Sleepers:
         return self._work.n_samples
 
     def load(self, index: int, rng: Any, out: Any) -> None:
-        """Sleep, and write it."""
+        """Sleep, then write the sample."""
         out["x"] = self._work[index]
 
 
 def make_source(work: Work) -> Any:
-    """What a user would write for this work."""
+    """The source that a user would write for this work."""
     if isinstance(work, Photos):
         return ringload.ImageFrame(work.frame, path="path", label=None, size=(work.size, work.size))
     return Copies(work) if isinstance(work, Rows) else Sleepers(work)
 
 
 def open_stream(work: Work, workers: int, lean: bool = False, ahead: int = 0) -> Stream:
-    """Start the loader, with room for `ahead` batches, or what `ram_budget` is by default."""
+    """Start the loader, with memory for `ahead` batches, or with the default budget."""
     source = make_source(work)
     if lean:
         ahead = 2 * workers + 1
@@ -72,10 +72,10 @@ def open_stream(work: Work, workers: int, lean: bool = False, ahead: int = 0) ->
 
 
 def budget_for(n_slots: int, source: Any, batch_size: int, workers: int) -> int:
-    """A budget, found by bisection, with which there are so many slots, or hardly more.
+    """A budget, found by bisection, with which the ring has so many slots, or a few more.
 
     Raises:
-        ValueError: that is more than by default.
+        ValueError: so many slots need more than the default budget.
     """
     with ringload.Loader(source, batch_size, workers=workers) as loader:
         plan, fields = loader.plan(), loader.fields

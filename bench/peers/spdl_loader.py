@@ -1,8 +1,8 @@
 """SPDL: a pipeline of threads in the trainer's process; its own decoder (FFmpeg) for files.
 
-As https://facebookresearch.github.io/spdl/main/getting_started/stages.html has it: source of paths, a stage that loads and
-decodes with `concurrency` threads, aggregate, a stage that makes the batch, a sink that buffers. Rows and sleeps are functions
-in its threads. The order of the input is kept, or samples of one epoch would come in the next one.
+Built as https://facebookresearch.github.io/spdl/main/getting_started/stages.html recommends: a source of paths, a stage that
+loads and decodes with `concurrency` threads, aggregate, a stage that makes the batch, a sink that buffers. For rows and sleeps,
+its threads call Python functions. The order of the input is kept, as otherwise samples of one epoch would come in the next one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """tf.data: parallel map and prefetch, both with AUTOTUNE; rows are gathered a batch at a time.
 
-As https://www.tensorflow.org/guide/data_performance has it: shuffle paths, not pixels; map with num_parallel_calls;
-vectorise what is cheap; prefetch last. AUTOTUNE chooses the threads: `workers` is not told to it. Its resize takes 2 x 2
-pixels, as is its default; all other peers antialias (ringload, Pillow, torchvision, DALI by default; SPDL by libswscale).
+Tuned as https://www.tensorflow.org/guide/data_performance recommends: shuffle paths, not pixels; map with num_parallel_calls;
+vectorise cheap functions; prefetch last. AUTOTUNE chooses the number of threads; `workers` is ignored. Its resize interpolates
+2 x 2 pixels, the default; all other peers antialias (ringload, Pillow, torchvision, DALI by default; SPDL by libswscale).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import tensorflow as tf
 from bench.peers import Stream
 from bench.work import Photos, Rows, Work
 
-SHUFFLED = 1_000_000  # paths at most in the buffer
+SHUFFLED = 1_000_000  # the most paths in the shuffle buffer
 
 
 def make_dataset(work: Photos | Rows) -> Any:
-    """Batches `(payload, index)`, without an end."""
+    """An endless dataset of batches `(payload, index)`."""
     shuffled = min(work.n_samples, SHUFFLED)
     if isinstance(work, Photos):
         size = (work.size, work.size)
@@ -44,8 +44,8 @@ def make_dataset(work: Photos | Rows) -> Any:
 
 
 def open_stream(work: Work, workers: int) -> Stream:
-    """Start it. It ends with its process."""
+    """Start the stream. It ends with its process."""
     assert not isinstance(work, Photos | Rows) or work.n_samples % work.batch_size == 0
     batches: Iterator[Any] = iter(make_dataset(work))  # type: ignore[arg-type]
-    # EagerTensors are buffers: a view, where .numpy() would copy
+    # A view of the EagerTensor as a buffer, as .numpy() would copy.
     return Stream(batches, lambda batch: (np.asarray(memoryview(batch[1])), np.asarray(memoryview(batch[0]))), lambda: None)

@@ -1,10 +1,10 @@
-"""torch's DataLoader: worker processes that stay, tensors through shared memory by its own collate, its default prefetch.
+"""torch's DataLoader: persistent workers, its own collate into shared memory, its default prefetch.
 
-As https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html has it: num_workers > 0, and persistent_workers so
-that they are started once. Pinning is for GPUs, which are not measured. OpenCV, where the decoder uses it, is kept to one
-thread a worker, as torch does with its own threads.
+Tuned as https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html recommends: num_workers > 0, and
+persistent_workers, so that workers are started once. No pinning, as no GPU is measured. If the decoder uses OpenCV, it gets one
+thread a worker, as torch limits its own threads.
 
-`as_numpy`: batches are NumPy arrays, stacked by a collate function of the user's: what people without torch models do.
+`as_numpy`: batches are NumPy arrays, stacked by the user's collate function, as is usual without a torch model.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def make_loader(work: Work, workers: int, decoder: str, as_numpy: bool = False) 
 
 
 def open_stream(work: Work, workers: int, decoder: str = "own", as_numpy: bool = False) -> Stream:
-    """Start it. It ends with its process: DataLoader has no close."""
-    torch.set_num_threads(1)  # the trainer does nothing here; its threads are not what is measured
+    """Start the stream. It ends with its process: DataLoader has no close."""
+    torch.set_num_threads(1)  # the trainer does no work whose threads could be measured
     loader = make_loader(work, workers, decoder, as_numpy)
     if as_numpy:
         return Stream(_forever(loader), lambda batch: (batch[1], batch[0]), lambda: None)

@@ -5,7 +5,7 @@ https://docs.pytorch.org/vision/stable/transforms.html#performance-consideration
 
 from __future__ import annotations
 
-import torchvision  # noqa: F401  (it fails here and now, not in a worker, where it does not fit torch)
+import torchvision  # noqa: F401  (if it does not fit torch, it fails here, not in a worker)
 
 from bench.peers import Stream
 from bench.peers.torch_loader import open_stream as open_torch
@@ -13,5 +13,5 @@ from bench.work import Work
 
 
 def open_stream(work: Work, workers: int) -> Stream:
-    """Start it."""
+    """Start the stream."""
     return open_torch(work, workers, decoder="torchvision")

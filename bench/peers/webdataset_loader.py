@@ -1,8 +1,9 @@
-"""WebDataset: tar shards, read in a row by torch workers, decoded by Pillow; shuffled in a buffer, and by shard.
+"""WebDataset: tar shards, read sequentially by torch workers, decoded by Pillow; shuffled by shard, and in a buffer.
 
-As https://github.com/webdataset/webdataset has it: batches are made in the workers, taken apart in the trainer and made again,
-so that none is short. The shards (below data/bench, of 64 photographs) are made once, not timed. Its epochs are passes over
-the shards; more samples than files are more passes, and the shard's URL says which.
+Tuned as https://github.com/webdataset/webdataset recommends: workers make batches; the trainer unbatches and batches them
+again, so that none is short. The shards (in data/bench, with 64 photographs each) are made once, before any timing. Its epochs
+are passes over the shards; if there are more samples than files, an epoch here is several passes, and the URL of a shard names
+its pass.
 """
 
 from __future__ import annotations

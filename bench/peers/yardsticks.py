@@ -1,4 +1,4 @@
-"""What the machine can do: the decoder, and plain copies, in as many processes with no transport at all (bench.roofline)."""
+"""The limits of the machine: the decoder, and plain copies, in as many processes without transport (see bench.roofline)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.peers.ring import make_source
 from bench.roofline import copy_roofline, decode_roofline
 from bench.work import Photos, Rows, Work
 
-RING_BYTES = 600_000_000  # of the private memory that is copied into: what 64 batches of 9.6 MB take
+RING_BYTES = 600_000_000  # the size of the private destination of copies: 64 batches of 9.6 MB
 
 
 def rate(work: Work, workers: int, seconds: float) -> float:

@@ -1,1 +1,1 @@
-"""What the adapters of several frameworks share. Imports no framework."""
+"""Code that adapters of several frameworks share. Imports no framework."""

@@ -1,14 +1,15 @@
-"""Batches that are copied to a device while the one before is trained on. Knows no framework.
+"""Copies the next batch to a device while the trainer works on the present one. Imports no framework.
 
     loader -> batch -> Copy, made of views of its slot -> begin ... done -> receive -> the trainer
 
-A lease must not end before the copy out of its slot has: a device reads the slot long after the call that began the copy
-has returned. So a copy holds what it copies from until it is done, and `PendingTransfers` holds the copy. That is looked at
-before each batch; and before the loader is asked to wait, copies are waited for, as the slot that it waits for may be one of
-theirs. One batch is copied ahead, and only one that is full already: the trainer never waits for the batch after next.
+A device reads the slot long after the call that began the copy has returned, so a lease must not end before the copy out of its
+slot is done. A copy holds its source arrays until it is done, and `PendingTransfers` holds the copy. Before each batch, copies
+that are done are dropped. If the loader would have to wait for a slot, all copies are waited for first, because they may hold
+the slots that the loader needs. One batch is copied ahead, and only if it is already full: the trainer never waits for the
+batch after the next one.
 
-Where the trainer is (`at`) is what it has received; the loader is up to one batch further. An interruption, or an error of a
-copy, between asking the loader and keeping what it gave leaves `_torn` set; the next call sends the loader back, so that no
+`at` counts the batches that the trainer has received; the loader may be one batch further. An interruption or an error between
+`next(loader)` and the storing of the batch leaves `_inconsistent` set. The next call then seeks the loader back, so that no
 batch is lost.
 """
 
@@ -24,23 +25,23 @@ from ringload.ring.lease import Batch
 
 
 class Copy(Protocol):
-    """A copy of a batch to a device. It keeps what it is made of until it is done, and not longer."""
+    """A copy of a batch to a device. It holds its source arrays until it is done."""
 
     def begin(self) -> None:
-        """Have it copied, and do not wait. If it raises, it is done."""
+        """Begin the copy, and do not wait for it. If this raises, the copy counts as done."""
 
     def done(self) -> bool:
-        """Whether nothing is read from the slot any more."""
+        """Whether the slot is no longer read."""
 
     def wait(self) -> None:
-        """Until it is done."""
+        """Wait until the copy is done."""
 
     def receive(self) -> Any:
-        """What the trainer gets, for work that is issued from now on."""
+        """Return the trainer's batch; work that the trainer issues from now on may use it."""
 
 
 class PendingTransfers:
-    """The copies that are not done. The list is replaced, never changed: `wait` may come from any thread, and interrupt."""
+    """The copies that are not done. The list is replaced, never changed: another thread or a signal handler may call `wait`."""
 
     def __init__(self) -> None:
         self._copies: list[Copy] = []
@@ -50,32 +51,33 @@ class PendingTransfers:
 
     def begin(self, copy: Copy) -> None:
         """Begin a copy, and keep it until it is done."""
-        self._copies = [*self._copies, copy]  # before it begins: an interruption cannot come between
+        self._copies = [*self._copies, copy]  # stored first, so that an interruption cannot lose a copy that has begun
         copy.begin()
 
     def poll(self) -> None:
-        """Let go of what is done."""
+        """Drop the copies that are done."""
         if self._copies:
             self._copies = [copy for copy in self._copies if not copy.done()]
 
     def wait(self) -> None:
-        """Until all is done."""
+        """Wait until all copies are done."""
         for copy in self._copies:
             copy.wait()
         self.poll()
 
 
 class DevicePrefetcher:
-    """An iterator over what is left of one epoch. `make_copy(batch)` makes a batch's copy; `in_transit` may be shared."""
+    """An iterator over the rest of one epoch. `make_copy(batch)` makes the copy of a batch; several iterators may share
+    `in_transit`."""
 
     def __init__(self, loader: Loader, make_copy: Callable[[Batch], Copy], in_transit: PendingTransfers) -> None:
         self._loader, self._make_copy, self._in_transit = loader, make_copy, in_transit
         self._pass = iter(loader)
         self._iteration, self._epoch = loader.iteration, loader.epoch
-        self._after = (loader.epoch, loader.position)  # what follows the batch that was received last
-        self._fetched: deque[tuple[tuple[int, int], Copy]] = deque()  # what is received next, and what follows that
-        self._error: Exception | None = None  # what came in place of the batch that follows
-        self._torn = False
+        self._after = (loader.epoch, loader.position)  # (epoch, number) after the last received batch
+        self._fetched: deque[tuple[tuple[int, int], Copy]] = deque()  # (epoch, number) of each copied batch, and its copy
+        self._error: Exception | None = None  # raised in place of the next batch
+        self._inconsistent = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -84,7 +86,7 @@ class DevicePrefetcher:
         self._in_transit.poll()
         if not self.is_current:
             self.end()
-        if self._torn:
+        if self._inconsistent:
             self._ensure_consistent()
         if not self._fetched:
             self._fetch_now()
@@ -93,7 +95,7 @@ class DevicePrefetcher:
         if len(self._fetched) == 1 and self._error is None and self._loader.ready:
             self._fetch_ahead()
         self._after = self._loader.following(*place)
-        self._fetched.popleft()  # last: what was interrupted before comes again
+        self._fetched.popleft()  # last: after an interruption before this line, the same batch comes again
         return received
 
     @property
@@ -107,24 +109,24 @@ class DevicePrefetcher:
         return self._loader.iteration == self._iteration
 
     def end(self) -> None:
-        """Let go of what was copied ahead: nobody gets it any more."""
+        """Drop the batch that was copied ahead: this iteration is over."""
         self._fetched.clear()
-        self._error, self._torn = None, False
+        self._error, self._inconsistent = None, False
 
     def _fetch_now(self) -> None:
-        """What the trainer is here for: a batch, or the error in its place."""
+        """Fetch the next batch, or raise the error that stands in its place."""
         error, self._error = self._error, None
         try:
             if error is not None:
                 try:
                     raise error
                 finally:
-                    error = None  # or it would hold this frame, which holds it
+                    error = None  # breaks the cycle of error, traceback and frame
             if not self._loader.ready:
                 self._in_transit.wait()
             self._fetch()
         except Exception:
-            if not self._torn:
+            if not self._inconsistent:
                 self._after = (self._loader.epoch, self._loader.position)
             raise
 
@@ -132,38 +134,38 @@ class DevicePrefetcher:
         try:
             self._fetch()
         except StopIteration:
-            pass  # the epoch is over: the next call is told so again
-        except Exception as error:  # the trainer has a batch to receive first
+            pass  # the epoch is over: the next call raises StopIteration again
+        except Exception as error:  # raised by the next call: the trainer receives its batch first
             self._error = without_frames(error)
 
     def _fetch(self) -> None:
-        """Ask the loader, and begin the copy."""
-        self._torn = True
+        """Take the next batch from the loader, and begin its copy."""
+        self._inconsistent = True
         try:
             batch = next(self._pass)
         except Exception:
-            self._torn = False  # in place of a batch
+            self._inconsistent = False  # the error took the place of a batch
             raise
         copy = self._make_copy(batch)
         place = batch.epoch, batch.number
-        del batch  # the lease is the copy's now
+        del batch  # only the copy holds the lease from here on
         self._in_transit.begin(copy)
         self._fetched.append((place, copy))
-        self._torn = False
+        self._inconsistent = False
 
     def _ensure_consistent(self) -> None:
-        """Send the loader back to what was not kept."""
+        """Seek the loader back to the first batch that was not stored."""
         if self._error is not None:
-            return  # is raised first
+            return  # the error is raised first
         place = self._loader.following(*self._fetched[-1][0]) if self._fetched else self._after
         if place[0] == self._epoch and place != (self._loader.epoch, self._loader.position):
             self._loader.load_state_dict(self._loader.state_dict() | {"epoch": place[0], "position": place[1]})
             self._pass, self._iteration = iter(self._loader), self._loader.iteration
-        self._torn = False
+        self._inconsistent = False
 
 
 def state_of(loader: Loader, ahead: DevicePrefetcher | None) -> dict[str, Any]:
-    """The loader's state as the trainer is: what was received of `ahead`, the present iteration, not what it has copied."""
+    """The loader's state, with the position of the trainer: batches that `ahead` has copied but not given do not count."""
     state = loader.state_dict()
     if ahead is not None and ahead.is_current:
         state["epoch"], state["position"] = ahead.at

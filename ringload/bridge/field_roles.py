@@ -1,6 +1,6 @@
-"""Which fields of a batch are its inputs, its targets and its weights: the same for every framework.
+"""Which fields of a batch are its inputs, its targets and its weights, for every framework.
 
-What comes out is a dict of all fields, or `(x,)`, `(x, y)`, `(x, y, weight)`; x and y are an array, or a dict of several.
+A batch becomes a dict of all fields, or `(x,)`, `(x, y)` or `(x, y, weight)`; x and y are each an array or a dict of arrays.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ WEIGHT_FIELD = Field((), "float32")
 
 
 def as_it_is(name: str, array: np.ndarray) -> np.ndarray:
-    """The array of a field."""
+    """Return the array of a field unchanged."""
     return array
 
 
 @dataclass(frozen=True)
 class FieldRoles:
-    """`x` None: all `fields`, as a dict. If there are targets, rows that hold no sample (`valid`) have the sample weight 0:
-    what a framework does not weight counts them nevertheless."""
+    """`x=None`: a dict of all `fields`. With targets, rows that hold no sample (`valid` is False) have the sample weight 0;
+    a metric without weights still counts them."""
 
     fields: Mapping[str, Field]
     x: str | tuple[str, ...] | None
     y: str | tuple[str, ...] | None = None
-    weights: tuple[str, ...] = ()  # their product is the sample weight
+    weights: tuple[str, ...] = ()  # the sample weight is the product of these fields
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,13 +51,13 @@ class FieldRoles:
         leaf: Callable[[np.ndarray], Any] = lambda array: array,
         fit: Callable[[str, np.ndarray], np.ndarray] = as_it_is,
     ) -> Any:
-        """A batch's arrays `(B, ...)` in their places, each as `leaf` makes it of what `fit(name, array)` gives."""
+        """A batch's arrays `(B, ...)` in this structure. `fit(name, array)` converts each array first, `leaf` then wraps it."""
         return self._arranged(
             lambda name: leaf(fit(name, arrays[name])), lambda: leaf(_product([arrays[name] for name in self.weights]))
         )
 
     def specs(self, leaf: Callable[[Field], Any]) -> Any:
-        """The same places, with what `leaf` makes of the field that is there."""
+        """The same structure, with `leaf(field)` in place of each field."""
         return self._arranged(lambda name: leaf(self.fields[name]), lambda: leaf(WEIGHT_FIELD))
 
     def _arranged(self, named: Callable[[str], Any], weight: Callable[[], Any]) -> Any:
@@ -72,21 +72,21 @@ class FieldRoles:
 
 
 def roles_of(loader: Loader, x: Names | None, y: Names | None, sample_weight: str | None) -> FieldRoles:
-    """What an adapter's arguments of these names mean, for the fields of a loader.
+    """Turn an adapter's arguments `x`, `y` and `sample_weight` into the roles of the loader's fields.
 
     Raises:
-        ConfigError: there is no such field, or they contradict each other.
+        ConfigError: a field does not exist, or the arguments contradict each other.
     """
     refuse_no_loader(loader)
     fields = {**loader.fields, **({VALID: VALID_FIELD} if loader.has_valid else {})}
     if x is None:
         if y is not None or sample_weight is not None:
-            raise ConfigError("y and sample_weight are given without x: say which field, or fields, are the inputs")
+            raise ConfigError("y and sample_weight need x: name the field or fields that are the inputs")
         return FieldRoles(fields, None)
     if absent := [name for name in (*_several(x), *_several(y), *_several(sample_weight)) if name not in fields]:
         raise ConfigError(no_field(absent[0], fields))
     if y is None and sample_weight is not None:
-        raise ConfigError(f"sample_weight={short(sample_weight)} is given without y: weights are those of targets")
+        raise ConfigError(f"sample_weight={short(sample_weight)} needs y: name the field or fields that are the targets")
     if sample_weight is None and WEIGHT in fields and WEIGHT not in (*_several(x), *_several(y)):
         sample_weight = WEIGHT
     weights = () if y is None else (*_several(sample_weight), *([VALID] if loader.has_valid else []))
@@ -97,11 +97,11 @@ def roles_of(loader: Loader, x: Names | None, y: Names | None, sample_weight: st
 
 
 def refuse_no_loader(given: Any) -> None:
-    """Raise ConfigError, which says how a loader is made of it, if what an adapter is given is none."""
+    """Raise ConfigError if `given` is not a loader; the message says how to make a loader of it."""
     if isinstance(given, Loader):
         return
     if hasattr(given, "fields") and (hasattr(given, "load") or hasattr(given, "load_rows")):
-        said = "make one of this source, ringload.Loader(source, batch_size)"
+        said = "make a loader of this source, ringload.Loader(source, batch_size)"
     else:
         from ringload.terms import of_source
 
@@ -110,16 +110,16 @@ def refuse_no_loader(given: Any) -> None:
 
 
 def refuse_unless(parts: FieldRoles, framework: str, fits: Callable[[np.dtype[Any]], bool]) -> None:
-    """Raise ConfigError for the first field that is used and whose dtype the framework has not."""
+    """Raise ConfigError for the first used field whose dtype the framework does not support."""
     for name in parts.names:
         if not fits(parts.fields[name].dtype):
             raise ConfigError(
-                f"{framework} has no dtype {parts.fields[name].dtype}, which field {name!r} is: choose others as x, y"
+                f"{framework} has no dtype {parts.fields[name].dtype}, the dtype of field {name!r}: choose other fields as x, y"
             )
 
 
 def _product(weights: list[np.ndarray]) -> np.ndarray:
-    """`(B,) float32`; the array itself if there is one, of that dtype."""
+    """The product, `(B,) float32`. A single float32 array is returned itself."""
     if len(weights) == 1 and weights[0].dtype == np.float32:
         return weights[0]
     return np.asarray(np.prod(weights, axis=0, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""The generator that people write by hand, on the ring."""
+"""`generator_from_df`: replaces a hand-written generator over a DataFrame, on the ring."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def generator_from_df(
     shard: tuple[int, int] | Literal["auto"] | None = None,
     **image_options: Any,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yield `(X, Y)` without an end, epoch after epoch, each in an order of its own, as the generators that Keras' `fit` takes
-    do: `model.fit(generator_from_df(df, 64, (224, 224)), steps_per_epoch=len(df) // 64, epochs=90)`.
+    """Yield `(X, Y)` for ever, epoch after epoch, each epoch in a new order. Keras' `fit` takes such a generator:
+    `model.fit(generator_from_df(df, 64, (224, 224)), steps_per_epoch=len(df) // 64, epochs=90)`.
 
-    X is `(B, H, W, 3) float32` in [-1, 1]; Y is what the label column gives, `(B,) int64` for classes. Both are views of the
-    ring, valid for as long as they, or views of them, are kept; keep copies of many.
+    X is `(B, H, W, 3) float32` in [-1, 1]; Y holds the values of the label column, `(B,) int64` for classes. Both are views of
+    the ring and stay valid for as long as you keep them or views of them. To keep many batches, keep copies.
 
     Arguments:
-        df, path, label, root, image_options: as `ImageFrame` has them. A dict as label makes Y a dict; None makes it None.
+        df, path, label, root, image_options: see `ImageFrame`. If label is a dict, Y is a dict; if it is None, Y is None.
         target_size: (height, width) in pixels.
-        epochs: after how many the generator ends: 1 for one pass over the table. None: it never ends.
-        the others: as `Loader` has them.
+        epochs: the generator ends after so many epochs: 1 for one pass over the table. None: it never ends.
+        all others: see `Loader`.
 
     Raises:
-        ConfigError: at once, for what cannot be used. Else as `Loader`.
+        ConfigError: an argument or the table cannot be used; raised by this call. While iterating: see `Loader`.
     """
-    one_of("last", last, ("drop", "keep"))  # a row that is padded would be a sample without a word
+    one_of("last", last, ("drop", "keep"))  # Y has no field `valid`, so a padded row would look like a sample
     options = {"dtype": "float32", "scale": (-1.0, 1.0), **image_options}
     source = ImageFrame(df, path, label, size=target_size, root=root, **options)
     loader = Loader(

@@ -1,1 +1,1 @@
-"""Insight: statistics, reports, the command line."""
+"""The command line: plans, the demo, and their tables."""

@@ -20,12 +20,12 @@ try:
 except ImportError as error:
     raise missing("the command line", "rich", error) from error
 
-PATH_BYTES = 64  # of a sample, on average, where there is no table yet to measure
-INDEX_ROW_BYTES = PATH_BYTES + 8 + 4 + 8  # path, where it begins, its length, its label
+PATH_BYTES = 64  # of a sample's path, on average: an assumption, as there is no table yet
+INDEX_ROW_BYTES = PATH_BYTES + 8 + 4 + 8  # path, its start, its length, its label
 
 
 class Count(click.ParamType):
-    """An integer from `least` on, as Python writes it: 30_000_000."""
+    """An integer of at least `least`, in Python's notation: 30_000_000."""
 
     name = "integer"
 
@@ -43,7 +43,7 @@ class Count(click.ParamType):
 
 
 class Workers(Count):
-    """`auto`, or how many."""
+    """`auto`, or a number of workers."""
 
     def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value == "auto" else super().convert(value, param, ctx)
@@ -75,9 +75,9 @@ def main() -> None:
 @click.option("--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True)
 @click.option("--batch", type=Count(), default=256, show_default=True, help="samples a batch")
 @click.option("--ram", default="auto", show_default=True, metavar="BYTES", help="the budget: 48GB, 48GiB, 0.5, 50%")
-@click.option("--workers", type=Workers(0), default="auto", show_default=True, help="workers")
+@click.option("--workers", type=Workers(0), default="auto", show_default=True, help="how many worker processes")
 @click.option("--samples", type=Count(), default=1_000_000, show_default=True, help="in the dataset")
-@click.option("--max-pixels", type=Count(), help="of the largest image; if not given, what half of the budget holds")
+@click.option("--max-pixels", type=Count(), help="of the largest image; default: what half of the budget holds")
 @click.option("--here/--anywhere", default=False, help="refuse what does not fit into this machine's memory")
 def plan(
     size: tuple[int, int],
@@ -90,7 +90,7 @@ def plan(
     max_pixels: int | None,
     here: bool,
 ) -> None:
-    """Print what would be allocated for what. Starts and allocates nothing."""
+    """Print how much memory a Loader would use, and for what. Starts and allocates nothing."""
     from ringload.images.decoder import worst_scratch_bytes
     from ringload.insight.report import plan_table
 
@@ -117,16 +117,16 @@ def plan(
 @main.command(cls=Sized)
 @click.option("--images", type=click.Path(path_type=Path), help="a folder with one folder of images a class")
 @click.option("--frame", type=click.Path(path_type=Path), help="a CSV or Parquet table of image files")
-@click.option("--path", help="its column of paths; path if not given")
-@click.option("--label", help="its column of classes; multi if not given")
-@click.option("--root", type=click.Path(path_type=Path), help="where relative paths start; at the table's folder if not given")
+@click.option("--path", help="the table's column of paths; default: path")
+@click.option("--label", help="the table's column of classes; default: multi")
+@click.option("--root", type=click.Path(path_type=Path), help="where relative paths start; default: the table's folder")
 @click.option(
     "--size", nargs=2, type=Count(), default=(160, 160), show_default=True, metavar="H W", help="in pixels; one number for both"
 )
 @click.option("--batch", type=Count(), default=32, show_default=True, help="samples a batch")
 @click.option("--epochs", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--ram", default="auto", show_default=True, metavar="BYTES", help="the budget: 48GB, 48GiB, 0.5, 50%")
-@click.option("--workers", type=Workers(0), default="auto", show_default=True, help="workers")
+@click.option("--workers", type=Workers(0), default="auto", show_default=True, help="how many worker processes")
 def demo(
     images: Path | None,
     frame: Path | None,
@@ -139,7 +139,7 @@ def demo(
     ram: str,
     workers: Any,
 ) -> None:
-    """Train a small Keras CNN on your images through the ring, and compare with the generator people write by hand."""
+    """Train a small Keras CNN on your images through the ring, and compare it with a hand-written generator."""
     from ringload.insight.demo import run_demo
 
     if (images is None) == (frame is None):
@@ -147,17 +147,17 @@ def demo(
     columns = {"path": path, "label": label, "root": root}
     given = {name: value for name, value in columns.items() if value is not None}
     if images is not None and given:
-        raise click.UsageError(f"{', '.join(f'--{name}' for name in given)}: for a table, --frame FILE; --images has its own")
+        raise click.UsageError(f"{', '.join(f'--{name}' for name in given)}: only for a table, --frame FILE, not for --images")
     try:
         run_demo(images, frame, {"label": "multi", **given}, size, batch, epochs, ram, workers)
     except RingloadError as error:
         raise click.ClickException(_in_options(error)) from error
     except ImportError as error:
-        raise click.ClickException(f"the demo trains a model of Keras: {error}") from error
+        raise click.ClickException(f"the demo trains a Keras model: {error}") from error
 
 
 def _in_options(error: RingloadError) -> str:
-    """An error's message, with options in place of arguments."""
+    """An error's message, with names of options in place of names of arguments."""
     text = str(error)
     for argument, option in (("ram_budget", "--ram"), ("batch_size", "--batch"), ("max_pixels", "--max-pixels")):
         text = text.replace(argument, option)

@@ -1,4 +1,5 @@
-"""The demo: a small Keras CNN, trained on the user's images through the ring, beside the generator people write by hand."""
+"""The demo: trains a small Keras CNN on the user's images through the ring, and times a hand-written generator on the same
+images."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from ringload.ring.plan import human
 from ringload.sources.image_folder import ImageFolder
 from ringload.sources.image_table import ImageFrame
 
-NO_KERAS = "Keras is not installed: pip install tensorflow, which brings it"
+NO_KERAS = "Keras is not installed: pip install tensorflow, which installs Keras, too"
 
 
 def run_demo(
@@ -33,13 +34,13 @@ def run_demo(
     ram_budget: str,
     workers: int | Literal["auto"],
 ) -> None:
-    """Train for `epochs` on a folder of classes or a table of images, then print what it took.
+    """Train for `epochs` on a folder of classes or a table of images, then print times, memory and accuracy.
 
     Arguments:
-        columns: of the table, and its root: arguments of ImageFrame.
+        columns: arguments of ImageFrame that name the table's columns and its root.
 
     Raises:
-        ConfigError: there is nothing to train on. ImportError: Keras, or its backend, is not installed.
+        ConfigError: the folder or table cannot be used. ImportError: Keras, or its backend, is not installed.
     """
     if find_spec("keras") is None:
         raise ImportError(NO_KERAS)
@@ -51,26 +52,28 @@ def run_demo(
         source = ImageFrame(frame, size=size, **columns)
     console.print(f"{len(source):,} images of {len(source.class_names)} classes; importing Keras ...")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import ringload.keras  # noqa: F401  (before any process is started: Keras' backend may be missing)
+    import ringload.keras  # noqa: F401  (before any process is started, as Keras' backend may be missing)
 
     with Loader(source, batch_size, ram_budget=ram_budget, workers=workers, epochs=epochs) as loader:
         accuracy = _train(loader, len(source.class_names), epochs, console)
         stats, plan = loader.stats, loader.plan()
-    console.print(f"now the same {epochs} epochs by hand: open, convert, resize, normalise, np.array([...]); no training")
+    console.print(
+        f"now the same {epochs} epochs without training, by a hand-written generator (open, convert, resize, normalise, stack)"
+    )
     by_hand_s = _time_by_hand(source, size, batch_size, epochs, console)
 
     table = Table(title=f"{epochs} epochs of {len(loader):,} batches of {batch_size}", show_header=False)
     table.add_row("training through the ring", f"{stats.elapsed_s:.1f} s, {stats.samples_per_s:,.0f} images/s")
     table.add_row("accuracy in the last epoch", f"{accuracy:.1%}")
-    table.add_row("of that time the trainer waited", f"{stats.stall_s:.1f} s, {stats.stall_share:.1%}")
+    table.add_row("time that the trainer waited", f"{stats.stall_s:.1f} s, {stats.stall_share:.1%}")
     table.add_row("ring", f"{human(plan.ring_bytes)}: {plan.n_slots} slots of {human(plan.slot_bytes)}")
     table.add_row("workers", f"{loader.workers}; {stats.n_bad} bad samples, {stats.n_restarts} restarts")
-    table.add_row("loading alone, by hand", f"{by_hand_s:.1f} s, {stats.n_samples / by_hand_s:,.0f} images/s")
+    table.add_row("loading alone, hand-written generator", f"{by_hand_s:.1f} s, {stats.n_samples / by_hand_s:,.0f} images/s")
     console.print(table)
 
 
 def _train(loader: Loader, n_classes: int, epochs: int, console: Console) -> float:
-    """Train; the accuracy over the last epoch."""
+    """Train, and return the accuracy of the last epoch."""
     import keras
 
     from ringload.keras.py_dataset import dataset
@@ -101,7 +104,7 @@ def _time_by_hand(source: ImageFrame, size: tuple[int, int], batch_size: int, ep
     n_batches = len(source) // batch_size
     begin_s = time.monotonic()
     with progress:
-        task = progress.add_task("loading by hand", total=epochs * n_batches)
+        task = progress.add_task("hand-written generator", total=epochs * n_batches)
         for _ in range(epochs):
             for _ in generator_by_hand(source.filepaths, source.labels, batch_size, size):
                 progress.update(task, advance=1)
@@ -111,7 +114,7 @@ def _time_by_hand(source: ImageFrame, size: tuple[int, int], batch_size: int, ep
 def generator_by_hand(
     paths: list[str], labels: np.ndarray, batch_size: int, size: tuple[int, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What people write: `(X, Y)` for one epoch, X `(B, H, W, 3) float32` in [-1, 1]."""
+    """A typical hand-written generator: yields `(X, Y)` for one epoch, X `(B, H, W, 3) float32` in [-1, 1]."""
     order = np.random.default_rng(0).permutation(len(paths))
     height, width = size
     for start in range(0, len(paths) - batch_size + 1, batch_size):

@@ -1,4 +1,4 @@
-"""Plans and summaries as tables."""
+"""A plan as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ringload.ring.plan import PLAN_TITLE, Plan, human
 
 
 def plan_table(plan: Plan) -> Table:
-    """What is allocated for what."""
+    """The purpose, size and arithmetic of each allocation."""
     table = Table(title=PLAN_TITLE, show_footer=True)
     table.add_column("for", footer="total")
     table.add_column("how much", footer=human(plan.total_bytes), justify="right", no_wrap=True)

@@ -1,8 +1,8 @@
 """Keras 3: a loader as a `PyDataset`, for `fit`, `evaluate` and `predict`, on TensorFlow, torch and JAX.
 
-What is given are views of the ring, as the backend takes them without copying: NumPy arrays for TensorFlow, `torch.from_numpy`
-of them, `jax.device_put` of them on a CPU. Keras and its backends read ahead and keep them for as long as they need; the slot
-is used again when the last of them is gone (see `ring.lease`). Which batch is given when is `epochs`' business.
+Keras gets views of the ring in the form that its backend takes without copying: NumPy arrays for TensorFlow, `torch.from_numpy`
+of them for torch, `jax.device_put` of them for JAX on a CPU. Keras and its backends read ahead and keep the views as long as
+they need them. A slot is used again when the last view of it is gone (see `ring.lease`). `epochs` decides which batch is given.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ringload.packing.tensors import looks_into
 from ringload.ring.lease import Batch
 
 OF_ARRAYS = (
-    "Inputs or targets of batches are kept, by outputs of predict() that look into them perhaps: keep copies (numpy.array(x)), "
-    "or make the loader with copy=True"
+    "Inputs or targets of batches are kept, perhaps by outputs of predict() that are views of them: keep copies "
+    "(numpy.array(x)), or make the loader with copy=True"
 )
-ONE = "the loader has workers of its own, and its batches are in order: workers stays at 1, use_multiprocessing at False"
+ONE = "the Loader has its own workers, and gives batches in order: leave workers=1 and use_multiprocessing=False"
 
 
-class _Face:
-    """A dataset as one adapter of Keras's asks it, in place of the dataset itself.
+class _AdapterView:
+    """The dataset as one adapter of Keras sees it: a proxy with a weak reference.
 
-    It does not keep the dataset. TensorFlow never lets go of a generator that it was given, and so of the adapter: the loader,
-    its workers and its ring would stay until the process ends. While `fit`, `evaluate` or `predict` runs, its argument keeps
-    the dataset.
+    TensorFlow keeps every generator that it was given, and with it Keras' adapter, until the process ends. If the adapter kept
+    the dataset, the loader, its workers and its ring would also stay until then. While `fit`, `evaluate` or `predict` runs, its
+    argument keeps the dataset alive.
     """
 
     workers, use_multiprocessing = 1, False
@@ -47,7 +47,7 @@ class _Face:
         data = self._data()
         if data is None:
             raise RuntimeError(
-                "nobody has the ringload.keras.dataset any more that this iterator reads: keep it while you iterate"
+                "the ringload.keras.dataset that this iterator reads was collected: keep a reference to it while you iterate"
             )
         return data
 
@@ -66,9 +66,9 @@ class _Face:
 
 
 class RingDataset(keras.utils.PyDataset):
-    """Batches of a loader as Keras takes them; made by `dataset`.
+    """Batches of a loader in the form that Keras takes; made by `dataset`.
 
-    `for x, y in data` is one pass, by hand. Attributes: `loader`.
+    `for x, y in data` makes one pass without Keras. Attributes: `loader`.
     """
 
     def __init__(self, loader: Loader, parts: FieldRoles, repeat: bool) -> None:
@@ -91,7 +91,7 @@ class RingDataset(keras.utils.PyDataset):
         return len(self.loader)
 
     def __getitem__(self, index: int) -> Any:
-        """The next batch, whatever `index` is."""
+        """The next batch; `index` is ignored."""
         return self._batch(index, None)
 
     def _batch(self, index: int, adapter: Any) -> Any:
@@ -106,17 +106,17 @@ class RingDataset(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> int | None:
-        """For Keras, which asks when a pass begins; `len` is for everybody."""
+        """For Keras, which reads it when a pass begins. Use `len` instead."""
         return self._passes.n_batches()
 
     @property
     def workers(self) -> int:
-        """1. For Keras, which asks when it is given the dataset."""
-        asker = _asker()
-        self._passes.given(asker)
-        if getattr(asker, "py_dataset", None) is self:
-            asker.py_dataset = _Face(self, asker)
-        if getattr(asker, "shuffle", None) is False and not self._has_warned:
+        """1. Keras reads it when it is given the dataset."""
+        adapter = _calling_adapter()
+        self._passes.given(adapter)
+        if getattr(adapter, "py_dataset", None) is self:
+            adapter.py_dataset = _AdapterView(self, adapter)
+        if getattr(adapter, "shuffle", None) is False and not self._has_warned:
             self._warn_if_not_every_sample_in_order()
         return 1
 
@@ -136,7 +136,8 @@ class RingDataset(keras.utils.PyDataset):
             raise ConfigError(f"use_multiprocessing={short(value)}: {ONE}")
 
     def _warn_if_not_every_sample_in_order(self) -> None:
-        """Keras tells a dataset that nothing is shuffled, not that this is `evaluate`, `predict`, validation or `fit`."""
+        """Keras passes shuffle=False to the adapter for `evaluate`, `predict` and validation, but also for
+        `fit(shuffle=False)`."""
         order = self.loader.order
         n_left_out = order.n_samples - order.n_batches() * order.batch_size * order.world if order.last == "drop" else 0
         does = ["shuffles (shuffle=True)"] if order.shuffle else []
@@ -149,7 +150,7 @@ class RingDataset(keras.utils.PyDataset):
         warn(
             f"evaluate(), predict() and validation are for every sample, in the order of the source, but this loader "
             f"{' and '.join(does)}. Give them the dataset of another Loader, with shuffle=False and last='keep'. "
-            "(Keras does not tell them from fit(shuffle=False), where the loader's order counts, too, and nothing is wrong.)",
+            "(If you called fit(shuffle=False), ignore this warning: Keras does not show a dataset which call it is used by.)",
         )
 
     def on_epoch_begin(self) -> None:
@@ -170,45 +171,47 @@ def dataset(
     *,
     repeat: bool = False,
 ) -> RingDataset:
-    """The loader as Keras takes it: `model.fit(ringload.keras.dataset(loader), epochs=3)`.
+    """Make a dataset for Keras of a loader: `model.fit(ringload.keras.dataset(loader), epochs=3)`.
 
-    Each epoch of Keras is the loader's next one, each sample in it once; `shuffle`, `seed` and `last` are the loader's. A
-    fit that ends within a pass (steps_per_epoch, a stop) leaves it: the next fit begins the loader's next epoch. Where the
-    loader was sent into the middle of an epoch (`load_state_dict`), the first epoch is the rest of that one, and Keras warns
-    that it "ran out of data": it goes on nevertheless.
+    Each epoch of Keras is the next epoch of the loader, each sample in it once; the loader decides `shuffle`, `seed` and
+    `last`. If a fit ends within a pass (steps_per_epoch, early stopping), the rest of the pass is dropped, and the next fit
+    begins the loader's next epoch. If `load_state_dict` has set the loader within an epoch, Keras' first epoch is the rest of
+    that one; Keras then warns that it "ran out of data", and goes on.
 
-    Keras tells a dataset no epoch number. A fresh loader begins with its epoch 0, also with `initial_epoch=3`; for the
-    loader's epochs to be those of Keras, call `loader.set_epoch(3)` before, or use `Checkpoint`, which does it.
+    Keras passes no epoch number to a dataset. A new loader begins with its epoch 0, also with `initial_epoch=3`. If the
+    loader's epochs shall be those of Keras, call `loader.set_epoch(3)` first, or use `Checkpoint`, which does so.
 
-    For `predict` and `evaluate`: a loader with shuffle=False, last="keep", which gives every row, in the source's order; the
-    default one leaves out what does not fill a batch, and shuffles, of which a UserWarning tells once. Validation within a fit
-    needs a loader and a dataset of its own. (Keras tells a dataset no more than shuffle=False of these calls, so that
-    `fit(shuffle=False)` is warned, too. `tf.data` tells nothing: evaluate(ringload.tf.as_dataset(loader)) is not warned.)
+    For `predict` and `evaluate`, make a loader with shuffle=False and last="keep": it gives every row, in the source's order.
+    The default loader shuffles, and drops samples that do not fill a batch; a UserWarning says so once. Validation within a fit
+    needs its own loader and dataset. (Keras passes only shuffle=False for these calls, so that `fit(shuffle=False)` is warned,
+    too. `tf.data` passes nothing, so that evaluate(ringload.tf.as_dataset(loader)) is not warned.)
 
-    A loader that is not closed is closed when nobody has it any more: neither the model nor TensorFlow keeps the dataset.
+    A loader that you do not close is closed when it is collected: neither the model nor TensorFlow keeps the dataset.
 
-    A ring of 3 slots, the least there is, is enough on each backend; TensorFlow reads ahead as many as are free. Not so under
-    a strategy of tf.distribute's: with 2 replicas, all of a ring of 4 was lent to tf.data, and no step got a batch; 64 will do.
+    A ring of 3 slots, the minimum, is enough on each backend; TensorFlow reads ahead into all free slots. With a strategy of
+    tf.distribute it needs more: with 2 replicas, tf.data held all 4 slots of a ring, and no step got a batch. 64 slots were
+    enough.
 
-    On TensorFlow an interpreter that ends after a fit that raised may hang: TensorFlow's thread that reads ahead is within the
-    dataset, and is waited for though Python has stopped it; so it is with Keras' own PyDataset (Keras 3.15, TensorFlow 2.21,
-    Python 3.11). `os._exit` ends it, and the workers with it.
+    On TensorFlow, the interpreter may hang when it ends after a fit that raised: it waits for TensorFlow's thread that reads
+    ahead, which Python has stopped inside the dataset. Keras' own PyDataset hangs in the same way (Keras 3.15, TensorFlow 2.21,
+    Python 3.11). `os._exit` ends the process, and its workers.
 
-    Rows that hold no sample (the loader's `valid`: last="pad", on_error="skip") have the sample weight 0. So they teach
-    nothing, and `compile(weighted_metrics=...)` leaves them out. But Keras counts them in `metrics=`, divides the loss by the
-    number of all rows, predicts them, and takes no `class_weight` beside sample weights ("cannot specify both"). Where they
-    are in the way: last="keep", and on_error="replace".
+    Rows that hold no sample (last="pad" or on_error="skip"; `valid` is False) have the sample weight 0. So the model does not
+    learn from them, and `compile(weighted_metrics=...)` leaves them out. But Keras counts them in `metrics=`, divides the loss
+    by the number of all rows, predicts them, and refuses `class_weight` together with sample weights ("cannot specify both").
+    To have no such rows, use last="keep" and on_error="replace".
 
     Arguments:
-        x, y: the field, or the fields (given as a dict), that are the inputs and the targets; y=None for none.
-        sample_weight: the field of sample weights, and so of class weights; `weight`, if the source has it. Times
-            `valid`, where the loader has that.
-        repeat: passes follow each other without an end, also within an epoch of Keras: for a `steps_per_epoch` that does not
-            divide a pass, or is longer than one. Without it, Keras cuts the epoch in which a pass ends.
+        x, y: the field that is the input or the target; for several fields, a list of names: Keras gets a dict. y=None: no
+            targets.
+        sample_weight: the field of sample weights, which may be class weights. Default: the field `weight`, if the source has
+            it. Multiplied by `valid`, if the loader has that field.
+        repeat: passes follow each other without an end, also within an epoch of Keras. For a `steps_per_epoch` that does not
+            divide a pass, or is longer than one. Without it, Keras' epoch ends where a pass ends.
 
     Raises:
-        ConfigError: there is no such field, or Keras has no such dtype on its backend (strings and times; uint64 on torch). On
-            JAX without `jax_enable_x64`, while iterating: an integer does not fit 32 bits.
+        ConfigError: a field does not exist, or Keras has no such dtype on its backend (strings and times; uint64 on torch).
+            While iterating, on JAX without `jax_enable_x64`: an integer does not fit 32 bits.
     """
     parts = roles_of(loader, x, y, sample_weight)
     backend = keras.backend.backend()
@@ -216,14 +219,14 @@ def dataset(
     return RingDataset(loader, parts, repeat)
 
 
-def _asker() -> Any:
-    """The adapter of Keras's that called the method which calls this."""
-    asker = sys._getframe(2).f_locals.get("self")
-    return asker if type(asker).__module__.startswith("keras.") else None
+def _calling_adapter() -> Any:
+    """The adapter of Keras that called the caller of this function; None if there is none."""
+    adapter = sys._getframe(2).f_locals.get("self")
+    return adapter if type(adapter).__module__.startswith("keras.") else None
 
 
 def _has(backend: str, dtype: np.dtype[Any]) -> bool:
-    """Whether Keras has a dtype, and its backend takes it."""
+    """Whether Keras and its backend support a dtype."""
     try:
         keras.backend.standardize_dtype(dtype)
         if backend == "torch":
@@ -243,7 +246,8 @@ def _has(backend: str, dtype: np.dtype[Any]) -> bool:
 
 
 def _fit_of(backend: str) -> Callable[[str, np.ndarray], np.ndarray]:
-    """What makes a field's array one of a dtype that the backend has now; JAX would wrap integers that do not fit 32 bits."""
+    """A function that converts a field's array to a dtype of the backend. JAX itself would wrap integers that do not fit 32
+    bits."""
     if backend == "jax":
         from ringload.jax import narrowed
 
@@ -252,7 +256,7 @@ def _fit_of(backend: str) -> Callable[[str, np.ndarray], np.ndarray]:
 
 
 def _leaf_of(backend: str) -> Callable[[np.ndarray], Any]:
-    """How an array becomes what the backend takes without copying it."""
+    """A function that wraps an array for the backend without copying it."""
     if backend == "torch":
         return lambda array: looks_into(array.dtype)(array)  # type: ignore[misc]  # `_has` has refused what gives None
     if backend == "jax":

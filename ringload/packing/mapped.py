@@ -53,8 +53,8 @@ class Place(NamedTuple):
     is_writable: bool
 
 
-class OutOfReach(Exception):
-    """Shared bytes that only forked workers can reach: their file has no name, and no descriptor of it is open."""
+class UnreachableMemoryError(Exception):
+    """These bytes are shared, but not with workers that are not forked: their file has no name, and nobody has it open."""
 
 
 class _Range(NamedTuple):
@@ -94,7 +94,7 @@ class SharedMappings:
         """The place of these bytes in a shared mapping; None if they are in none.
 
         Raises:
-            OutOfReach: workers cannot reach them.
+            UnreachableMemoryError: workers cannot reach them.
         """
         number = bisect_right(self._firsts, address) - 1
         if number < 0 or not n_bytes or address >= self._ranges[number].stop:
@@ -115,7 +115,7 @@ class SharedMappings:
         if key not in self.files:
             fd = next((int(fd) for fd in os.listdir("/proc/self/fd") if _is_of(f"/proc/self/fd/{fd}", mapped)), None)
             if fd is None:
-                raise OutOfReach(mapped.path)
+                raise UnreachableMemoryError(mapped.path)
             if not self._for_workers:
                 return f"{mapped.path} {mapped.inode}"
             self.files[key] = SharedFile(fd)

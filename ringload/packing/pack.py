@@ -37,9 +37,9 @@ from ringload.packing.hash_seed import calls_hash
 from ringload.packing.importable import goes_by_name, is_users
 from ringload.packing.mapped import (
     CTYPES,
-    OutOfReach,
     SharedFile,
     SharedMappings,
+    UnreachableMemoryError,
     array_again,
     array_in,
     ctypes_again,
@@ -56,11 +56,11 @@ SHARE_FROM_BYTES = 1 << 16
 _by_value = new_rlock()  # cloudpickle keeps one list a process of the modules that are sent by value
 
 
-class NeedsFork(Exception):
+class InheritOnlyError(Exception):
     """An object that only a forked process can have."""
 
 
-class OnlyForked(ConfigError):
+class ForkRequiredError(ConfigError):
     """The source has an object that only a forked process can have: a lock, a multiprocessing.Value, a queue."""
 
 
@@ -117,7 +117,8 @@ def pack(
     instead.
 
     Raises:
-        ConfigError: an object in it cannot be sent; the message names the object and its place. OnlyForked, if forks have it.
+        ConfigError: something in it cannot be sent; the message names what, and where it is.
+        ForkRequiredError: workers can have it by start_method='fork' only.
         BudgetError: its arrays do not fit into memory.
     """
     buffer, before = io.BytesIO(), bytearray()
@@ -131,14 +132,14 @@ def pack(
         before.extend(pickle.dumps((switches(), names)))
         if problem := calls_hash(pickler.met):
             if or_fork:
-                raise OnlyForked(problem)
+                raise ForkRequiredError(problem)
             warn(problem, RuntimeWarning)
     except ConfigError:
         raise
     except Exception as error:  # a user's __reduce__ may raise anything
         culprit = culprit_in(source, words.root) or culprit_in(setup, "worker_setup")
         culprit = culprit or f"pickling it raises {type(error).__name__}: {error}"
-        kind = OnlyForked if isinstance(error, NeedsFork) else ConfigError
+        kind = ForkRequiredError if isinstance(error, InheritOnlyError) else ConfigError
         raise kind(f"{words.problem}: {culprit}. {words.remedy}") from error
     files = tuple(pickler.mappings.files.values())
     return Packed(b"".join((before, buffer.getbuffer())), pickler.segment, pickler.shared_bytes, files, pickler.places)
@@ -188,7 +189,7 @@ class Pickler(cloudpickle.Pickler):
             if (mapped := ctypes_in(self.mappings, obj)) is not None:
                 return ctypes_again, mapped
         elif is_inherited(obj):
-            raise NeedsFork(type(obj).__qualname__)
+            raise InheritOnlyError(type(obj).__qualname__)
         elif isinstance(obj, type | types.FunctionType | types.ModuleType):
             self._meet(obj)
         elif is_generator(obj):
@@ -201,12 +202,12 @@ class Pickler(cloudpickle.Pickler):
         """The arguments of `array_again`, for an array in shared memory."""
         try:
             return array_in(self.mappings, array)
-        except OutOfReach:
+        except UnreachableMemoryError:
             root: Any = array
             while isinstance(root, np.ndarray | memoryview):
                 root = root.base if isinstance(root, np.ndarray) else root.obj
             if isinstance(root, mmap.mmap) and array.flags.writeable:
-                raise NeedsFork("an array in an anonymous mmap") from None
+                raise InheritOnlyError("an array in an anonymous mmap") from None
             return None  # memory of a driver, for example: a copy is as good
 
     def generator(self, generator: Any) -> Any:

@@ -1,5 +1,5 @@
-"""PyTorch: `for batch in ringload.torch.Batches(loader, device)`, and `ringload.torch.DataLoader`, torch's on the ring. See
-`ringload.torch.batches` and `ringload.torch.dataloader.loader`."""
+"""PyTorch: `ringload.torch.Batches(loader, device)` gives a loader's batches as tensors; `ringload.torch.DataLoader` replaces
+`torch.utils.data.DataLoader`. See `ringload.torch.batches` and `ringload.torch.dataloader.loader`."""
 
 try:
     import msgspec  # noqa: F401

@@ -1,8 +1,8 @@
 """PyTorch: a loader's batches as tensors.
 
-On the CPU tensors alias the slot: nothing is copied, and the slot is used again when the last tensor that looks into it is
-gone (see `ring.lease`). On a CUDA device they are copies, made out of page-locked memory one batch ahead (see
-`bridge.device_prefetch` and `cuda`); there the slot is used again when the copy's event has completed.
+On the CPU, tensors alias the slot without a copy, and the slot is used again when the last tensor that aliases it is gone (see
+`ring.lease`). On a CUDA device they are copies, made from page-locked memory one batch ahead (see `bridge.device_prefetch` and
+`cuda`); the slot is used again when the event of the copy has completed.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ T_co = TypeVar("T_co", covariant=True, default=Any)
 class Batches(Generic[T_co]):
     """A loader's batches as tensors, one pass an epoch: `for batch in ringload.torch.Batches(loader, "cuda"): ...`.
 
-    It begins, goes on, and ends as `Loader` does: `break` ends the epoch, errors of bad samples come in place of their batch
-    and the iteration may go on, and there is one iteration at a time. Ask it, not the loader, for the state: on a device
-    the loader is one batch ahead of the trainer. It has no `set_epoch`, as trainers that find one call it before each epoch,
-    and undo what `load_state_dict` has set; its loader has one.
+    Iterating works as with `Loader`: `break` ends the epoch, the error of a bad sample is raised in place of its batch and the
+    iteration may go on, and there is one iteration at a time. Call `state_dict` of this object, not of the loader: on a device
+    the loader is one batch ahead of the trainer. `Batches` has no `set_epoch`, because frameworks that find one call it before
+    each epoch, and so undo `load_state_dict`; use `loader.set_epoch`.
 
-    What a batch is can be told to type checkers: `batches: Batches[dict[str, torch.Tensor]] = Batches(loader)`.
+    For type checkers, declare what a batch is: `batches: Batches[dict[str, torch.Tensor]] = Batches(loader)`.
 
     Arguments:
-        loader: with `copy=True` nothing is aliased, and copies to a device are made out of ordinary memory.
-        device: None or "cpu" for tensors that alias the ring; else where they are copied to: on CUDA one batch ahead and
-            without waiting, elsewhere when they are asked for.
-        fields: None for a dict of all the loader's fields, with `valid` where it has that; a mapping of keys to fields for
-            a dict of these; names for a tuple; one name for a tensor. "index" `(B,) int64` is which sample each row is.
-        pin: whether the ring is registered with CUDA as page-locked memory, 64 MB a batch until it is whole. Where CUDA
-            refuses, a RuntimeWarning says why, and copies are made out of ordinary memory.
+        loader: with `copy=True` no tensor aliases the ring, and copies to a device are made from ordinary memory.
+        device: None or "cpu" for tensors that alias the ring. Else tensors are copied to this device: to CUDA one batch ahead
+            and without waiting, to other devices when a batch is asked for.
+        fields: None for a dict of all the loader's fields, including `valid` if it has that; a mapping of keys to fields for a
+            dict; several names for a tuple; one name for a tensor. "index" `(B,) int64` holds each row's sample index.
+        pin: whether to register the ring with CUDA as page-locked memory, 64 MB a batch until all of it is. If CUDA refuses, a
+            RuntimeWarning gives its reason, and copies are made from ordinary memory.
 
-    Attributes: `loader`, `device`; `pinned_bytes`, how much of the ring is page-locked.
+    Attributes: `loader`, `device`; `pinned_bytes`, how many bytes of the ring are page-locked.
 
     Raises:
-        ConfigError: there is no such field or device, or torch has no such dtype. It has bfloat16 and most of the float8 of
-            ml_dtypes; it has no strings, times, long doubles, or numbers of another byte order. While iterating: as `Loader`.
+        ConfigError: a field or the device does not exist, or torch has no such dtype. torch has bfloat16 and most float8 dtypes
+            of ml_dtypes, but no strings, times, long doubles, or numbers of another byte order. While iterating: see `Loader`.
     """
 
     @in_our_words()
@@ -62,10 +62,10 @@ class Batches(Generic[T_co]):
         self._names, self._shape = _shape(loader, fields)
         self._looks = [_look(loader, name) for name in self._names]
         self._pin = pin
-        self._lane: CudaTransfer | None = None
-        self._ahead: DevicePrefetcher | None = None  # the present iteration, if it copies ahead
+        self._transfer: CudaTransfer | None = None
+        self._ahead: DevicePrefetcher | None = None  # the present iteration, if batches are copied ahead
         if self.device.type == "cuda":
-            self._lane = cuda_transfer_of(loader)
+            self._transfer = cuda_transfer_of(loader)
             self._pin_more()
         self._fixed = ("loader", "device")
 
@@ -83,12 +83,12 @@ class Batches(Generic[T_co]):
         return len(self.loader)
 
     def __iter__(self) -> Iterator[T_co]:
-        """One pass over what is left of this epoch; over the next one, if this one was left before its end."""
+        """One pass, as `iter(loader)`: over the rest of this epoch, or over the next one."""
         self._end_ahead()
-        if self._lane is None:
+        if self._transfer is None:
             return map(self._shape, map(self._on_device, self.loader.iterate(OF_TENSORS)))
-        self._ahead = DevicePrefetcher(self.loader, self._copy, self._lane.in_transit)
-        return map(self._shape, self._ahead)  # which goes on after an error
+        self._ahead = DevicePrefetcher(self.loader, self._copy, self._transfer.in_transit)
+        return map(self._shape, self._ahead)  # a map goes on after an error
 
     @property
     def batch_size(self) -> int:
@@ -97,15 +97,15 @@ class Batches(Generic[T_co]):
 
     @property
     def pinned_bytes(self) -> int:
-        """How much of the ring is page-locked."""
-        return 0 if self._lane is None else self._lane.pinned_bytes
+        """How many bytes of the ring are page-locked."""
+        return 0 if self._transfer is None else self._transfer.pinned_bytes
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the trainer is: what it has received, not what was copied ahead. JSON can hold it."""
+        """The position of the trainer; a batch that was copied ahead does not count. Can be saved as JSON."""
         return state_of(self.loader, self._ahead)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the batches were that gave `state`; raises as `Loader.load_state_dict` does."""
+        """Resume at a position that `state_dict` returned. See `Loader.load_state_dict`, also for what it raises."""
         self.loader.load_state_dict(state)
         self._end_ahead()
 
@@ -115,7 +115,7 @@ class Batches(Generic[T_co]):
             self._ahead = None
 
     def _tensors(self, batch: Batch) -> list[torch.Tensor]:
-        """What aliases the slot; `index` is a copy."""
+        """Tensors that alias the slot; only `index` is a copy."""
         named = zip(self._names, self._looks, strict=True)
         return [look(batch.index if name == "index" else batch[name]) for name, look in named]
 
@@ -124,13 +124,13 @@ class Batches(Generic[T_co]):
         return tensors if self.device.type == "cpu" else [tensor.to(self.device) for tensor in tensors]
 
     def _copy(self, batch: Batch) -> Copy:
-        assert self._lane is not None, "copies go by a lane"
+        assert self._transfer is not None, "only for a CUDA device"
         self._pin_more()
-        return self._lane.copy(self._tensors(batch), self.device)
+        return self._transfer.copy(self._tensors(batch), self.device)
 
     def _pin_more(self) -> None:
-        if self._pin and self._lane is not None:
-            self._lane.pin(self.loader.memory, self.loader.plan().slot_bytes, self.device)
+        if self._pin and self._transfer is not None:
+            self._transfer.pin(self.loader.memory, self.loader.plan().slot_bytes, self.device)
 
 
 def _device(device: Any) -> torch.device:
@@ -138,7 +138,7 @@ def _device(device: Any) -> torch.device:
     try:
         made = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device={short(device)} is no device of torch's: {error}") from error
+        raise ConfigError(f"device={short(device)} is not a device of torch: {error}") from error
     if made.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(
@@ -152,7 +152,7 @@ def _device(device: Any) -> torch.device:
 
 
 def _shape(loader: Loader, fields: Fields | None) -> tuple[list[str], Callable[[list[torch.Tensor]], Any]]:
-    """The fields that are asked for, and what makes their tensors what the trainer gets."""
+    """The names of the chosen fields, and a function that arranges their tensors as a batch."""
     there = [*loader.fields, *(["valid"] if loader.has_valid else [])]
     if fields is None:
         fields = {name: name for name in there}
@@ -168,7 +168,7 @@ _plain: Callable[[np.ndarray], torch.Tensor] = torch.from_numpy
 
 
 def _look(loader: Loader, name: Any) -> Callable[[np.ndarray], torch.Tensor]:
-    """What makes tensors of a field's arrays, if the field is there and torch has its dtype."""
+    """A function that makes tensors of a field's arrays. Raises ConfigError for a field or dtype that torch cannot have."""
     if name == "index" or (name == "valid" and loader.has_valid):
         return _plain
     if name not in loader.fields:
@@ -177,7 +177,7 @@ def _look(loader: Loader, name: Any) -> Callable[[np.ndarray], torch.Tensor]:
     dtype = loader.fields[name].dtype
     if (look := looks_into(dtype)) is None:
         raise ConfigError(
-            f"field {name!r} is {dtype}, for which torch has no dtype: leave it out by fields=..., and read it from the "
-            "loader's own batches; or have the source give it as numbers of the machine's byte order"
+            f"field {name!r} is {dtype}, for which torch has no dtype: leave it out of fields=, and read it from batches "
+            "of the Loader; or let the source give numbers of the machine's byte order"
         )
     return look

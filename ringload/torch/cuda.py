@@ -1,21 +1,21 @@
-"""CUDA: the ring as page-locked memory, and copies out of it on a stream of their own.
+"""CUDA: the ring as page-locked memory, and copies from it on a separate stream.
 
-The device reads page-locked memory by itself, at the bus's full speed and while the trainer goes on; out of ordinary memory
-the driver first copies into a page-locked buffer of its own, with the trainer's CPU. Locking is slow, and so pays only for
-memory that is kept: the ring is.
+The device reads page-locked memory by DMA, at the full speed of the bus and without the CPU. From ordinary memory, the driver
+first copies into its own page-locked buffer, which costs CPU time of the trainer. Locking memory is slow, so it pays only for
+memory that is kept for long, as the ring is.
 
-Who owns what: a `CudaTransfer` is its loader's own. It owns the registration of the loader's memory, and keeps what copies read
-until their events have completed. When the loader is closed or collected, copies are waited for, then the memory is
-unregistered, then let go of. The trainer's stream waits for a copy's event; the caching allocator is told that the tensors,
-which are the side stream's, are used on the trainer's (`record_stream`).
+Ownership: each loader has one `CudaTransfer`. It owns the registration of the loader's memory, and holds the source tensors of
+copies until the events of the copies have completed. When the loader is closed or collected, copies are waited for, then the
+memory is unregistered, then released. The trainer's stream waits for the event of a copy. The copied tensors were allocated on
+the copy stream; `record_stream` makes the caching allocator keep them until the trainer's stream has used them.
 
-The ring grows for a while after the start. What is reserved is registered when batches are asked for, some slots at a time,
-and whole ones: the driver refuses to copy from an array that two registrations share. Slots that are not registered yet
-are copied as ordinary memory: slower, and as right.
+The ring grows for a while after the start. Each batch registers some more of the reserved slots, always whole slots: the driver
+refuses to copy from an array that spans two registrations. A slot that is not registered yet is copied as ordinary memory,
+which is slower, and correct.
 
-A trainer that never looks at a result may issue steps far ahead of the device. On one stream, memory is used again in the
-order of the work; what a side stream has allocated is not, until the work is done. So a copy is not begun before the work of
-a few steps ago has completed; else the device's memory would fill with batches.
+A trainer that does not read results may issue steps far ahead of the device. Memory of its own stream is used again in stream
+order; memory of the copy stream only once the work that uses it is done. So a copy begins only after the work of the step
+MAX_STEPS_AHEAD before has completed; else the device's memory would fill with batches.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from ringload.bridge.device_prefetch import PendingTransfers
 from ringload.checks import warn
 from ringload.loader import Loader
 
-PIECE_BYTES = 64 << 20  # of the ring that are registered at a time, or one slot
-MAX_STEPS_AHEAD = 4  # of the device, that the trainer may be: each keeps a batch in the device's memory
+PIECE_BYTES = 64 << 20  # of the ring are registered at a time, at least one slot
+MAX_STEPS_AHEAD = 4  # so many steps may be issued ahead of the device; each keeps a batch in its memory
 PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of this process
 
-_lanes: weakref.WeakKeyDictionary[Loader, CudaTransfer] = weakref.WeakKeyDictionary()
+_transfers: weakref.WeakKeyDictionary[Loader, CudaTransfer] = weakref.WeakKeyDictionary()
 
 
 class CudaCopy:
-    """A copy of some tensors to a device: see `device_prefetch.Copy`. To `steps` it adds an event of the trainer's stream: when
-    that has completed, so has all work on what was received before."""
+    """A copy of some tensors to a device: see `device_prefetch.Copy`. `receive` adds an event of the trainer's stream to
+    `steps`: when the event has completed, so has all work on earlier batches."""
 
     def __init__(self, sources: list[torch.Tensor], stream: torch.cuda.Stream, steps: deque[torch.cuda.Event]) -> None:
         self._sources: list[torch.Tensor] | None = sources
         self._stream, self._steps = stream, steps
-        self._event = torch.cuda.Event(blocking=True)  # who waits for it sleeps
-        self._recorded = False  # before, an event says that it has completed
+        self._event = torch.cuda.Event(blocking=True)  # synchronize() sleeps instead of spinning
+        self._recorded = False  # an event that was not recorded claims to have completed
         self._tensors: list[torch.Tensor] = []
 
     def begin(self) -> None:
-        assert self._sources is not None, "it is begun once"
+        assert self._sources is not None, "a copy is begun once"
         try:
             with torch.cuda.stream(self._stream):
                 for source in self._sources:
@@ -58,7 +58,7 @@ class CudaCopy:
                 self._event.record(self._stream)
             self._recorded = True
         except BaseException:
-            self._stream.synchronize()  # some may have begun
+            self._stream.synchronize()  # some of the copies may have begun
             self._sources = None
             raise
 
@@ -72,7 +72,7 @@ class CudaCopy:
             self._event.synchronize()
             self._sources = None
         elif self._sources is not None:
-            self._stream.synchronize()  # called while it begins, from another thread or a signal handler
+            self._stream.synchronize()  # another thread or a signal handler waits while the copy begins
 
     def receive(self) -> list[torch.Tensor]:
         stream = torch.cuda.current_stream(self._stream.device)
@@ -86,12 +86,12 @@ class CudaCopy:
 
 
 class CudaTransfer:
-    """What CUDA has of a loader. Made by `cuda_transfer_of`."""
+    """The page-locked memory and the copies of one loader. Made by `cuda_transfer_of`."""
 
     def __init__(self) -> None:
         self.in_transit = PendingTransfers()
         self.pinned_bytes = 0
-        self._memory: np.ndarray | None = None  # keeps mapped what is registered
+        self._memory: np.ndarray | None = None  # keeps the registered memory mapped
         self._addresses: list[int] = []  # where each registration begins
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._steps: deque[torch.cuda.Event] = deque()
@@ -99,7 +99,8 @@ class CudaTransfer:
         self._pid = os.getpid()
 
     def copy(self, sources: list[torch.Tensor], device: torch.device) -> CudaCopy:
-        """A copy of some tensors, to be begun. Waits while the trainer has issued work on more batches than MAX_STEPS_AHEAD."""
+        """A copy of some tensors, not yet begun. Waits while the trainer is more than MAX_STEPS_AHEAD steps ahead of the
+        device."""
         while len(self._steps) > MAX_STEPS_AHEAD:
             self._steps.popleft().synchronize()
         if device not in self._streams:
@@ -107,7 +108,7 @@ class CudaTransfer:
         return CudaCopy(sources, self._streams[device], self._steps)
 
     def pin(self, memory: np.ndarray, slot_bytes: int, device: torch.device) -> None:
-        """Register the next piece of `memory`, a loader's. If it is refused, warn once, and never try again."""
+        """Register the next piece of the loader's `memory`. If CUDA refuses, warn once, and do not try again."""
         if self._refused or self.pinned_bytes == len(memory):
             return
         n_bytes = next_piece(len(memory) - self.pinned_bytes, slot_bytes, PIECE_BYTES)
@@ -124,44 +125,44 @@ class CudaTransfer:
         _forget_error(device)
         warn(
             f"CUDA does not page-lock {n_bytes:,} bytes of the ring: {cudart.cudaGetErrorString(code)} ({int(code)}); "
-            f"{self.pinned_bytes:,} are page-locked, the others are copied more slowly. Is RLIMIT_MEMLOCK (ulimit -l) or the "
-            "container's limit on memory too low? pin=False does without",
+            f"{self.pinned_bytes:,} bytes are page-locked, the others are copied more slowly. Raise RLIMIT_MEMLOCK "
+            "(ulimit -l) or the container's memory limit, if one is low; or make Batches with pin=False",
             RuntimeWarning,
         )
 
     def end(self) -> None:
-        """Once copies are done, unregister everything and let go of the memory. Again is nothing."""
+        """Wait for copies, then unregister and release the memory. Idempotent."""
         if os.getpid() != self._pid:
-            return  # a fork: it has none of this
+            return  # a fork has no registrations and no copies
         try:
             self.in_transit.wait()
             while self._addresses:
                 code = torch.cuda.cudart().cudaHostUnregister(self._addresses.pop())
                 torch.cuda.check_error(int(code))
-        except RuntimeError as error:  # as after a device-side assert: nothing works any more, and the loader has to close
+        except RuntimeError as error:  # e.g. after a device-side assert every call of CUDA fails; the loader must still close
             warn(f"CUDA does not unregister the ring: {error}", RuntimeWarning)
         self.pinned_bytes, self._refused = 0, True
         self._memory = None
 
 
 def next_piece(n_bytes: int, slot_bytes: int, most_bytes: int) -> int:
-    """How much of `n_bytes`, which end in whole slots, to register now: about `most_bytes`, such that whole slots are left."""
+    """How many of `n_bytes`, which end with a whole slot, to register now: about `most_bytes`, so that whole slots remain."""
     slots_left = min(-(-max(0, n_bytes - most_bytes) // slot_bytes), (n_bytes - 1) // slot_bytes)
     return n_bytes - slots_left * slot_bytes
 
 
 def cuda_transfer_of(loader: Loader) -> CudaTransfer:
-    """The lane of a loader: one for all who copy out of it, as memory is registered once."""
-    lane = _lanes.get(loader)
-    if lane is None:
-        lane = _lanes[loader] = CudaTransfer()
-        loader.at_close(lane.end)
-    return lane
+    """The `CudaTransfer` of a loader. All its `Batches` share one, as memory can be registered only once."""
+    transfer = _transfers.get(loader)
+    if transfer is None:
+        transfer = _transfers[loader] = CudaTransfer()
+        loader.at_close(transfer.end)
+    return transfer
 
 
 def _forget_error(device: torch.device) -> None:
-    """CUDA keeps the error of a call that failed, and torch raises it at the next kernel: have that happen here."""
+    """CUDA keeps the error of a failed call, and torch raises it at the next kernel: launch one here, and ignore its error."""
     try:
         torch.zeros(1, device=device)
     except RuntimeError:
-        pass  # that was it
+        pass  # the kept error

@@ -20,7 +20,7 @@ TABLE = (
         (
             Edit(
                 "torch/dataloader/iterators.py",
-                "        if self._is_exhausted and not self._listed and self._failure is None:\n",
+                "        if self._is_exhausted and not self._pending and self._failure is None:\n",
                 "        if False:\n",
             ),
         ),
@@ -151,7 +151,7 @@ TABLE = (
         (
             Edit(
                 "torch/dataloader/loader.py",
-                "ring.settings == settings and ring.is_like(bundle) and",
+                "ring.settings == settings and ring.is_like(spec) and",
                 "ring.settings == settings and",
             ),
         ),

@@ -115,8 +115,8 @@ TABLE = (
             DEAF_TO_THE_END,
             Edit(
                 "loader.py",
-                "weakref.finalize(self, finalize, engine.close)  #",
-                "weakref.finalize(self, finalize, engine.close).atexit = False  #",
+                "weakref.finalize(self, finalize, engine.close)\n",
+                "weakref.finalize(self, finalize, engine.close).atexit = False\n",
             ),
         ),
         tuple(
@@ -148,8 +148,7 @@ TABLE = (
         (
             Edit(
                 "loader.py",
-                "        weakref.finalize(self, finalize, engine.close)  # first, so that no interruption "
-                "leaves workers that nobody closes\n",
+                "        weakref.finalize(self, finalize, engine.close)\n",
                 "",
             ),
         ),

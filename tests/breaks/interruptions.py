@@ -105,7 +105,7 @@ TABLE = (
     ),
     Break(
         "the pool does not say again how much is reserved",
-        ("Ctrl-C when the server has told that more is reserved",),
+        ("Ctrl-C when the server has reported that more is reserved",),
         (
             Edit(
                 "workers/supervisor.py",
@@ -118,7 +118,7 @@ TABLE = (
     ),
     Break(
         "the server does not say again how much is reserved",
-        ("Ctrl-C when the server has told that more is reserved",),
+        ("Ctrl-C when the server has reported that more is reserved",),
         (
             Edit(
                 "workers/fork_server.py",

@@ -106,7 +106,7 @@ TABLE = (
     ),
     Break(
         "a server that does not answer is waited for",
-        ("SIGSTOP of the server, and a death of which it does not tell",),
+        ("SIGSTOP of the server, and a death that it does not report",),
         (Edit("workers/supervisor.py", "            if not _readable(self.fd, deadline_s):\n                break\n", ""),),
         ("test_stalls.py::test_a_server_that_stays_stopped_is_replaced_with_who_takes_too_long[forkserver]",),
         r"Timeout",
@@ -147,7 +147,7 @@ TABLE = (
     ),
     Break(
         "who finds the pipe of results full does not ring",
-        ("pipes of one page: bad samples told of",),
+        ("pipes of one page: reports of bad samples",),
         (
             Edit(
                 "workers/channel.py",

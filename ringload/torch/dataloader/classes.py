@@ -1,15 +1,15 @@
-"""Objects of classes without pickle: what is sent of them, and how they are made again of it.
+"""Sends objects of classes without pickle: which parts of an object are sent, and how the object is made from them.
 
-    class                                               what is sent             how it is made
-    Enum                                                its name                 the member
+    class                                               sent parts               how the object is made
+    Enum                                                its name                 the member of that name
     defaultdict, torch.Size, and subclasses of these    content, attributes      by the base class, then its `__dict__`
         and of int, float, str, tuple, list, dict, OrderedDict
     subclasses of UserDict and UserList                 attributes               the same
 
-A process that reads hostile files may have written which class it is, so a name reaches no further than to the classes that are
-there: nothing is imported, no attribute is computed to find it, and no code of the class runs while an object is made (but that
-of a key's hash and comparison). So `__init__`, `__reduce__` and `__setstate__` are not called, and what has its state elsewhere
-(`__slots__`, C) or is told of its end (`__del__`) is not sent.
+A worker reads files that may be hostile, so the trainer does not trust the class name that it receives. It looks the name up
+among classes that are already imported: it imports nothing, evaluates no property, and runs no code of the class while it makes
+the object, except the hash and comparison of dict keys. So `__init__`, `__reduce__` and `__setstate__` are not called. Objects
+with state outside `__dict__` (`__slots__`, C), and classes with `__del__`, are not sent.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Any
 import torch
 
 IMMUTABLE = (int, float, str, tuple, torch.Size)
-HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: of all classes that Python code defines
-FACTORIES: list[Any] = [None, int, float, str, bool, list, dict, set, tuple]  # of a defaultdict: sent as their places here
-CONTENT: dict[type, Callable[[Any], Any]] = {  # what an object is to its base class, whatever its own class says
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for all classes that Python code defines
+# Factories of a defaultdict are sent by their position in this list.
+FACTORIES: list[Any] = [None, int, float, str, bool, list, dict, set, tuple]
+# An object's content, by the methods of the base class: its own class may override them.
+CONTENT: dict[type, Callable[[Any], Any]] = {
     int: int.__int__,
     float: float.__float__,
     str: str.__str__,
@@ -42,12 +44,12 @@ CONTENT: dict[type, Callable[[Any], Any]] = {  # what an object is to its base c
 
 
 def is_named_tuple(value: Any) -> bool:
-    """As torch's collation tells it."""
+    """Whether torch's collation takes `value` for a named tuple."""
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def taken_apart(value: Any) -> tuple[Any, dict[Any, Any]] | None:
-    """Content and attributes, of which `made_again` makes the same. None: it cannot."""
+    """The content and attributes from which `made_again` makes an equal object. None: the object cannot be sent."""
     kind: Any = type(value)
     if (base := base_of(kind)) is None or class_called(kind.__module__, kind.__qualname__) not in (None, kind):
         return None
@@ -59,12 +61,14 @@ def taken_apart(value: Any) -> tuple[Any, dict[Any, Any]] | None:
 
 
 def made_again(module: str, name: str, content: Any, attributes: Any) -> Any:
-    """An object of this process's class of that name."""
+    """Make an object of the class that has this name in this process."""
     kind = class_called(module, name)
     if kind is None or (base := base_of(kind)) is None:
-        raise TypeError(f"{module}.{name} is no class here of which objects can be made: import it, at a module's top level")
+        raise TypeError(
+            f"{module}.{name} is no class in the trainer of which objects can be made: import it, at a module's top level"
+        )
     if type(content) not in (int, float, str, list, dict, type(None)) or type(attributes) is not dict:
-        raise TypeError(f"this is no content of a {module}.{name}")
+        raise TypeError(f"the data are no content of a {module}.{name}")
     if issubclass(kind, Enum):
         return kind.__members__[content]
     made = base.__new__(kind, content) if base in IMMUTABLE else base.__new__(kind)
@@ -83,7 +87,7 @@ def made_again(module: str, name: str, content: Any, attributes: Any) -> Any:
 
 @functools.cache
 def base_of(kind: Any) -> Any:
-    """The one of CONTENT that holds what objects of this class have, beside their `__dict__`; None: there is more to them."""
+    """The base class, of those in CONTENT, that holds all state of an object but its `__dict__`. None: there is other state."""
     if "<locals>" in kind.__qualname__:
         return None
     of_python = []
@@ -99,7 +103,7 @@ def base_of(kind: Any) -> Any:
 
 
 def class_called(module: str, name: str) -> Any:
-    """A class that this process has at a module's top level, or None."""
+    """The class of this name at the top level of an imported module, or None."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, ModuleType | type) else None  # a module's __getattr__ may import

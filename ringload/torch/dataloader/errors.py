@@ -1,5 +1,5 @@
-"""What went wrong in a worker, raised as torch's DataLoader does: by an exception of its class, its traceback in the text; and
-deaths and time-outs in torch's own words, for whoever matches these.
+"""Turns errors in workers into the exceptions of torch's DataLoader: an exception of the same class, with the worker's
+traceback in its text. Messages of deaths and time-outs begin with torch's own text, for programs that match it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from ringload.errors import ConfigError, SampleError, StallError, WorkerDiedErro
 from ringload.system.deaths import Death
 from ringload.torch.dataloader.classes import class_called
 
-NameOf = Callable[[int, int], str]  # (batch's number, row's index) -> what the user calls it
+NameOf = Callable[[int, int], str]  # (number of a batch, index of a row) -> the sample's name in messages
 
 
-class WorkerKilled(SampleError, RuntimeError):
-    """A sample that kills its worker again and again, or takes too long: a SampleError, and a RuntimeError as with torch."""
+class WorkerKilledError(SampleError, RuntimeError):
+    """A sample kills its worker again and again, or takes too long. A SampleError, and a RuntimeError as with torch."""
 
 
 class _Said(str):
-    """The text of a KeyError, which shows the repr of what it has."""
+    """The text of a KeyError. As KeyError shows the repr of its argument, the repr is the text."""
 
     __slots__ = ()
 
@@ -32,32 +32,32 @@ class _Said(str):
 
 
 def raised(bad: Bad, name: str, deaths: Sequence[Death]) -> Exception:
-    """The exception for a bad row, which is called `name`; `deaths` are those of the workers so far."""
-    if not bad.error_class:  # no exception: its worker was killed
+    """The exception for a bad row of this `name`. `deaths`: all deaths of workers so far."""
+    if not bad.error_class:  # no exception was raised: its worker was killed
         death = next((one for one in reversed(deaths) if one.cause in bad.reason), None)
         text = f"{_died(death)} {name} {bad.reason}"
-        return WorkerKilled(text, index=bad.index, reason=bad.reason)
+        return WorkerKilledError(text, index=bad.index, reason=bad.reason)
     module, kind_name = bad.error_class
     text = f"Caught {kind_name} in DataLoader worker process {bad.worker_id}.\nOriginal {bad.traceback or bad.reason}"
     kind = class_called(module, kind_name)
     if kind is None or not issubclass(kind, Exception) or issubclass(kind, StopIteration | StopAsyncIteration):
-        return RuntimeError(text)  # a StopIteration would end the iteration, and nobody would know
+        return RuntimeError(text)  # a StopIteration would end the iteration silently
     try:
         error = kind(_Said(text) if kind is KeyError else text)
-    except Exception:  # a class that wants other arguments
+    except Exception:  # the class takes other arguments
         return RuntimeError(text)
     return error if isinstance(error, Exception) else RuntimeError(text)
 
 
 def died(error: WorkerDiedError, name: str, deaths: Sequence[Death], restarts: int | None) -> RuntimeError:
-    """For workers that died too often, the last of them at what is called `name`, if that is known."""
+    """The error for workers that died too often. `name`: the sample that the last of them was loading, "" if unknown."""
     death = deaths[-1] if deaths else None
-    at_work = f"It loaded {name} then: {error.cause}" if name else error.cause
-    return RuntimeError(f"{_died(death)} {at_work}. These are more than restarts={restarts} deaths within a minute")
+    at_work = f"It was loading {name}: {error.cause}" if name else error.cause
+    return RuntimeError(f"{_died(death)} {at_work}. That is more than restarts={restarts} deaths within a minute")
 
 
 def _died(death: Death | None) -> str:
-    """A death in torch's words, up to the point behind them."""
+    """A sentence on a death, with torch's text."""
     if death is None or death.pid < 0:
         return "DataLoader worker (pid(s) unknown) exited unexpectedly."
     if death.reason:
@@ -69,20 +69,21 @@ def _died(death: Death | None) -> str:
 
 
 def timed_out(error: StallError, timeout_s: float, name_of: NameOf) -> RuntimeError:
-    """For a pass in which nothing was finished for too long, or whose workers do not start."""
+    """The error for a pass in which no task was finished for too long, or whose workers do not start."""
     said = re.sub(r"sample (\d+) of batch (\d+) of epoch \d+", lambda told: name_of(int(told[2]), int(told[1])), str(error))
     limit_s = timeout_s if error.limit_s == timeout_s else f"{error.limit_s:g}"
     if "has begun" in said:
-        said += ". They import what the dataset needs, and call worker_init_fn: one of these hangs"
+        said += ". At their start, workers import what the dataset needs, and call worker_init_fn: one of these hangs"
     return RuntimeError(f"DataLoader timed out after {limit_s} seconds: {said}")
 
 
 def unusable_in_worker(error: Exception) -> ConfigError | None:
-    """For what workers cannot be given: it was sent, and cannot be made again there. None: it is another error."""
+    """The error for a dataset or function that was sent, but cannot be unpickled in workers. None: `error` is another error."""
     text = str(error)
     if type(error) is not ConfigError or not text.startswith(UNUSABLE):
         return None
     return ConfigError(
         "the dataset, the collate_fn or the worker_init_fn cannot be used in a DataLoader worker, which imports what they need "
-        f'by name; multiprocessing_context="fork" inherits it instead. The worker says:\n{text.removeprefix(UNUSABLE)}'
+        'by name. To let workers inherit it, use multiprocessing_context="fork". The worker says:\n'
+        f"{text.removeprefix(UNUSABLE)}"
     )

@@ -1,7 +1,7 @@
-"""Kinds of arrays and tensors: which are nothing but their elements in memory, and so can be sent as bytes.
+"""Decides which arrays and tensors consist of their elements in memory only, and so can be sent as bytes.
 
-Both are told by what they are, not by what they are not: of a dtype, `made_dtype` makes the same of its description; of a
-tensor, torch's dispatcher takes it for a plain one. Whatever is neither is not sent, or pickled.
+Both checks accept known kinds, and refuse all others: a dtype is accepted if `made_dtype` makes an equal dtype from its
+description; a tensor, if torch's dispatcher treats it as a plain one. All others are refused, or pickled if that is allowed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import msgspec
 import numpy as np
 import torch
 
-ml_dtypes: Any = None  # imported here, so that no bytes of a worker's decide what is
+ml_dtypes: Any = None  # imported here, and never because of bytes that a worker sent
 with suppress(ImportError):
     import ml_dtypes
 
-# `dtype.str` of those without Python objects. NumPy parses more, and divides by the zeros of "m8[0s]" and "m8[s/0]": SIGFPE
+# `dtype.str` of dtypes without Python objects. NumPy accepts more, and divides by zero for "m8[0s]" and "m8[s/0]": SIGFPE
 SIMPLE = re.compile(r"[<>|][biufcmMSUV]\d{1,10}(\[([1-9]\d{0,8})?[A-Za-z]+\])?")
-BYTES_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # for dtypes that NumPy has not
+BYTES_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # used for dtypes that NumPy does not have
 
 # -- dtypes -----------------------------------------------------------------------------------------------------------
 
 
 def described(dtype: np.dtype[Any]) -> Any:
-    """What `made_dtype` makes a dtype of; None for one that it cannot: of Python objects, or of a package that is not known."""
+    """A description from which `made_dtype` makes the dtype. None: it cannot (Python objects, or dtypes of an unknown
+    package)."""
     return None if dtype.hasobject else _described(dtype)
 
 
@@ -57,20 +58,20 @@ def _described(dtype: np.dtype[Any]) -> Any:
 
 
 def made_dtype(told: Any) -> np.dtype[Any]:
-    """The other way round.
+    """The dtype of a description by `described`.
 
     Raises:
-        TypeError: it is none that is known, such as one of Python objects: a worker would choose what is taken for pointers.
+        TypeError: the dtype is not allowed. One of Python objects is not, because a worker's bytes would be used as pointers.
     """
     if isinstance(told, dict) and "of" in told:
         found = getattr(ml_dtypes, told["name"], None)
         if not (isinstance(found, type) and issubclass(found, np.generic)):
-            raise TypeError(f"{told['name']!r} is no dtype of ml_dtypes here")
+            raise TypeError(f"{told['name']!r} is no dtype of ml_dtypes in the trainer")
         return np.dtype(found)
     if isinstance(told, dict):
         formats = [made_dtype(one) for one in told["formats"]]
         ends = [offset + field.itemsize for offset, field in zip(told["offsets"], formats, strict=True)]
-        if max(ends, default=0) > told["itemsize"]:  # NumPy adds them up in 32 bits
+        if max(ends, default=0) > told["itemsize"]:  # NumPy adds offsets up in 32 bits
             raise TypeError(f"a dtype of {told['itemsize']} bytes with fields up to {max(ends)} is no dtype")
         titled = {"titles": told["titles"]} if any(title is not None for title in told["titles"]) else {}
         spec: Any = {name: told[name] for name in ("names", "offsets", "itemsize")} | {"formats": formats} | titled
@@ -88,8 +89,8 @@ def made_dtype(told: Any) -> np.dtype[Any]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a tensor is nothing but its elements in CPU memory, dense and strided: torch's dispatcher takes it for one of
-    those in `_plain_keys`. What there is more to (nested, sparse, quantized, zero, meta tensors, wrappers) has other keys."""
+    """Whether a tensor consists only of its elements in CPU memory, dense and strided: its dispatch keys are in `_plain_keys`.
+    All others (nested, sparse, quantized, zero and meta tensors, wrappers) have other dispatch keys."""
     return type(value) is torch.Tensor and torch._C._dispatch_keys(value).raw_repr() in _plain_keys()
 
 
@@ -104,7 +105,7 @@ def _plain_keys() -> frozenset[int]:
 
 
 def kind_of(tensor: torch.Tensor) -> str:
-    """What a tensor that is not plain is, in words."""
+    """A name, for messages, of a tensor that is not plain."""
     kind = type(tensor)
     if kind is not torch.Tensor:
         return f"a {kind.__module__}.{kind.__qualname__}"
@@ -118,7 +119,7 @@ def kind_of(tensor: torch.Tensor) -> str:
 
 
 def stored_order(tensor: torch.Tensor) -> list[int] | None:
-    """Its axes in the order in which they lie in memory, if that is another than theirs and nothing lies between."""
+    """The axes in memory order, if the tensor is contiguous in that order, and not in its own. Else None."""
     if tensor.is_contiguous():
         return None
     order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
@@ -126,21 +127,21 @@ def stored_order(tensor: torch.Tensor) -> list[int] | None:
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's memory as an array; of integers, where NumPy has no such dtype."""
+    """A tensor's memory as an array, of integers if NumPy does not have the dtype."""
     if not has_numpy_dtype(tensor.dtype):
         tensor = tensor.detach().resolve_conj().resolve_neg().view(BYTES_OF[tensor.dtype.itemsize])
     return np.asarray(tensor.numpy(force=True))
 
 
 def as_tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor of this dtype in an array's memory."""
+    """A tensor of this dtype over an array's memory."""
     tensor = torch.from_numpy(array)
     return tensor if tensor.dtype == dtype else tensor.view(dtype)
 
 
 @functools.cache
 def has_numpy_dtype(dtype: torch.dtype) -> bool:
-    """Whether NumPy has it."""
+    """Whether NumPy has this dtype of torch."""
     try:
         torch.empty(0, dtype=dtype).numpy()
     except TypeError:
@@ -150,7 +151,7 @@ def has_numpy_dtype(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """What a tensor of this dtype is stored as."""
+    """The NumPy dtype in which tensors of this dtype are stored."""
     return as_array(torch.empty(0, dtype=dtype)).dtype
 
 
@@ -161,8 +162,8 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The other way round."""
+    """torch.float32 for float32."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name!r} is no dtype of torch's")
+        raise TypeError(f"{name!r} is no dtype of torch")
     return dtype

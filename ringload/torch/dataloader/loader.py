@@ -46,16 +46,16 @@ from typing_extensions import TypeVar
 from ringload.checks import in_our_words, short
 from ringload.errors import ConfigError
 from ringload.loader import Loader
-from ringload.packing.pack import OnlyForked
+from ringload.packing.pack import ForkRequiredError
 from ringload.torch.dataloader.feed import FeedSettings
 from ringload.torch.dataloader.iterators import InProcessPass, Pass, Progress, RingPass
-from ringload.torch.dataloader.ring import RingSettings, Rooms, TorchRing
-from ringload.torch.dataloader.source import Bundle
+from ringload.torch.dataloader.ring import RingSettings, RowLayout, TorchRing
+from ringload.torch.dataloader.source import WorkerSpec
 from ringload.torch.dataloader.state import Keys, check, first_state, set_generators
 from ringload.workers.supervisor import StartMethod
 
 STALL_S = 300.0  # for timeout=0
-SENT = ("collate_fn", "worker_init_fn")  # to workers, beside the dataset
+SENT = ("collate_fn", "worker_init_fn")  # to workers, with the dataset
 T_co = TypeVar("T_co", covariant=True, default=Any)
 
 
@@ -80,7 +80,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         timeout: seconds without any progress; 0 for 300. The start of the workers, who import what the dataset needs and call
             `worker_init_fn`, does not count. A start has 300 s, or `timeout` if that is longer.
         strict: refuse samples with parts that have no fixed shape and dtype (strings, None, arrays of varying shapes), which
-            else travel beside the ring, slower.
+            else are encoded, which is slower.
         allow_pickle: send by pickle what is else refused, with a TypeError that names it (see 6 in the module's text).
         snapshot_every_n_steps: how often the state of a sampler that has one is taken.
         ram_budget, restarts, sample_timeout: as `ringload.Loader` has them.
@@ -157,7 +157,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self._next_state: Mapping[str, Any] | None = None
         self._progress: Progress | None = None  # of the pass that was begun last
         self._ring: TorchRing | None = None  # that no pass uses now
-        self._rooms: Rooms | None = None  # what was learned of rows by a ring that is gone
+        self._row_layout: RowLayout | None = None  # what was learned of rows by a ring that is gone
         self._kept: tuple[int, int] | None = None  # of persistent workers: the base seed, and the passes begun with it
         self._n_passes = 0
         self._must_fork = False  # the dataset has what workers can only inherit
@@ -193,10 +193,10 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             return True
         return self.collate_fn is not torch.utils.data.default_collate
 
-    def bundle(self, base_seed: int) -> Bundle:
+    def worker_spec(self, base_seed: int) -> WorkerSpec:
         """What workers need of the user's."""
         collate_fn = self.collate_fn if self.is_whole else None
-        return Bundle(self.dataset, collate_fn, self.worker_init_fn, self._auto_collation, base_seed)
+        return WorkerSpec(self.dataset, collate_fn, self.worker_init_fn, self._auto_collation, base_seed)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, which begins with no workers: the arguments, and where it was told to go on."""
-        return self.__dict__ | dict.fromkeys(("_progress", "_ring", "_rooms", "_kept")) | {"_n_passes": 0}
+        return self.__dict__ | dict.fromkeys(("_progress", "_ring", "_row_layout", "_kept")) | {"_n_passes": 0}
 
     def close(self) -> None:
         """End the workers that no iteration uses. They end with the loader, too."""
@@ -241,33 +241,33 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         each = 2 if self.prefetch_factor is None else int(self.prefetch_factor)
         return max(1, each * int(self.num_workers))
 
-    def borrow(self, bundle: Bundle, keys: list[Any], number: int) -> tuple[TorchRing, int]:
+    def borrow(self, spec: WorkerSpec, keys: list[Any], number: int) -> tuple[TorchRing, int]:
         """A ring for a pass that begins with batch `number`, of the first of `keys`; and what its epoch is called. It is the
-        one that is there, if nobody uses it and its workers have what `bundle` has now."""
+        one that is there, if nobody uses it and its workers have what `spec` has now."""
         self._n_passes += 1
         settings = self._ring_settings()
         ring, self._ring = self._ring, None
-        if ring is not None and ring.settings == settings and ring.is_like(bundle) and self._has_present(ring, bundle):
+        if ring is not None and ring.settings == settings and ring.is_like(spec) and self._has_present(ring, spec):
             ring.begin(self._n_passes, number)
             return ring, self._n_passes
         if ring is not None:
             ring.feed.close()
-            self._rooms = ring.rooms if ring.is_like(bundle) and ring.settings.strict == self.strict else None
+            self._row_layout = ring.row_layout if ring.is_like(spec) and ring.settings.strict == self.strict else None
         try:
-            ring = TorchRing(bundle, settings, keys, (self._n_passes, number), self._rooms, self._version)
-        except OnlyForked:
+            ring = TorchRing(spec, settings, keys, (self._n_passes, number), self._row_layout, self._version)
+        except ForkRequiredError:
             if not settings.may_fork:
                 raise
             self._must_fork = True
-            ring = TorchRing(bundle, self._ring_settings(), keys, (self._n_passes, number), self._rooms, self._version)
+            ring = TorchRing(spec, self._ring_settings(), keys, (self._n_passes, number), self._row_layout, self._version)
         if not self.persistent_workers:
-            ring.note(bundle)
+            ring.note(spec)
         return ring, self._n_passes
 
-    def _has_present(self, ring: TorchRing, bundle: Bundle) -> bool:
-        """Whether a ring's workers have what `bundle` has now, if need be after they were told. Persistent ones hear of nothing
+    def _has_present(self, ring: TorchRing, spec: WorkerSpec) -> bool:
+        """Whether a ring's workers have what `spec` has now, if need be after they were told. Persistent ones hear of nothing
         but what was set on this object."""
-        return ring.version == self._version if self.persistent_workers else ring.renew(bundle)
+        return ring.version == self._version if self.persistent_workers else ring.renew(spec)
 
     def _ring_settings(self) -> RingSettings:
         context = self.multiprocessing_context

@@ -1,17 +1,17 @@
-"""A torch dataset in a worker: loads the samples that a row asks for, and writes them, or says why they do not fit.
+"""A torch dataset in a worker: loads the samples of a row and writes them into it, or reports that they do not fit.
 
-Two modes. In "rows", a row is one sample: its fixed leaves go into fields, the rest is encoded beside them. In "whole", a row
-is the result of one call for a whole batch (a `collate_fn` of the user's, `__getitems__`), or a sample for batch_size=None; it
-is encoded.
+Two modes. In "rows", a row is one sample: each fixed leaf is written into its field, and all other leaves are encoded into the
+field `encoded`. In "whole", a row is the result of one call for a whole batch (a `collate_fn` of the user's, `__getitems__`),
+or a sample for batch_size=None; it is encoded.
 
-The trainer lists of each row: `index`, which names it in messages; `place` () int64, of which its seed is made; `key` (K,)
-uint8, the encoded key or keys, unless every key is its `index` (K = 0: the field is not there). The worker writes `status`
-() int64: WRITTEN; the bytes that what is beside takes, if there is less room; or -1 - number for a node of the plan that the
-sample does not fit.
+The trainer writes into each row: `index`, which names it in messages; `place` () int64, from which its seed is made; `key` (K,)
+uint8, the encoded key or keys. Where every key is its `index` there is no field `key`. The worker writes `status` () int64:
+WRITTEN; the bytes that the encoded leaves take, if they do not fit into `encoded`; or -1 - number, if the sample does not fit
+the tree at the node of that number.
 
-Randomness: `random`, `numpy.random` and torch's global generator are seeded with the row's seed before it is loaded, so that
-what is drawn does not depend on who loads it. That costs 10 us a row, so it is done from the first task on in which anything
-was drawn (that task is loaded again): where nothing is drawn, no seed matters.
+Randomness: before a row is loaded, `random`, `numpy.random` and torch's global generator are seeded with the row's seed, so
+that the numbers that it draws do not depend on the worker. That costs 10 us a row. So a worker begins to seed only when a task
+has drawn a number, and then loads that task again; before that, no seed matters.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from ringload.fields import Field, Row, Worker
 from ringload.packing.generators import OwnGenerators, take_made
 from ringload.packing.pack import generators_of
 from ringload.packing.unpack import unpack
-from ringload.torch.dataloader.tree import Beside, Misfit, Node, leaves, writer
-from ringload.torch.dataloader.values import PLAIN, Encoder, NoRoom, decode
+from ringload.torch.dataloader.tree import Encoded, MisfitError, Node, leaves, writer
+from ringload.torch.dataloader.values import PLAIN, Encoder, NoRoomError, decode
 
 WRITTEN = 0
 SMALL = 1 << 16  # characters of a string, at most
@@ -44,8 +44,9 @@ STATUS = Field((), "int64")
 
 
 @dataclass
-class Bundle:
-    """What is the user's, pickled once. `collate_fn` is None for rows; `batched`: keys come in lists."""
+class WorkerSpec:
+    """What a worker needs from the user, pickled once. `collate_fn` is None if a row is a sample; `batched`: keys come in
+    lists."""
 
     dataset: Any
     collate_fn: Callable[[Any], Any] | None
@@ -55,44 +56,44 @@ class Bundle:
 
 
 class TorchSource:
-    """See the module's text. `bundle` is a Bundle, or a pickled one. A `Source` that seeds by itself what users draw."""
+    """See the module's text. `spec` is a WorkerSpec, or a pickled one. This `Source` seeds the users' generators itself."""
 
     random = global_random = False
     calls_user_code = True
 
     def __init__(
-        self, bundle: Bundle | bytes, tree: Node | None, fields: dict[str, Field], allow_pickle: bool, n_workers: int
+        self, spec: WorkerSpec | bytes, tree: Node | None, fields: dict[str, Field], allow_pickle: bool, n_workers: int
     ) -> None:
-        self._bundle, self._tree, self._n_workers = bundle, tree, n_workers
+        self._spec, self._tree, self._n_workers = spec, tree, n_workers
         self.fields = fields
         self._allow_pickle = allow_pickle
         self._init_error: Exception | None = None
         self._seeding = False
 
     def start(self, worker: Worker) -> None:
-        """As torch's workers begin: one thread, seeds, `get_worker_info()`, then the user's `worker_init_fn`."""
-        is_packed = isinstance(self._bundle, bytes)
-        bundle = unpack(self._bundle) if isinstance(self._bundle, bytes) else self._bundle
-        self._bundle = bundle  # and not the bytes, too
-        self._dataset, self._collate, self._batched = bundle.dataset, bundle.collate_fn, bundle.batched
-        self._own = OwnGenerators(take_made()) if is_packed else generators_of(bundle)
+        """Begin as torch's workers do: one thread, seeds, `get_worker_info()`, then the user's `worker_init_fn`."""
+        is_packed = isinstance(self._spec, bytes)
+        spec = unpack(self._spec) if isinstance(self._spec, bytes) else self._spec
+        self._spec = spec  # frees the bytes
+        self._dataset, self._collate, self._batched = spec.dataset, spec.collate_fn, spec.batched
+        self._own = OwnGenerators(take_made()) if is_packed else generators_of(spec)
         self._pid = os.getpid()
-        self._first, self._gathered = 0, list[list[Any]]()  # rows of the task: the first, and what is beside of each
+        self._first, self._gathered = 0, list[list[Any]]()  # rows of the task: the first, and the parts to encode of each
         self._encoder = Encoder(self._allow_pickle)
         self._write = writer(self._tree) if self._tree is not None else None
-        self._paths = [leaf.path for leaf in leaves(self._tree) if isinstance(leaf, Beside)] if self._tree is not None else []
+        self._paths = [leaf.path for leaf in leaves(self._tree) if isinstance(leaf, Encoded)] if self._tree is not None else []
         torch.set_num_threads(1)
         if collate.default_collate_fn_map.get(torch.Tensor) is collate.collate_tensor_fn:
             collate.default_collate_fn_map[torch.Tensor] = _stack
-        seed = bundle.base_seed + worker.id
+        seed = spec.base_seed + worker.id
         seed_all(seed)
         torch_worker._worker_info = torch_worker.WorkerInfo(
             id=worker.id, num_workers=self._n_workers, seed=seed, dataset=self._dataset
         )
-        if bundle.worker_init_fn is not None:
+        if spec.worker_init_fn is not None:
             try:
-                bundle.worker_init_fn(worker.id)
-            except Exception as error:  # as with torch, it is said in place of a batch
+                spec.worker_init_fn(worker.id)
+            except Exception as error:  # as with torch, raised in place of a batch
                 self._init_error = without_frames(error)
             except BaseException as error:
                 self._init_error = without_frames(self._as_error(error))
@@ -102,9 +103,9 @@ class TorchSource:
         return len(self._dataset)
 
     def load(self, index: int, rng: None, out: Row) -> None:
-        """Load one row. What the user's code raises, and a TypeError for what cannot be encoded, is raised."""
+        """Load one row. Raises what the user's code raises, and TypeError for a part that cannot be encoded."""
         if self._init_error is not None:
-            raise self._init_error.with_traceback(None)  # or each time would add to its traceback
+            raise self._init_error.with_traceback(None)  # else each raise would extend its traceback
         out.written()
         rows, row = self._rows, out.number
         if self._seeding or self._own.are_set:
@@ -114,16 +115,16 @@ class TorchSource:
             self._own.set(seed)
         try:
             if self._write is None:
-                self._encoder.encode(*self._whole(self._keys[row]), rows["beside"][row])
+                self._encoder.encode(*self._whole(self._keys[row]), rows["encoded"][row])
             else:
-                beside: list[Any] = []
-                self._write(self._dataset[self._keys[row]], row, rows, beside)
-                if beside:
-                    self._gather(row, beside, rows["beside"])
-        except NoRoom as there_is:
-            rows["status"][row] = there_is.n_bytes
-        except Misfit as there_is:
-            rows["status"][row] = -1 - there_is.number
+                to_encode: list[Any] = []
+                self._write(self._dataset[self._keys[row]], row, rows, to_encode)
+                if to_encode:
+                    self._gather(row, to_encode, rows["encoded"])
+        except NoRoomError as error:
+            rows["status"][row] = error.n_bytes
+        except MisfitError as error:
+            rows["status"][row] = -1 - error.number
         except Exception:
             raise
         except BaseException as error:
@@ -137,28 +138,28 @@ class TorchSource:
         self._places = rows["place"].tolist()
         rows["status"][:] = WRITTEN
 
-    def _gather(self, row: int, beside: list[Any], rooms: np.ndarray) -> None:
-        """Encode what is beside, for several rows of a task in one piece: a row by itself takes ten times as long. Rows are
-        gathered while they are small, so that no more is held than what a sample takes. A row that failed leaves a gap, and
-        what was gathered before it is dropped: so is its batch."""
+    def _gather(self, row: int, to_encode: list[Any], into: np.ndarray) -> None:
+        """Encode the parts of several rows of a task together: encoding rows one by one takes ten times as long. Only small
+        rows are gathered, so that no more memory is held than for one sample. A row that failed leaves a gap; the rows gathered
+        before it are dropped, as their batch is."""
         if row != self._first + len(self._gathered):
             self._first, self._gathered = row, []
-        self._gathered.append(beside)
-        if row + 1 == len(rooms) or not all(map(_is_small, beside)):
+        self._gathered.append(to_encode)
+        if row + 1 == len(into) or not all(map(_is_small, to_encode)):
             first, gathered = self._first, self._gathered
             self._first, self._gathered = row + 1, []
-            self._encoder.encode_rows(gathered, self._paths, rooms[first : row + 1])
+            self._encoder.encode_rows(gathered, self._paths, into[first : row + 1])
 
     def _whole(self, key: Any) -> tuple[Any, str]:
-        """One result, and what it is called in messages."""
+        """The result for a key, and its name in messages."""
         assert self._collate is not None
         if not self._batched:
             return self._collate(self._dataset[key]), "sample"
         return self._collate(fetch(self._dataset, key)), "batch"
 
     def _as_error(self, error: BaseException) -> Exception:
-        """For a SystemExit, KeyboardInterrupt or GeneratorExit of the user's code: no user interrupts a worker, so it belongs
-        to what is loaded. But a child that this code has forked ends with it."""
+        """The RuntimeError for a SystemExit, KeyboardInterrupt or GeneratorExit of the user's code, which counts as an error of
+        the sample. But in a child that this code has forked, the exception is raised, and ends the child."""
         if os.getpid() != self._pid:
             raise error
         made = RuntimeError(f"{type(error).__name__} was raised by the dataset, by collate_fn or by worker_init_fn")
@@ -166,7 +167,7 @@ class TorchSource:
         return made
 
     def load_again(self) -> bool:
-        """Whether the first thing was drawn: then everything is seeded from now on."""
+        """Whether the task has drawn its first number. From then on, every row is seeded."""
         have_moved = not self._seeding and self._generators.have_moved()
         self._seeding |= have_moved
         return self._own.were_used((self._dataset, self._collate)) or have_moved
@@ -178,7 +179,7 @@ def _is_small(value: Any) -> bool:
 
 
 def fetch(dataset: Any, keys: list[Any]) -> list[Any]:
-    """The samples of a batch, as torch fetches them."""
+    """Load the samples of a batch, as torch does."""
     if getattr(dataset, "__getitems__", None):
         samples: list[Any] = dataset.__getitems__(keys)
         return samples
@@ -186,23 +187,24 @@ def fetch(dataset: Any, keys: list[Any]) -> list[Any]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch. `torch.manual_seed` asks for each kind of GPU: 200 us."""
+    """Seed the global generators of Python, NumPy and torch. (`torch.manual_seed` takes 200 us, as it also seeds each kind of
+    GPU.)"""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
 
 
 class Generators:
-    """The state of the global generators as it is now."""
+    """The states of the global generators at the time of construction."""
 
     def __init__(self) -> None:
         self._state: tuple[Any, Any, torch.Tensor] = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
         self._words: bytes | None = None if self._state[1]["has_gauss"] else _numpy_words()
 
     def have_moved(self) -> bool:
-        """Whether anything was drawn since. In microseconds: 20 for Python's (four of its words are compared: all are made anew
-        before its place in them is the same again), 4 for torch's, 2 for NumPy's; 90 for NumPy's where it keeps a normal
-        number for the next call, which its words do not show (2-core VM, November 2026)."""
+        """Whether a number was drawn since. Takes 20 us for Python's generator, 4 for torch's, and 2 for NumPy's, or 90 if
+        NumPy's keeps a normal number for its next call, which the words of its state do not show (2-core VM, November 2026). Of
+        Python's state, the last four words and the position suffice: all words are new before the position repeats."""
         (_, words, gauss), of_numpy, of_torch = self._state
         if not torch.equal(of_torch, torch.get_rng_state()):
             return True
@@ -219,7 +221,7 @@ class Generators:
         )
 
     def text(self) -> dict[str, Any]:
-        """For JSON."""
+        """The states, for JSON."""
         (version, words, gauss), of_numpy, of_torch = self._state
         return {
             "python": [version, text_of(np.array(words, np.uint32)), gauss],
@@ -229,7 +231,7 @@ class Generators:
 
     @classmethod
     def of_text(cls, text: dict[str, Any]) -> Generators:
-        """The other way round."""
+        """The inverse of `text`."""
         generators, of_numpy, (version, words, gauss) = cls(), text["numpy"], text["python"]
         generators._state = (
             (version, tuple(array_of(words, np.uint32).tolist()), gauss),
@@ -239,7 +241,7 @@ class Generators:
         return generators
 
     def restore(self) -> None:
-        """As it was."""
+        """Set the global generators to these states."""
         of_python, of_numpy, of_torch = self._state
         random.setstate(of_python)
         np.random.set_state(of_numpy)
@@ -247,33 +249,33 @@ class Generators:
 
 
 def _numpy_words() -> bytes | None:
-    """The memory of NumPy's global MT19937: 624 words and a place; None if it has another generator."""
+    """The memory of NumPy's global MT19937: 624 words and a position. None if the global generator is another one."""
     generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
     return ctypes.string_at(generator.ctypes.state_address, 2500) if type(generator) is np.random.MT19937 else None
 
 
 def text_of(array: np.ndarray) -> str:
-    """An array's bytes, for JSON."""
+    """An array's bytes as text, for JSON."""
     return base64.b64encode(array.tobytes()).decode()
 
 
 def array_of(text: str, dtype: Any) -> np.ndarray:
-    """The other way round."""
+    """The inverse of `text_of`."""
     return np.frombuffer(bytearray(base64.b64decode(text)), dtype)
 
 
 def seed_of_pass(base_seed: int, n_before: int) -> int:
-    """The seed of a pass before which there were `n_before` with the same base seed: that itself, for the first."""
+    """The seed of a pass after `n_before` passes with the same base seed. For the first pass, the base seed."""
     return (base_seed + n_before * 0xD1B54A32D192ED03) & MASK
 
 
 def places(seed: int, number: int, n_rows: int) -> np.ndarray:
-    """What the seeds of the rows of batch `number` of a pass are made of, `(n_rows,) int64`: see `seed_of`."""
+    """The places of the rows of batch `number` of a pass, `(n_rows,) int64`, from which `seed_of` makes their seeds."""
     return (np.arange(n_rows, dtype=np.uint64) + np.uint64((seed + (number << 32)) & MASK)).view(np.int64)
 
 
 def seed_of(place: int) -> int:
-    """The seed of a row, from 0 on: SplitMix64 (Steele, Lea, Flood 2014). Here, as no one needs it where nothing is drawn."""
+    """The seed of a row, from 0 on: SplitMix64 (Steele, Lea, Flood 2014). Computed in workers, only when rows are seeded."""
     mixed = (place & MASK) * 0x9E3779B97F4A7C15 & MASK
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & MASK
@@ -281,7 +283,7 @@ def seed_of(place: int) -> int:
 
 
 def _stack(batch: list[Any], *, collate_fn_map: Any = None) -> Any:
-    """torch's collation of tensors, without its detour by /dev/shm in workers."""
+    """torch's collation of tensors. Without worker info, it uses ordinary memory, not /dev/shm."""
     info, torch_worker._worker_info = torch_worker._worker_info, None
     try:
         return collate.collate_tensor_fn(batch, collate_fn_map=collate_fn_map)

@@ -1,14 +1,15 @@
-"""Where a pass over a torch DataLoader is: the keys that its sampler gives, and the state from which they can be given again.
+"""The keys that the sampler of a torch DataLoader gives in a pass, and the state from which a pass resumes.
 
-The sampler is asked in the order in which torch asks it, with the same draws from the same generators, so that the same seed
-gives the same batches: `iter(sampler)`, then a base seed, then batch after batch. Persistent workers keep their base seed, so
-passes with it are counted, and `Keys.seed` is of both.
+The sampler is called as torch calls it, with the same draws from the same generators, so that the same seed gives the same
+batches: `iter(sampler)`, then the draw of a base seed, then batch after batch. Persistent workers keep their base seed, so
+passes with the same base seed are counted, and `Keys.seed` is made from both.
 
-A state has the names of torchdata's StatefulDataLoader (those of its single-process form, whatever the number of workers), and
-`_base_seed`, `_pass`, `_order`. A sampler, or its iterator, that has `state_dict` and `load_state_dict` is asked for them. For
-others the state of the generators before the pass is kept, of the loader's and of the global ones of Python, NumPy and torch:
-then the sampler is asked again from the beginning, and what was received is skipped. The state of the same generators when
-the state was taken (`now`) is what `load_state_dict` sets: so later passes draw what they would have drawn.
+A state has the keys of torchdata's StatefulDataLoader (in its single-process form, for any number of workers), and
+`_base_seed`, `_pass`, `_order`. If the sampler or its iterator has `state_dict` and `load_state_dict`, their states are saved.
+Otherwise the state holds the states of the generators before the pass (the loader's, and the global ones of Python, NumPy and
+torch); to resume, the sampler begins again from these, and the batches that were received are skipped. The state also holds the
+generators' states at the time when it was taken (`now`). `load_state_dict` sets them, so that later passes draw the same
+numbers as in the first run.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ NAMES_OF_RNG = ("draws_base_seed", "global", "generators", "n_taken", "now")
 
 @dataclass
 class Snapshot:
-    """The sampler's states when `number` batches had been taken from it."""
+    """The states of the sampler and its iterator when `number` batches had been taken."""
 
     number: int
     sampler: Any = None
@@ -53,7 +54,8 @@ class Snapshot:
 
 
 class Sampling:
-    """What of a loader decides on its keys: the sampler, what of it has a state, and the generators of the user's."""
+    """The parts of a loader on which its keys depend: the sampler, the part of it that has a state, and the user's
+    generators."""
 
     def __init__(self, loader: Any) -> None:
         self.sampler = loader._index_sampler
@@ -73,14 +75,14 @@ class Sampling:
             generator.set_state(torch.from_numpy(array_of(text, np.uint8)))
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Whether the samplers and generators that a state is of are there."""
+        """Raise ConfigError if the loader lacks a sampler or generator that a state needs."""
         if (n := len(state["_rng"]["generators"])) != len(self.generators):
             raise ConfigError(
-                f"the state is of a DataLoader with {n} generators, this one has {len(self.generators)}: make it with the same "
-                "sampler and generator"
+                f"the state is of a DataLoader with {n} generators, but this one has {len(self.generators)}: make it with "
+                "the same sampler and generator"
             )
         if state["_index_sampler_state"] is not None and self.stateful is None:
-            raise ConfigError("the state has one of its sampler, and this DataLoader's sampler has no load_state_dict")
+            raise ConfigError("the state holds its sampler's state, but this DataLoader's sampler has no load_state_dict")
 
     def state(
         self,
@@ -93,8 +95,8 @@ class Sampling:
         n_taken: int,
         is_finished: bool,
     ) -> dict[str, Any]:
-        """The state in which `n_yielded` batches were received and `n_taken` asked of the sampler. `before`: what `now` was
-        before the pass, and whether it drew its base seed."""
+        """The state after `n_yielded` batches were received, and `n_taken` were taken from the sampler. `before`: the result of
+        `now` before the pass, and whether the pass drew its base seed."""
         return {
             "_index_sampler_state": snapshot.sampler,
             "_sampler_iter_state": snapshot.iterator,
@@ -114,20 +116,20 @@ class Sampling:
 
 
 class Keys:
-    """The keys of a pass, batch by batch, with a snapshot behind each."""
+    """The keys of a pass, batch by batch, with a snapshot after each."""
 
     def __init__(self, loader: Any, kept: tuple[int, int] | None, every: int, state: Mapping[str, Any] | None = None) -> None:
-        """Begin a pass. `kept`: the base seed, and how many passes were begun with it; else one is drawn. With `state`, go on
-        where that was taken."""
+        """Begin a pass. `kept`: the base seed, and how many passes have begun with it; None: draw one. With `state`, resume
+        where it was taken."""
         self._every = every
         self._sampling = sampling = Sampling(loader)
-        self.number = 0  # of the batch that is taken next
+        self.number = 0  # of the next batch to take
         self._iterator: Iterator[Any]
         if state is not None:
             sampling.check(state)
             if state["dataset_state"] is not None and _is_stateful(loader.dataset):
                 loader.dataset.load_state_dict(state["dataset_state"])
-        if state is None or state["_base_seed"] is None:  # of a loader that had not begun
+        if state is None or state["_base_seed"] is None:  # the state is of a loader that had not begun
             if state is not None and state["_index_sampler_state"] is not None and sampling.stateful is not None:
                 sampling.stateful.load_state_dict(state["_index_sampler_state"])
             base_seed, self.n_before = kept if kept is not None and state is None else (None, 0)
@@ -145,7 +147,7 @@ class Keys:
         return int(torch.empty((), dtype=torch.int64).random_(generator=loader.generator).item())
 
     def next(self) -> tuple[Any, Snapshot]:
-        """The next key or keys, and the snapshot that holds once they are received. Raises what the sampler does."""
+        """The next key or keys, and the snapshot that is valid once they are received. Raises what the sampler raises."""
         keys = next(self._iterator)
         self.number += 1
         if self.number % self._every == 0:
@@ -157,14 +159,14 @@ class Keys:
         return _snapshot(self._sampling, self.number, iterator)
 
     def state(self, snapshot: Snapshot, n_yielded: int, is_finished: bool, dataset: Any) -> dict[str, Any]:
-        """The state in which `n_yielded` batches were received, the last of them with `snapshot`."""
+        """The state after `n_yielded` batches were received, the last of them with `snapshot`."""
         passes = self.base_seed, self.n_before
         return self._sampling.state(dataset, snapshot, self._before, *passes, n_yielded, self.number, is_finished)
 
     def _go_on(self, loader: Any, state: Mapping[str, Any]) -> None:
-        """Ask the sampler again for what was taken from it, with the generators as they were before that pass. Then they are
-        put back: `load_state_dict` has set them to what they were when the state was taken, so that what is drawn from now
-        on, for later passes too, is what was drawn there."""
+        """Take the same keys from the sampler again, with the generators set as they were before that pass. Then set the
+        generators back: `load_state_dict` has set them as they were when the state was taken, so that this pass and later ones
+        draw the same numbers as in the first run."""
         rng, n_yielded = state["_rng"], int(state["_num_yielded"])
         self._before = {name: rng[name] for name in ("draws_base_seed", "global", "generators")}
         own, of_user = Generators(), self._sampling.now()["generators"]
@@ -174,7 +176,7 @@ class Keys:
             for _ in range(self._restore(loader, state, n_yielded)):
                 next(self._iterator, None)
             is_stateful = state["_index_sampler_state"] is not None or state["_sampler_iter_state"] is not None
-            n_ahead = 1 if is_stateful else rng["n_taken"] - n_yielded  # 1: what it draws when it begins is drawn here
+            n_ahead = 1 if is_stateful else rng["n_taken"] - n_yielded  # 1: so that its first draws happen here
             ahead = list(itertools.islice(self._iterator, n_ahead))
         finally:
             own.restore()
@@ -185,21 +187,23 @@ class Keys:
             self._iterator = _Chained(ahead, self._iterator)
 
     def _restore(self, loader: Any, state: Mapping[str, Any], n_yielded: int) -> int:
-        """Begin as the state's pass began. Returns how many batches are to be skipped."""
+        """Begin as the state's pass began. Returns how many batches to skip."""
         of_sampler, of_iterator = state["_index_sampler_state"], state["_sampler_iter_state"]
         if of_sampler is not None and self._sampling.stateful is not None:
             self._sampling.stateful.load_state_dict(of_sampler)
         self._begin(loader, None if self._before["draws_base_seed"] else 0)
         if of_iterator is not None:
             if not _is_stateful(self._iterator):
-                raise ConfigError("the state has one of its sampler's iterator, and this DataLoader's has no load_state_dict")
+                raise ConfigError(
+                    "the state holds a state of its sampler's iterator, but the iterator here has no load_state_dict"
+                )
             self._iterator.load_state_dict(of_iterator)  # type: ignore[attr-defined]
         return n_yielded - int(state["_snapshot_step"]) if of_sampler is not None or of_iterator is not None else n_yielded
 
 
 def first_state(loader: Any) -> dict[str, Any]:
-    """The state of a loader that has not begun. Nothing is drawn, and the sampler is not asked: whoever goes on from it begins
-    with the generators as they are now, and with the sampler as it is then (`set_epoch` may come between)."""
+    """The state of a loader that has not begun. Draws nothing, and takes nothing from the sampler. A pass that resumes from it
+    begins with the generators as they are now, and the sampler as it is then (`set_epoch` may be called in between)."""
     sampling = Sampling(loader)
     before = {"draws_base_seed": True, **sampling.now()}
     return sampling.state(loader.dataset, _snapshot(sampling, 0, None), before, None, 0, 0, 0, False)
@@ -218,10 +222,10 @@ def _snapshot(sampling: Sampling, number: int, iterator: Any) -> Snapshot:
 
 
 def check(state: Mapping[str, Any], loader: Any) -> None:
-    """See that this loader can go on at `state`.
+    """Check that this loader can resume from `state`.
 
     Raises:
-        ConfigError: it is no state, or of a loader that gives other batches; the message names what differs.
+        ConfigError: it is not a state, or of a loader that gives other batches; the message names the differences.
     """
     absent = [name for name in NAMES if name not in state]
     absent += [f"_rng.{name}" for name in NAMES_OF_RNG if name not in state.get("_rng", NAMES_OF_RNG)]
@@ -229,20 +233,20 @@ def check(state: Mapping[str, Any], loader: Any) -> None:
         raise ConfigError(f"this is not a state of a ringload.torch.DataLoader: it lacks {absent}")
     there, here = state["_order"], _order(loader)
     if state["dataset_state"] is not None and _is_stateful(loader.dataset):
-        del here["dataset_length"]  # it may come with the dataset's state
+        del here["dataset_length"]  # loading the dataset's state may change it
     if differing := [name for name in here if there.get(name) != here[name]]:
         told = ", ".join(f"{name}: {short(there.get(name))} there, {short(here[name])} here" for name in differing)
-        raise ConfigError(f"the state belongs to another order ({told}); make the DataLoader with the same arguments")
+        raise ConfigError(f"the state belongs to another order ({told}): make the DataLoader with the same arguments")
 
 
 def _order(loader: Any) -> dict[str, Any]:
-    """What decides on the batches, beside what is drawn."""
+    """The properties of a loader on which its batches depend, except random numbers."""
     batches = loader.batch_sampler
     made_by = batches if isinstance(batches, BatchSampler) else loader
     sizes = {name: getattr(made_by, name, None) for name in ("batch_size", "drop_last")}
     try:
         n = len(loader.dataset)
-    except (TypeError, NotImplementedError):  # it has no length, or only a Dataset's that says so
+    except (TypeError, NotImplementedError):  # no length, or a __len__ that raises
         n = None
     return {name: value if isinstance(value, int) else None for name, value in sizes.items()} | {
         "dataset_length": n,
@@ -252,7 +256,7 @@ def _order(loader: Any) -> dict[str, Any]:
 
 
 class _Chained:
-    """An iterator with its first items put back; its state is the iterator's once these were given."""
+    """An iterator with its first items put back. Its state is valid once these items were given."""
 
     def __init__(self, first: list[Any], rest: Any) -> None:
         self._first, self._rest = deque(first), rest

@@ -1,17 +1,18 @@
-"""Values of any shape as bytes: how what does not fit into a field of the ring travels from a worker to the trainer.
+"""Encodes values that do not fit into a field of the ring as bytes, so that a worker can send them to the trainer.
 
-In: None, numbers, strings, bytes, arrays, tensors, lists, tuples, dicts of them, and objects of the classes that
-`classes` knows. Out: the same, of the same types, in memory of their own. No pickle, unless it is allowed.
+Values are None, numbers, strings, bytes, arrays, tensors, lists, tuples and dicts of them, and objects of the classes that
+`classes` accepts. Decoding gives equal values of the same types, in newly allocated memory. Pickle is used only if allowed.
 
     bytes 0..23    bytes of the text, bytes of the data, and the number of rows: see `HEAD`
     then           the text: MessagePack, by msgspec
-    then           the data: arrays one behind the other, each at a multiple of 64 bytes from the data's beginning
+    then           the data: the arrays one after the other, each at a multiple of 64 bytes from the beginning of the data
 
-Rows that follow each other may be written as one, into the room of all of them: a list of columns, one a part of the samples.
+Several consecutive rows may be encoded together, into their joint bytes: as a list of columns, one for each part of the
+samples.
 
-MessagePack has None, bool, int of 64 bits, float, str, bytes, list and dict. Everything else is an extension, see `Ext`. By
-itself msgspec makes lists of tuples and sets, and values of Enums. So the exact type of each value is looked at, a container at
-a time, and msgspec is given nothing but lists and dicts of the types in LEAVES.
+MessagePack has None, bool, int of 64 bits, float, str, bytes, list and dict. All other types are extensions, see `Ext`. msgspec
+itself would encode tuples and sets as lists, and Enums as their values. So `Encoder` checks the exact type of each value, one
+container at a time, and passes only lists and dicts of the types in LEAVES to msgspec.
 """
 
 from __future__ import annotations
@@ -32,44 +33,44 @@ from ringload.torch.dataloader.classes import made_again, taken_apart
 
 ALIGNMENT_BYTES = 64
 HEAD = struct.Struct("<QQQ")  # bytes of the text, bytes of the data, rows
-PLAIN = frozenset((type(None), bool, int, float, str, bytes))  # what MessagePack has, beside list and dict
-LEAVES = PLAIN | {complex, np.ndarray, np.memmap, torch.Tensor}  # what msgspec has, or asks `Encoder._encodable` for
-NO_ROOM = np.empty(0, np.uint8)
-MAX_EMPTY = 1 << 20  # elements without bytes: a copy of them takes time, and with some dtypes memory
+PLAIN = frozenset((type(None), bool, int, float, str, bytes))  # the types of MessagePack, without list and dict
+LEAVES = PLAIN | {complex, np.ndarray, np.memmap, torch.Tensor}  # msgspec encodes these, or calls `Encoder._encodable`
+EMPTY = np.empty(0, np.uint8)
+MAX_EMPTY = 1 << 20  # the most elements of 0 bytes: copying them takes time, and with some dtypes memory
 
 pack = msgspec.msgpack.Encoder().encode
 unpack = msgspec.msgpack.decode
 
 
 class Ext:
-    """What the payload of an extension is; MessagePack again, if nothing else is said. `start` is a place in the data."""
+    """Codes and payloads of extensions. The payload is MessagePack, unless said otherwise. `start` is an offset in the data."""
 
     TUPLE = 1  # a list
-    INT = 2  # its bytes, little-endian, signed: where one in a value has more than 64 bits
-    STR = 3  # UTF-8 by "surrogatepass": where one in a value has lone surrogates
-    DICT = 4  # [keys, values]: where a key is not of LEAVES
+    INT = 2  # its bytes, little-endian, signed: used if an int of the value has more than 64 bits
+    STR = 3  # UTF-8 with "surrogatepass": used if a str of the value has lone surrogates
+    DICT = 4  # [keys, values]: used if the type of a key is not in LEAVES
     OBJECT = 5  # [module, name, content, attributes]: see `classes`
     COMPLEX = 6  # [real, imaginary]
     ARRAY = 7  # [dtype, shape, start]: see `kinds.described`
-    SCALAR = 8  # the same, of NumPy's scalar
-    TENSOR = 9  # [dtype, shape, start, order, requires_grad]: its axes are stored in this order, or null
+    SCALAR = 8  # the same, for a scalar of NumPy
+    TENSOR = 9  # [dtype, shape, start, order, requires_grad]: order of the axes in memory; null: their own
     PICKLED = 10  # a pickle
 
 
-class NoRoom(Exception):
-    """A value does not fit; `n_bytes` is what it takes."""
+class NoRoomError(Exception):
+    """A value does not fit; it takes `n_bytes`."""
 
     def __init__(self, n_bytes: int) -> None:
         super().__init__(n_bytes)
         self.n_bytes = n_bytes
 
 
-class Unsendable(Exception):
-    """A part of a value cannot be encoded: why, in words that follow the path of the part."""
+class UnsendableError(Exception):
+    """A part of a value cannot be encoded. The message is a predicate, to be put after the path of the part."""
 
 
 class Encoder:
-    """Writes values into bytes. `path` is what messages call a value, such as sample["boxes"][0]."""
+    """Encodes values. `path` is the name of a value in messages, such as sample["boxes"][0]."""
 
     def __init__(self, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
@@ -82,62 +83,62 @@ class Encoder:
         """Write `value` into `into` (n,) uint8.
 
         Raises:
-            NoRoom: it takes more. TypeError: a part of it cannot be encoded; the message names the part's path and type.
+            NoRoomError: it does not fit. TypeError: a part cannot be encoded; the message has the path and type of the part.
         """
         self._write(value, into, 1, [[value]], [path])
 
     def encode_rows(self, rows: list[list[Any]], paths: list[str], into: np.ndarray) -> None:
-        """Write rows of values, which have paths by columns, into `into` (n, k) uint8, the room of so many rows.
+        """Write `rows`, lists of values, into `into` (n, k) uint8, the bytes of as many rows. `paths` are those of the columns.
 
         Raises:
-            NoRoom: a row takes more; what the largest one takes. TypeError: as `encode`.
+            NoRoomError: a row does not fit; `n_bytes` is for the largest row. TypeError: see `encode`.
         """
         columns = list(map(list, zip(*rows, strict=True)))
         try:
             self._write(columns, into.reshape(-1), len(rows), columns, paths)
-        except NoRoom:
-            raise NoRoom(max(self.n_bytes([[value] for value in row], "row") for row in rows)) from None
+        except NoRoomError:
+            raise NoRoomError(max(self.n_bytes([[value] for value in row], "row") for row in rows)) from None
 
     def n_bytes(self, value: Any, path: str) -> int:
-        """What a value takes. Raises TypeError as `encode`."""
+        """The bytes that a value takes. Raises TypeError as `encode` does."""
         try:
-            self.encode(value, path, NO_ROOM)
-        except NoRoom as error:
+            self.encode(value, path, EMPTY)
+        except NoRoomError as error:
             return error.n_bytes
-        raise AssertionError("nothing fits into no room")
+        raise AssertionError("no value fits into 0 bytes")
 
     def _write(self, value: Any, into: np.ndarray, n_rows: int, columns: list[list[Any]], paths: list[str]) -> None:
-        """Write a value. It consists of `columns`, the parts of which have these paths."""
+        """Write a value that consists of `columns`; parts of a column have its path."""
         try:
             try:
                 text = self._pack(self._encodable(value))
             except (OverflowError, UnicodeEncodeError):  # an int of more than 64 bits, or a str with lone surrogates
-                self._arrays, self._end, self._leaves = [], 0, LEAVES - {int, str}  # so each int and str is looked at
+                self._arrays, self._end, self._leaves = [], 0, LEAVES - {int, str}  # so that each int and str is checked
                 text = self._pack(self._encodable(value))
             start = _aligned(HEAD.size + len(text))
             if start + self._end > len(into):
-                raise NoRoom(start + self._end)
+                raise NoRoomError(start + self._end)
             view = into.data
             HEAD.pack_into(view, 0, len(text), self._end, n_rows)
             view[HEAD.size : HEAD.size + len(text)] = text
             for offset, array in self._arrays:
                 np.ndarray(array.shape, array.dtype, view, start + offset)[...] = array
-        except Unsendable:
+        except UnsendableError:
             for path, column in zip(paths, columns, strict=True):
                 for part in column:
                     self._blame(path, part)
             raise
         finally:
-            self._arrays, self._end, self._leaves = [], 0, LEAVES  # keeps nothing alive
+            self._arrays, self._end, self._leaves = [], 0, LEAVES  # keeps no array alive
 
     def _blame(self, path: str, value: Any) -> None:
-        """Raise a TypeError that names the part of a value that cannot be encoded, if there is one. A search that begins after
-        the failure, so that values without one pay nothing for paths."""
+        """Raise a TypeError with the path of the part of a value that cannot be encoded, if there is one. Called only after a
+        failure, so that other values do not pay for paths."""
         try:
-            return self._write(value, NO_ROOM, 1, [], [])
-        except NoRoom:
+            return self._write(value, EMPTY, 1, [], [])
+        except NoRoomError:
             return None
-        except Unsendable as error:
+        except UnsendableError as error:
             why = str(error)
         kind = type(value)
         if kind is list or kind is tuple:
@@ -152,7 +153,7 @@ class Encoder:
         raise TypeError(f"{path} {why}") from None
 
     def _encodable(self, value: Any) -> Any:
-        """What msgspec encodes in a value's place. msgspec asks for it where one of LEAVES is none of its own."""
+        """The value that msgspec encodes instead. msgspec calls this for types in LEAVES that it cannot encode itself."""
         kind, leaves = type(value), self._leaves
         if kind is list or kind is tuple:
             if not leaves.issuperset(map(type, value)):
@@ -191,9 +192,9 @@ class Encoder:
 
     def _tensor(self, value: torch.Tensor) -> Extension:
         if not (value.is_cpu or value.is_meta):
-            raise Unsendable(f"is a tensor on {value.device}: return it in CPU memory, and move batches in the trainer")
+            raise UnsendableError(f"is a tensor on {value.device}: return it in CPU memory, and move batches in the trainer")
         if value.requires_grad and value.grad_fn is not None:
-            raise Unsendable("is a tensor with a graph (grad_fn), which no process can send: return tensor.detach()")
+            raise UnsendableError("is a tensor with a graph (grad_fn), which cannot be sent: return tensor.detach()")
         if not kinds.is_plain(value):
             return self._pickled(value, kinds.kind_of(value))
         order = kinds.stored_order(value)
@@ -201,7 +202,7 @@ class Encoder:
         return Extension(Ext.TENSOR, pack([kinds.name_of(value.dtype), value.shape, start, order, value.requires_grad]))
 
     def _add(self, array: np.ndarray) -> int:
-        """Where an array's bytes will be."""
+        """Reserve bytes for an array in the data; returns their offset."""
         start = _aligned(self._end)
         self._arrays.append((start, array))
         self._end = start + array.nbytes
@@ -210,37 +211,37 @@ class Encoder:
     def _pickled(self, value: Any, told: str) -> Extension:
         if not self._allow_pickle:
             why = " that is defined inside a function" if "<locals>" in type(value).__qualname__ else ""
-            raise Unsendable(
+            raise UnsendableError(
                 f"is {told}{why}, which cannot be sent without pickle: return numbers, strings, arrays, tensors, or lists, "
                 "tuples, dicts of them; or make the DataLoader with allow_pickle=True"
             )
         try:
             try:
                 return Extension(Ext.PICKLED, pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
-            except Exception:  # classes and functions that no module has
+            except Exception:  # a class or function that pickle cannot import by name
                 return Extension(Ext.PICKLED, cloudpickle.dumps(value))
-        except Exception as error:  # whatever a __reduce__ raises
-            raise Unsendable(f"is {told}, which cannot be pickled: {type(error).__name__}: {error}") from error
+        except Exception as error:  # a __reduce__ may raise any of them
+            raise UnsendableError(f"is {told}, which cannot be pickled: {type(error).__name__}: {error}") from error
 
 
 def written_bytes(written: np.ndarray) -> int:
-    """What was used of `written`."""
+    """How many bytes of `written` were used."""
     n_text, n_data, _ = HEAD.unpack_from(written.data, 0)
     return int(_aligned(HEAD.size + n_text) + n_data)
 
 
 def decode(written: np.ndarray, allow_pickle: bool) -> Any:
-    """What was encoded into `written` (n,) uint8: in memory of its own. A process that reads hostile files may have written
-    it: nothing is unpickled, unless that is allowed, and nothing is imported.
+    """Decode the bytes `written` (n,) uint8 into newly allocated memory. The bytes may come from a worker that hostile files
+    have taken over: unpickles nothing, unless that is allowed, and imports nothing.
 
     Raises:
-        TypeError, ValueError, msgspec.MsgspecError and others: it was not encoded by `Encoder`.
+        TypeError, ValueError, msgspec.MsgspecError and others: `Encoder` has not written these bytes.
     """
     return _Decoder(written.data, allow_pickle).read(0)[0]
 
 
 def decode_rows(written: np.ndarray, allow_pickle: bool) -> list[list[Any]]:
-    """The columns that were encoded, in one or more pieces, into the rows of `written` (B, k) uint8: see `decode`."""
+    """Decode the columns that were encoded, in one or more pieces, into the rows of `written` (B, k) uint8. See `decode`."""
     n_rows, n_bytes = written.shape
     decoder = _Decoder(written.reshape(-1).data, allow_pickle)
     columns: list[list[Any]] = []
@@ -252,28 +253,28 @@ def decode_rows(written: np.ndarray, allow_pickle: bool) -> list[list[Any]]:
         columns = columns or piece
         row += max(1, n)
     if not {n_rows}.issuperset(map(len, columns)):
-        raise ValueError("what was written is not of as many rows as there are")
+        raise ValueError("the encoded columns do not have one value for each row")
     return columns
 
 
 class _Decoder:
-    """Reads what is in `view`."""
+    """Decodes the bytes of `view`."""
 
     def __init__(self, view: memoryview, allow_pickle: bool) -> None:
         self._view, self._allow_pickle = view, allow_pickle
-        self._data = view  # of what is read
+        self._data = view  # the data of the piece that is being read
 
     def read(self, first: int) -> tuple[Any, int]:
-        """What begins at `first`, and of how many rows it is."""
+        """The value whose encoding begins at `first`, and its number of rows."""
         n_text, n_data, n_rows = HEAD.unpack_from(self._view, first)
         begin, start = first + HEAD.size, first + _aligned(HEAD.size + n_text)
         if start + n_data > len(self._view):
-            raise ValueError("what was written is longer than its room")
+            raise ValueError("the encoded value is longer than its bytes")
         self._data = self._view[start : start + n_data]
         return unpack(self._view[begin : begin + n_text], ext_hook=self._extension), n_rows
 
     def _extension(self, code: int, payload: memoryview) -> Any:
-        """What an extension is."""
+        """The value of an extension."""
         match code:
             case Ext.TUPLE:
                 return tuple(unpack(payload, ext_hook=self._extension))
@@ -295,11 +296,11 @@ class _Decoder:
                 return bytes(payload).decode("utf-8", "surrogatepass")
             case Ext.PICKLED if self._allow_pickle:
                 return pickle.loads(payload)
-        raise TypeError(f"an extension {code} is no data")
+        raise TypeError(f"an extension of code {code} is not allowed")
 
     def _array(self, dtype: np.dtype[Any], shape: list[int], start: int) -> np.ndarray:
         if not dtype.itemsize and not 0 <= math.prod(shape) <= MAX_EMPTY:  # NumPy divides by the itemsize where shape is -1
-            raise TypeError(f"an array of shape {shape} whose elements have no bytes is no data")
+            raise TypeError(f"an array of shape {shape} whose elements have 0 bytes is not allowed")
         return np.ndarray(shape, dtype, self._data[start:]).copy()  # NumPy takes a negative offset, and reads before the buffer
 
     def _tensor(self, name: str, shape: list[int], start: int, order: list[int] | None, requires_grad: bool) -> torch.Tensor:
