@@ -105,7 +105,7 @@ def samples_per_s(loader: ringload.Loader, seconds: float) -> float:
 
 def fill(loader: ringload.Loader) -> None:
     """Wait until all slots are full: then all are reserved, and the workers are blocked."""
-    while loader.stats.n_full < loader.plan().n_slots - 1:  # the iterator may still hold one
+    while loader.poll().n_full < loader.plan().n_slots - 1:  # the iterator may still hold one
         time.sleep(0.02)
 
 
@@ -298,7 +298,7 @@ def main(images: Path, rounds: int, seconds: float, workers: int) -> None:
             for _, batch in zip(range(2 * loader.plan().n_slots), forever(loader), strict=False):
                 for array in batch.values():
                     array.max()
-            while loader.stats.n_full < loader.plan().n_slots // 2:
+            while loader.poll().n_full < loader.plan().n_slots // 2:
                 time.sleep(0.05)
     row = ["memory of all processes, peak PSS", f"{pss.peak_bytes / MB:,.0f} MB", f"{budget_bytes / MB:,.0f} MB"]
     table.add_row(*row, f"{pss.peak_bytes / budget_bytes:.3f}", "", "<= 1")

@@ -114,7 +114,7 @@ def forever(batches: Any) -> Iterator[Any]:
 def fill(loader: ringload.Loader) -> None:
     """Wait until all slots are full, except one that the measurement may hold."""
     cuda_transfer_of(loader).in_transit.wait()  # a copy holds its slot until it is waited for or polled
-    while loader.stats.n_full < loader.plan().n_slots - 1:
+    while loader.poll().n_full < loader.plan().n_slots - 1:
         time.sleep(0.002)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import os
 import reprlib
 import sys
 import warnings
@@ -20,7 +19,6 @@ MAX_SHOWN = 200  # characters of one value in a message
 MAX_LISTED = 20  # values of a list in a message
 MAX_COMPARED = 1000  # names, to find the one that was meant
 Made = TypeVar("Made", bound=Callable[..., Any])
-_HOME = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 3, MAX_SHOWN, MAX_SHOWN
@@ -160,9 +158,9 @@ def listed(values: Sequence[Any]) -> str:
     return f"[{shown}, ... and {n_others:,} others]" if n_others > 0 else f"[{shown}]"
 
 
-def warn(message: str) -> None:
-    """A UserWarning at the line of the user's that called ringload."""
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's code that called ringload, or Keras."""
     depth, frame = 2, sys._getframe(1)  # `warnings` counts this function as 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HOME):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("ringload", "keras"):
         depth, frame = depth + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=depth)
+    warnings.warn(message, category, stacklevel=depth)

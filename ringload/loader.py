@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ import numpy as np
 
 from ringload.bad_sample import Bad
 from ringload.bad_samples import BadSamples
-from ringload.checks import fixed_once_made, flag, in_our_words, integer, short
+from ringload.checks import fixed_once_made, flag, in_our_words, integer, short, warn
 from ringload.engine.describe import OF_ARRAYS
 from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
@@ -36,6 +35,7 @@ from ringload.sources.bind import bind
 from ringload.sources.fingerprints import difference, fingerprint_of
 from ringload.stats import Stats
 from ringload.system.cgroups import Usable, usable_memory
+from ringload.system.interrupts import finalize
 from ringload.system.segment import Segment, said_as_refused
 from ringload.workers.fill import OnError
 from ringload.workers.inline import InlineWorkers
@@ -248,7 +248,7 @@ class Loader:
         workers = self._make_workers(segment, packed)
         engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)
         # Before the workers start, so that an interruption leaves none of them running.
-        weakref.finalize(self, Engine.close, engine)
+        weakref.finalize(self, finalize, engine.close)
         try:
             engine.open(job)
         except BaseException:
@@ -307,7 +307,7 @@ class Loader:
                 f"{self.order.n_samples}): make a new Loader"
             )
         if change == LATE:
-            warnings.warn(f"the source: {change}", RuntimeWarning, stacklevel=3)
+            warn(f"the source: {change}", RuntimeWarning)
         setup, limit_bytes = self._options.worker_setup, self._plan.index_bytes + SPARE_INDEX_BYTES
         packed = pack(self.source, limit_bytes, setup) if self._needs_packed else None
         self._engine.renew(
@@ -415,13 +415,11 @@ class Loader:
     def plan(self) -> Plan:
         """The memory plan: how many bytes for which purpose. If workers turn out to need more memory for the source than
         planned, the ring gets fewer slots: from the first batch on, the plan shows this."""
-        self._engine.poll()
         return replace(self._plan, n_slots=self._engine.n_slots)
 
     @property
     def stats(self) -> Stats:
-        """The counts so far."""
-        self._engine.poll()
+        """The counts so far. This only reads: reports of workers are counted at the next `next()`, or by `poll()`."""
         counters = self._engine.counters
         return Stats(
             n_batches=counters.n_batches,
@@ -436,6 +434,13 @@ class Loader:
             n_full=self._engine.n_full,
             n_slots=self._engine.n_slots,
         )
+
+    def poll(self) -> Stats:
+        """Do all that `next()` does, except taking a batch: read reports of workers, free slots whose arrays are gone, and post
+        the next batches. Returns the statistics. Call it only if you take no batch for long, so that the ring fills
+        meanwhile."""
+        self._engine.poll()
+        return self.stats
 
     # -- for adapters -------------------------------------------------------------------------------------------------
 
@@ -512,6 +517,7 @@ class _Pass:
             raise StopIteration
         received = engine.next_batch(self._epoch)
         if received is None:
+            engine.poll()  # so that `stats` counts the whole epoch
             raise StopIteration
         batch, bad = received
         return loader._received(batch, bad) if bad or loader._options.copy else batch

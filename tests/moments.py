@@ -23,6 +23,7 @@ from tests.conftest import leftovers
 # Where Python alone can lose what is raised, or a descriptor that the kernel has just given.
 UNTOUCHED = {"__del__", "_pipe", "socketpair"}
 GIVES_DESCRIPTOR = {"eventfd"}
+WEAK = {"weakref", "_weakrefset"}  # whose callbacks are finalizers, too; they begin in a function of these modules
 HOME = str(Path(ringload.__file__).parent)
 
 
@@ -30,6 +31,8 @@ def inside(frame: Any) -> bool:
     """Whether ringload's code is being executed, but not within a finalizer or a hook of fork(), where Python swallows what
     is raised."""
     innermost, found = frame, False
+    if frame.f_globals["__name__"] in WEAK or (frame.f_back is not None and frame.f_back.f_globals["__name__"] in WEAK):
+        return False
     while frame is not None:
         name = frame.f_code.co_name
         if name in UNTOUCHED or (name == "fork_for" and frame is not innermost):

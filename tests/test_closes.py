@@ -183,7 +183,7 @@ class Lock:
 
 
 @pytest.mark.parametrize(
-    "call", [next, lambda iterator: iterator._loader.stats, lambda iterator: iterator._loader.set_epoch(1)]
+    "call", [next, lambda iterator: iterator._loader.poll(), lambda iterator: iterator._loader.set_epoch(1)]
 )
 def test_a_close_comes_when_all_is_done_and_the_lock_is_still_held(call: Any, injected: Injected) -> None:
     made = make()

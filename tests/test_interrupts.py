@@ -376,15 +376,15 @@ def test_no_interruption_leaves_the_lock_taken(times: Times, injected: Injected)
     injected("Ctrl-C at a random moment of settle()", n)
 
 
-def stats(made: Loader) -> Any:
+def poll(made: Loader) -> None:
     """Which enters the end of a lease."""
     next(made._held)
-    return made.stats
+    made.poll()
 
 
 CALLS: dict[str, Callable[[Loader], Any]] = {
     "iter": iter,
-    "stats": stats,
+    "poll": poll,
     "set_epoch": lambda made: made.set_epoch(1),
     "load_state_dict": lambda made: made.load_state_dict({**made.state_dict(), "epoch": 1, "position": 7}),
     "release": lambda made: next(made._held).release(),
@@ -470,24 +470,24 @@ class Numbered:
 
 @pytest.mark.timeout(600)
 def test_the_drop_in_is_interrupted_at_every_moment_from_its_making_to_its_end(times: Times, injected: Injected) -> None:
-    """Nothing is left, and nothing else is raised: not by a finalizer either, which only prints."""
+    """Nothing is left, and nothing else is raised: not in a finalizer either, where Python only prints it."""
     from ringload.torch import DataLoader  # here, as not every environment has torch
 
-    printed: list[Any] = []
+    printed: list[type] = []
 
     def iterate() -> None:
         iterator = iter(DataLoader(Numbered(), batch_size=4, num_workers=1, multiprocessing_context="fork"))
         assert next(iterator)[:, 0].tolist() == [0, 1, 2, 3]
 
     iterate()
-    before, hook, sys.unraisablehook = descriptors(), sys.unraisablehook, printed.append
+    before, hook, sys.unraisablehook = descriptors(), sys.unraisablehook, lambda one: printed.append(one.exc_type)
     try:
         at = list(moments(iterate, times(25, 500)))
         for k in at:
             interrupted_at(k, iterate)
             assert not gone()
             assert descriptors() == before, k
-        assert not printed, printed
+        assert set(printed) <= {KeyboardInterrupt}, printed
     finally:
         sys.unraisablehook = hook
     injected("Ctrl-C at every moment of the drop-in's", len(at))
@@ -507,7 +507,8 @@ def test_a_lease_whose_end_an_interruption_took_along_is_not_lent_for_ever(injec
             engine._state.life.state = State.INCONSISTENT  # as an interruption leaves it
         assert engine._state.life.state is State.INCONSISTENT
         assert len([check(batch) for batch in made]) == 100
-        assert made.stats.n_batches == 106  # which enters the ends that there are
+        assert made.stats.n_batches == 106
+        made.poll()  # which enters the ends that there are
         assert engine._state.ring.lent == {}
         injected("Ctrl-C while ended leases are entered", 1)
 

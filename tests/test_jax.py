@@ -37,7 +37,7 @@ def message(wanted, call):
     except Exception as error: assert wanted in str(error), f"{type(error).__name__}: {error}"
     else: raise AssertionError(f"no error, and not {wanted!r}")
 def until_full(made, n):
-    while made.stats.n_full < n: time.sleep(0.001)
+    while made.poll().n_full < n: time.sleep(0.001)
 def is_in_ring(made, array):
     first = made._engine._state.leases._first
     return [first <= shard.data.unsafe_buffer_pointer() < first + made._plan.ring_bytes for shard in array.addressable_shards]
@@ -265,7 +265,7 @@ def release_at_once(self):
 _Pass.__next__ = release_at_once
 memory.AUTO_SLOTS = 3
 def until_all_are_full(number):
-    while made.stats.n_full < 3: time.sleep(0.001)
+    while made.poll().n_full < 3: time.sleep(0.001)
 with ringload.Loader(TruthRows(300), 3, workers=2) as made:
     def ordered(): np.testing.assert_array_equal(one_pass(ringload.jax.Batches(made), until_all_are_full), order_of(made, 0))
     message("Arrays are not equal", ordered)  # within a step, or, where the next batch is there before it, in the order

@@ -79,7 +79,7 @@ print(n)
 """
 
 
-def test_at_once_where_nobody_else_could_give_one_back(injected: Injected) -> None:
+def test_at_once_where_no_other_thread_could_give_one_back(injected: Injected) -> None:
     injected("ring whose every slot is kept by the thread that asks", int(child(WAYS)))
 
 

@@ -365,7 +365,7 @@ memory.AUTO_SLOTS = 3
 with ringload.Loader(TruthRows(300), 3, workers=2) as made:
     m = Recorder()
     def until_all_are_full(model, n_steps):
-        while made.stats.n_full < 3: time.sleep(0.001)
+        while made.poll().n_full < 3: time.sleep(0.001)
     m.at_step = until_all_are_full
     try:
         m.fit(dataset(made), verbose=0)

@@ -208,7 +208,7 @@ def test_a_kill_during_a_reset(who: str, function: Any, tmp_path: Path, injected
                 n_before = n_kills
                 for deaths in (slice(1, 2), slice(0, 3)):  # a worker's, then the server's and its workers'
                     n_restarts, n_first, armed = made.stats.n_restarts, 0, True
-                    while made.stats.n_restarts == n_restarts:
+                    while made.poll().n_restarts == n_restarts:
                         n_first = n_first or kill_all(members(made)[deaths])
                         batch, right = next(pairs)
                         check(batch)

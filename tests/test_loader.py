@@ -318,7 +318,7 @@ def test_producing_does_not_stop_at_an_epochs_end() -> None:
         iterator = iter(made)
         next(iterator)
         deadline_s = time.monotonic() + 20
-        while made.stats.n_full < 14 and time.monotonic() < deadline_s:  # 5 batches an epoch, 15 in all
+        while made.poll() or (made.stats.n_full < 14 and time.monotonic() < deadline_s):  # 5 batches an epoch, 15 in all
             time.sleep(0.005)
         assert made.stats.n_full == 14
 

@@ -164,7 +164,7 @@ def lowered_in_use(group: Group, victim: str) -> None:
                 break
         try:
             pass_over(made, 5)
-            while victim and not made.stats.n_restarts:  # what the ring holds may last for a while
+            while victim and not (made.poll().n_restarts):  # what the ring holds may last for a while
                 pass_over(made, 1)
             print("went on", made.stats.n_restarts)
         except WorkerDiedError as error:

@@ -90,7 +90,7 @@ class Held(Overrunning):
 
 def until_full(made: Loader) -> Loader:
     """Wait until all slots are full, and none is lent."""
-    while made.stats.n_full < made.stats.n_slots:
+    while made.poll().n_full < made.stats.n_slots:
         time.sleep(0.002)
     return made
 

@@ -277,7 +277,7 @@ def release_at_once(self, batch):
 FieldRoles.of = release_at_once
 memory.AUTO_SLOTS = 3
 def until_all_are_full(number):
-    while made.stats.n_full < 3: time.sleep(0.001)
+    while made.poll().n_full < 3: time.sleep(0.001)
 with ringload.Loader(TruthRows(300), 3, workers=2) as made:
     def ordered(): np.testing.assert_array_equal(one_pass(ringload.tf.as_dataset(made), until_all_are_full), order_of(made, 0))
     message("Arrays are not equal", ordered)  # within a step, or, where the next batch is there before it, in the order

@@ -41,12 +41,12 @@ class Checker:
 def lent(made):
     '''How many slots are lent.'''
     gc.collect()
-    made.stats  # enters the leases that have ended into the books
+    made.poll()
     return len(made._engine._state.ring.lent)
 
 def until_filled(made):
     '''Until the workers have filled all slots that are not lent: they are as far ahead as they can be.'''
-    while made.stats.n_full + len(made._engine._state.ring.lent) < made.plan().n_slots:
+    while made.poll().n_full + len(made._engine._state.ring.lent) < made.plan().n_slots:
         threading.Event().wait(0.0002)
 
 def refused(kind, call):
@@ -453,7 +453,7 @@ with loader(workers=0) as made:
     assert not made.ready and next(iter(made)) and not made.ready
 with loader(slots=4) as made:
     while not made.ready:
-        made.stats
+        made.poll()
     next(iter(made))
 made = loader()
 made.at_close(lambda: calls.append("three"))

@@ -651,8 +651,10 @@ def test_arguments() -> None:
         iter(DataLoader(data, timeout=1))
     with pytest.warns(UserWarning, match="worker"):
         DataLoader(data, num_workers=10_000)
-    with pytest.warns(RuntimeWarning, match="no CUDA") if not torch.cuda.is_available() else pytest.MonkeyPatch.context():
-        next(iter(DataLoader(data, pin_memory=True)))
+    if not torch.cuda.is_available():
+        with pytest.warns(RuntimeWarning, match="no CUDA") as caught:
+            next(iter(DataLoader(data, pin_memory=True)))
+        assert caught[0].filename == __file__, "a warning names the line of the user's code"
 
     class Stream(IterableDataset):
         def __iter__(self) -> Iterator[int]:

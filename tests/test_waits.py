@@ -77,7 +77,7 @@ def test_an_absent_trainer_costs_no_cpu(
     with loader(kind(N), ram_budget="auto", start_method=method) as made:
         iterator = iter(made)
         found = content([next(iterator)])
-        while made.stats.n_full < 4:  # and the fifth was just lent
+        while made.poll().n_full < 4:  # and the fifth was just lent
             time.sleep(0.002)
         pids, wait_s = members(made), times(3 if method == "forkserver" else 1, 30)
         used = once_quiet(pids)
@@ -100,7 +100,7 @@ def test_a_slow_trainer_costs_no_more_cpu_than_its_batches(
         batches, twins = forever(made), forever(calm)
         for step in range(n_steps):
             assert content([next(batches)]) == content([next(twins)])  # nothing is lent any more
-            while made.stats.n_full < 5:
+            while made.poll().n_full < 5:
                 time.sleep(0.002)
             pids = members(made)
             before_s = once_quiet(pids)[0] if step == 0 else cpu_s(pids)

@@ -1,4 +1,4 @@
-"""Which sample has killed its worker: what deaths say about samples.
+"""Which sample has killed its worker.
 
 A death while a sample is loaded is a crash of that row, and counts until its task is done. A sample with `MAX_CRASHES_OWN`
 crashes is a poison sample, if its worker ended by its own doing (a segfault, an exit). Where the signal may have come from
@@ -63,7 +63,7 @@ class CrashBlame:
             self._one_by_one.add((work.epoch, work.number))
             return
         row, sample = work.start, work.sample
-        while sample in self._known_to_workers:  # it was not loaded this time, so that it was the doing of one before it
+        while sample in self._known_to_workers:  # it was not loaded this time, so an earlier row of the task is to blame
             row -= 1
             if row < first:
                 return
@@ -76,7 +76,7 @@ class CrashBlame:
             self._poison_samples[sample] = f"killed its worker {len(crashes)} times in a row ({death.cause})"
             if len(self._poison_samples) > MAX_KNOWN:
                 del self._poison_samples[next(iter(self._poison_samples))]
-            crashes.clear()  # who is tried in its place has no part in them
+            crashes.clear()  # the sample that takes its place begins with none
 
     def clear_task(self, posted: InFlightBatch, task: int) -> None:
         """A task was done: nothing in its rows is suspected any more."""
@@ -85,7 +85,7 @@ class CrashBlame:
             self._crashes.pop((posted.epoch, posted.number, row), None)
 
     def start(self, n_workers: int, unfinished: Iterable[InFlightBatch]) -> Start:
-        """What the next workers are told."""
+        """What the next workers are given: the samples that they must not load, and the batches to load row by row."""
         self._one_by_one &= {(posted.epoch, posted.number) for posted in unfinished}
         self._known_to_workers = dict(self._poison_samples)
         return Start(n_workers, tuple(self._known_to_workers.items()), tuple(self._one_by_one))

@@ -19,7 +19,7 @@ STATES = {  # of a process, as in proc(5): why it does nothing
 }
 
 
-# what to do who keeps what is lent, as adapters have it; and why an error comes at once
+# what a user should do who keeps arrays (adapters have other texts), and why an error comes at once
 OF_ARRAYS = (
     "An array of a batch, or a view of one, is kept: keep copies (batch.copy(), or Loader(copy=True)), call batch.release()"
 )
@@ -38,7 +38,7 @@ def death_text(death: Death) -> str:
 
 
 def stuck_text(current_work: dict[int, tuple[int, CurrentWork]], processes: dict[str, int]) -> str:
-    """Which workers have what in hand, and since when; and who of `processes`, name -> pid, cannot go on."""
+    """What each worker has in hand, and since when; and which of `processes`, name -> pid, cannot go on."""
     now_s = time.monotonic()
     stuck = [
         f"worker {worker_id} (pid {pid}) has had {work_text(work)} in hand for {now_s - work.since_s:.0f} s"

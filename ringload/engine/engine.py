@@ -61,7 +61,7 @@ class Engine:
         forks.keep(self)
 
     def open(self, job: Job) -> None:
-        """Open the workers, and begin. Whoever calls this has seen to it that `close` will be called, whatever comes."""
+        """Open the workers, and begin. The caller has made sure before that `close` will be called in any case."""
         with self._life.lock, _Session(self):
             self._state.workers.open(job, self._state.leases.memory)
             self._begin()

@@ -2,7 +2,7 @@
 
 The problem: a list of batches is never given back while its own thread waits for the next batch, and a wait until
 `stall_timeout` would only hide that. But another thread may be at the last lines of a step, and an error would end a run
-that was to go on. So the question is not who holds a batch, which Python does not tell, but whose code runs meanwhile.
+that could go on. Python does not say which code holds a batch. So the question is which code can run meanwhile.
 
 This assumes that a lease ends by itself only where one of these is there:
 1. another thread with Python code, or one that `threading` knows of, but for those of tools that are never given a batch,
@@ -33,7 +33,7 @@ OF_TOOLS = {  # whose threads these are: progress bars', and those of a notebook
 IDLE = ("concurrent.futures.thread", "_worker")  # Keras has such threads for its callbacks
 
 
-def nobody_else() -> bool:
+def only_this_thread() -> bool:
     """Whether no code but the calling thread's can end a lease."""
     if signal.getitimer(signal.ITIMER_REAL)[0] or _frameworks_work():
         return False

@@ -49,7 +49,7 @@ class Lifecycle:
         self.lock = new_lock()  # one thread at a time is inside
         self.wake_lock = new_rlock()  # held while workers are woken from outside
         self._reason = ""  # what closed it, if no user did; the error itself would keep the loader alive by its traceback
-        self.untold: RingloadError | None = None  # the error, if nobody was told yet
+        self.untold: RingloadError | None = None  # the error, until a call has raised it
 
     @property
     def is_closed(self) -> bool:
@@ -78,7 +78,7 @@ class Lifecycle:
             self.close_requested, self._reason = True, f": it ended with {type(error).__name__}: {error}"
 
     def begin_closing(self) -> None:
-        """From here on nobody wakes workers from outside."""
+        """From here on no other thread wakes workers."""
         with self.wake_lock:
             if self.state is not State.FORKED:
                 self.state = State.CLOSING

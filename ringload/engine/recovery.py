@@ -7,10 +7,10 @@ known to be gone nothing else can write, so that no row ever has two writers. Lo
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from ringload.checks import warn
 from ringload.engine.blame import samples_of
 from ringload.engine.describe import death_text, work_text
 from ringload.engine.schedule import Schedule
@@ -31,7 +31,7 @@ class Recovery:
         self._oom_kills = OomKills()
 
     def start(self, unfinished: Iterable[InFlightBatch] = ()) -> None:
-        """Start workers, who are told what was learned of deaths."""
+        """Start workers, and tell them which samples to leave out."""
         state = self._state
         state.n_starts += 1
         state.workers.start(state.blame.start(state.workers.n_workers, unfinished), state.n_reserved)
@@ -39,15 +39,16 @@ class Recovery:
     def handle(self, event: Event) -> None:
         """Act on an event."""
         state = self._state
+        before = state.n_reserved, state.goal
         if event.n_reserved is not None and event.n_reserved > state.n_reserved:
             self._schedule.grow(event.n_reserved)
         if event.goal is not None:
             state.goal = event.goal
-        if event.n_reserved is not None or event.goal is not None:
+        if (state.n_reserved, state.goal) != before:
             for observer in state.observers:
                 observer.on_growth(state.n_reserved, state.goal)
         if event.short:
-            warnings.warn(f"the ring stays at {state.n_reserved} slots: {event.short}", RuntimeWarning, stacklevel=5)
+            warn(f"the ring stays at {state.n_reserved} slots: {event.short}", RuntimeWarning)
         if event.died or event.server_died:
             self.recover(event.died)
 
@@ -67,10 +68,10 @@ class Recovery:
         3. Enter what was reported before the end, so that no task is done twice without need.
         4. Read what each was filling, before the table of it is cleared.
         5. Have workers and ring forget what was posted: cancelled slots are free.
-        6. Take what else was told meanwhile: slots that were reserved.
+        6. Act on the other events since then: slots that were reserved.
         7. Blame the samples that were being filled; raise where there were too many deaths.
         8. Bring each unfinished slot back to what the order says: a worker may have put another sample into a row.
-        9. Start workers, who are told what to leave out; then post what is unfinished, oldest first, and what is due next.
+        9. Start workers, and tell them which samples to leave out; then post what is unfinished, oldest first, and what is due.
         """
         state = self._state
         heard = state.workers.clear()  # 1
@@ -144,7 +145,7 @@ class Recovery:
 
         1. End all workers, and forget what was posted and reported.
         2. Do what has to be done while there are none.
-        3. Take what else was told meanwhile: slots that were reserved.
+        3. Act on the other events since then: slots that were reserved.
         4. Keep what the trainer has; all other slots are free.
         5. Start workers, and post from the batch that is due.
         """

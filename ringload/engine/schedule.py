@@ -7,9 +7,9 @@ be done for several batches at once is: reports are read, slots given back and b
 from __future__ import annotations
 
 import time
-import warnings
 
 from ringload.bad_sample import Bad
+from ringload.checks import warn
 from ringload.engine.lifecycle import State
 from ringload.engine.state import EngineState
 from ringload.errors import BudgetError, ConfigError
@@ -120,7 +120,7 @@ class Schedule:
         self.collect()
         for task in state.workers.take_back():
             state.ring.take_back(task.slot, task.task)
-        for batch in state.unposted:  # their open tasks are in nobody's hands
+        for batch in state.unposted:  # no worker has their open tasks
             batch.undone, batch.flags_now = 0, b""
         state.unposted = []
         state.ring.cancel()
@@ -144,12 +144,11 @@ class Schedule:
             self.warn(
                 f"each of {n_workers} workers takes {human(module_bytes // n_workers)} for the modules that the source "
                 f"imports, which is {human(missing * room.slot_bytes)} more in all than ram_budget has room for",
-                stacklevel=7,
             )
 
-    def warn(self, message: str, stacklevel: int) -> None:
+    def warn(self, message: str) -> None:
         """Warn while the slot table is consistent: where warnings are errors, the loader goes on after this one."""
         life = self._state.life
         life.state, before = State.OPEN, life.state
-        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
+        warn(message, RuntimeWarning)
         life.state = before

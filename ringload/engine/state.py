@@ -1,6 +1,6 @@
 """What the parts of an engine share: the slot table, what is lent, the workers, and what was counted.
 
-EngineState <- Schedule <- Recovery <- Waiting <- Engine        each knows those to its left
+EngineState <- Schedule <- Recovery <- Waiting <- Engine        each uses those to its left
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ SOON_S = 0.02  # how often a wait for a free slot looks whether more were reserv
 WARN_S = 5.0  # a wait that is this long for want of a free slot is warned about
 SLOW_STARTS = 5  # one after another may take their time; workers that die at each start are not waited for any longer
 OTHERS_SHARE = 0.1  # of a CPU: threads that use more while a lease is waited for may be about to end one
-LOOK_S = 1.0  # how often it looks whether there is still somebody who could end a lease
+LOOK_S = 1.0  # how often it looks whether another thread could still end a lease
 START_S = 300.0  # how long a start of the workers may take, or `stall_timeout` if that is longer
 
 
@@ -35,7 +35,7 @@ class Waiting:
         settings = state.settings
         self._tick_s = min(TICK_S, settings.stall_timeout / 4, (settings.sample_timeout or TICK_S) / 4)
         self._warned_s = 0.0  # when the wait for a slot began that was warned about
-        self.advice = OF_ARRAYS  # for who keeps what is lent
+        self.advice = OF_ARRAYS  # what the user should do who keeps what is lent
 
     def housekeeping(self) -> None:
         """Read reports, then give slots back, then post into them."""
@@ -87,7 +87,8 @@ class Waiting:
         if 0 < state.n_starts <= SLOW_STARTS:  # time counts from the first task that is taken: until then, modules are imported
             limit_s = max(limit_s, START_S)
         elif begun := [work.since_s for _, work in current_work.values() if work.since_s < math.inf]:
-            # That all have begun with another sample is progress, too; not for ever, as who dies each time begins each time.
+            # It is progress, too, if all workers have begun another sample. But a worker that dies each time begins each time,
+            # so this is accepted for `START_S` only.
             since_s = min(max(since_s, min(begun)), since_s + START_S)
         if time.monotonic() - since_s <= limit_s:
             return
@@ -99,14 +100,14 @@ class Waiting:
 
     def _for_slot(self, begin_s: float) -> None:
         """Every slot is lent: until a lease ends."""
-        from ringload.engine.lease_holders import nobody_else  # a trainer that gives batches back in time never needs it
+        from ringload.engine.lease_holders import only_this_thread  # a trainer that gives batches back in time never needs it
 
         state, limit_s = self._state, self._state.settings.stall_timeout
         if state.is_growing:  # there may be slots in a moment
             self._recovery.handle(state.workers.events())
         if state.life.close_requested:
             raise LoaderClosedError("the loader was closed while a slot was waited for")
-        is_alone = not state.is_growing and nobody_else()
+        is_alone = not state.is_growing and only_this_thread()
         # JAX lets go of what its threads have done with only when the interpreter's collector runs
         step_s = SOON_S if state.is_growing or is_alone or gc.callbacks else LOOK_S
         others_s = _other_threads_s()
@@ -115,7 +116,9 @@ class Waiting:
         state.life.state = State.INCONSISTENT
         if not has_ended:
             is_alone &= _other_threads_s() - others_s < OTHERS_SHARE * step_s  # threads of native code work without Python
-            self._look_at_lent(begin_s, is_alone and nobody_else())  # again: a thread that was just started is not seen at once
+            self._look_at_lent(
+                begin_s, is_alone and only_this_thread()
+            )  # again: a thread that just started is not seen at once
 
     def _for_end(self, until_s: float) -> bool:
         """Until a lease has ended, or until then. `get(timeout=...)` of the queue would never return if a signal handler ran
@@ -143,7 +146,7 @@ class Waiting:
         if is_told:
             self._warned_s = begin_s
             until = f"The loader waits until one is given back, for {limit_s:g} s at most (stall_timeout)"
-            self._schedule.warn(lent_text(state.ring.lent, self.advice, until), stacklevel=8)
+            self._schedule.warn(lent_text(state.ring.lent, self.advice, until))
 
     def _collect_garbage(self, generation: int = 2) -> None:
         """Batches in cycles: while this thread waits, the interpreter has no reason to collect them."""

@@ -8,7 +8,6 @@ they need them. A slot is used again when the last view of it is gone (see `ring
 from __future__ import annotations
 
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import keras
 import numpy as np
 
 from ringload.bridge.field_roles import FieldRoles, Names, as_it_is, refuse_unless, roles_of
-from ringload.checks import fixed_once_made, in_our_words, short
+from ringload.checks import fixed_once_made, in_our_words, short, warn
 from ringload.errors import ConfigError
 from ringload.keras.epochs import EpochTracker
 from ringload.loader import Loader
@@ -148,12 +147,10 @@ class RingDataset(keras.utils.PyDataset):
         if not does:
             return
         self._has_warned = True
-        warnings.warn(
+        warn(
             f"evaluate(), predict() and validation are for every sample, in the order of the source, but this loader "
             f"{' and '.join(does)}. Give them the dataset of another Loader, with shuffle=False and last='keep'. "
             "(If you called fit(shuffle=False), ignore this warning: Keras does not show a dataset which call it is used by.)",
-            UserWarning,
-            stacklevel=_depth_of_user(),
         )
 
     def on_epoch_begin(self) -> None:
@@ -256,14 +253,6 @@ def _fit_of(backend: str) -> Callable[[str, np.ndarray], np.ndarray]:
 
         return narrowed
     return as_it_is
-
-
-def _depth_of_user() -> int:
-    """The `stacklevel` with which the caller of this function warns at the user's line that called Keras."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("ringload.", "keras.")):
-        depth, frame = depth + 1, frame.f_back
-    return depth
 
 
 def _leaf_of(backend: str) -> Callable[[np.ndarray], Any]:

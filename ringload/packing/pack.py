@@ -16,7 +16,6 @@ import mmap
 import pickle
 import sys
 import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ringload.checks import warn
 from ringload.errors import BudgetError, ConfigError, missing
 
 try:
@@ -133,7 +133,7 @@ def pack(
         if problem := calls_hash(pickler.met):
             if or_fork:
                 raise ForkRequiredError(problem)
-            warnings.warn(problem, RuntimeWarning, stacklevel=3)
+            warn(problem, RuntimeWarning)
     except ConfigError:
         raise
     except Exception as error:  # a reduce of the user's may raise anything

@@ -65,7 +65,9 @@ class LeaseFactory:
         self._first: int = segment.ctypes.data + layout.slots_start
         self._prepared: dict[int, tuple[Batch, LeaseEnd]] = {}  # by slot
         self._lent: dict[int, LeaseEnd] = {}  # by slot: a weak reference has to be kept to call back
-        self.released: SimpleQueue[LeaseEnd | None] = SimpleQueue()  # what has ended; None only wakes who waits
+        self.released: SimpleQueue[LeaseEnd | None] = (
+            SimpleQueue()
+        )  # leases that have ended; None only wakes a thread that waits
 
     def prepare(self, batch: InFlightBatch, rows: Rows) -> None:
         """Write into a slot what the order says of its rows, and make the arrays that look into it, on their own owner."""
@@ -96,8 +98,8 @@ class LeaseFactory:
         return batch
 
     def is_lent(self, slot: int, serial: int) -> bool:
-        """Whether anybody has what was lent of a slot: not if an interruption came before the trainer had it, nor between
-        the end of its lease and `ended`."""
+        """Whether the trainer has what was lent of a slot. It does not if an interruption came before it got the batch, or
+        between the end of the lease and `ended`."""
         end = self._lent.get(slot)
         return end is not None and end.serial == serial and end() is not None
 
@@ -217,7 +219,7 @@ class Batch(Mapping[str, np.ndarray]):
         return f"<Batch {self.number} of epoch {self.epoch}: {content}>"
 
     def release(self) -> None:
-        """End the lease now. Arrays of this batch that are kept show what comes next into the slot. Again is nothing."""
+        """End the lease now. Arrays of this batch that are kept show what comes next into the slot. Idempotent."""
         self._arrays = self._slot = None
         end, self._end = self._end, None
         if end is not None and self._release is not None and (release := self._release()) is not None:

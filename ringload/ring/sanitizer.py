@@ -5,7 +5,7 @@ it is posted again if it was never lent (a seek cancelled it, or an interruption
 1. is looked at: the bytes that belong to no array (between the arrays of a slot, which begin at multiples of 64 bytes, and
    behind the last one, up to the page) are as they were left. If not, somebody wrote beyond an array, and that is an error.
    Between the rows of an array there are none: it is contiguous.
-2. is filled with POISON, which is what whoever still reads there sees, and what a row shows that was not written.
+2. is filled with POISON: late readers of the slot see it, and so do readers of a row that was not written.
 It costs a write of the whole slot, so it is for tests alone; otherwise there is no guard, and nothing but a look for one.
 """
 

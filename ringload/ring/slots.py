@@ -13,7 +13,7 @@ Invariants:
 4. The slot that became free last is used first: its pages are in the caches, and pages of a ring that is never full are never
    touched.
 
-The table knows batches and no processes. One thread at a time calls it.
+The table has no part in processes or pipes. One thread at a time calls it.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Ring:
 
     @property
     def n_cancelled(self) -> int:
-        """Batches that nobody will get, and that workers still have in hand."""
+        """Batches that were given up while workers still fill tasks of them."""
         return len(self._cancelled)
 
     @property
@@ -134,8 +134,8 @@ class Ring:
 
     @property
     def n_full(self) -> int:
-        """Batches that were reported full, and are not lent yet."""
-        return sum(posted.undone == 0 for posted in self._in_flight)
+        """Batches that are full, and are not lent yet. Any thread may ask."""
+        return sum(not posted.undone or 0 not in bytes(posted.flags_now) for posted in list(self._in_flight))
 
     @property
     def lent(self) -> dict[int, InFlightBatch]:
@@ -177,7 +177,7 @@ class Ring:
         return busy_s, idle_s, n_rows
 
     def take_back(self, slot: int, task: int) -> None:
-        """A task is in nobody's hands any more."""
+        """A task was taken back from the pipe: no worker will fill it."""
         self._by_slot[slot].undone &= ~(1 << task)
 
     def due(self) -> InFlightBatch | None:
@@ -231,5 +231,5 @@ class Ring:
 
     @property
     def starving(self) -> bool:
-        """Nothing is in flight and nobody has a leftover in hand: only the end of a lease can change that."""
+        """Whether nothing is in flight, and no worker fills a task of a cancelled batch: only the end of a lease helps."""
         return not self._in_flight and not self._cancelled

@@ -2,11 +2,11 @@
 
 A container's limit shows in no system call: inside a 64 MiB memory cgroup, psutil reports the host's 24 GB, and reserving
 more than the limit gets the process killed, not refused (measured, Linux 6.18). So the limits are read before anything is
-reserved: those of the own group and of every group above it, since each holds for all below it; and again before each part
-of the ring is, since a limit may be lowered, and others take of it too. Version 1 and 2 can be mounted side by side, so the
-files are looked for where /proc says they are.
+reserved: those of the process's group and of every group above it, since each limit holds for all groups below. They are read
+again before each further part of the ring is reserved, since a limit may be lowered, and other processes use memory of the
+same group. Versions 1 and 2 can be mounted side by side, so the files are looked for where /proc says they are.
 
-Who was killed nonetheless was killed by the kernel's OOM killer, which leaves a number and no message: `OomKills` reads it.
+If a process is killed in spite of this, the kernel's OOM killer leaves a count and no message: `OomKills` reads the count.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def usable_memory(proc: Path = Path("/proc")) -> Usable:
 
 
 def _available_bytes() -> int:
-    """As psutil has it, which the server must not import, but where only psutil knows how to tell."""
+    """Available memory, from /proc. psutil is asked only where /proc does not say: the fork server must not import it."""
     if number := _number(Path("/proc/meminfo"), "MemAvailable:"):
         return number * 1024
     try:
@@ -57,10 +57,10 @@ def _available_bytes() -> int:
 
 
 def require(n_bytes: int) -> None:
-    """Before bytes are reserved: who takes more than a cgroup's limit allows is killed, not refused.
+    """Check before bytes are reserved: a process that takes more than its cgroup's limit is killed, not refused.
 
     Raises:
-        BudgetError: there is less than that.
+        BudgetError: less memory than that is left.
     """
     usable = usable_memory()
     if n_bytes + ROOM_BYTES > usable.n_bytes:
@@ -70,8 +70,8 @@ def require(n_bytes: int) -> None:
 class OomKills:
     """What the OOM killer has done in this process's memory cgroup, from now on.
 
-    The kernel counts before it kills, so who has seen a death sees its count. It names nobody: whom it took is in the
-    kernel's log, which a container cannot read.
+    The kernel counts before it kills, so after a death the count includes it. The count does not say which process was killed:
+    that is in the kernel's log, which a container cannot read.
     """
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
@@ -79,7 +79,7 @@ class OomKills:
         self._seen = self._count()
 
     def news(self) -> str:
-        """What it has done since this was last asked, in words; "" if nothing, or if nobody can tell."""
+        """What the OOM killer has done since the last call, in words; "" if nothing, or if the kernel does not say."""
         before, self._seen = self._seen, self._count()
         if self._seen <= before:
             return ""

@@ -1,4 +1,4 @@
-"""What a worker died of, as far as its wait status and the kernel's count of kills for want of memory tell."""
+"""The cause of a worker's death, from its wait status and from the kernel's count of out-of-memory kills."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 class Death:
     """The end of a worker: its number, pid, and wait status; or `reason`, where ringload itself ended it.
 
-    `maybe_oom`: whether the kernel may have killed it for want of memory. It counts whom it kills so, in all containers
-    together: False is certain. `oom`: what the OOM killer is known to have done in this container (`cgroups.OomKills`).
+    `maybe_oom`: whether the kernel may have killed it because memory was short. The kernel counts such kills, of all containers
+    together, so False is certain. `oom`: what the OOM killer has done in this container (`cgroups.OomKills`), in words.
     """
 
     worker_id: int
@@ -31,7 +31,7 @@ class Death:
 
     @property
     def cause(self) -> str:
-        """How it died, and what usually lies behind that."""
+        """How the worker died, and the usual reason for such a death."""
         if self.reason:
             return self.reason
         code = os.waitstatus_to_exitcode(self.status)
@@ -46,12 +46,12 @@ class Death:
 
     @property
     def maybe_external(self) -> bool:
-        """Whether the signal is one that others send, too: then its sample need not be to blame."""
+        """Whether other programs send this signal, too. Then the sample that was being loaded may be innocent."""
         code = os.waitstatus_to_exitcode(self.status)
         return not self.reason and code < 0 and -code in FROM_OUTSIDE
 
 
-MOST_OOM_SCORE = 1000  # of oom_score_adj (proc(5)): who has it is taken before all who have less
+MOST_OOM_SCORE = 1000  # of oom_score_adj (proc(5)): the OOM killer takes the process with the highest score
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 CAUSES = {
     "SIGKILL": ": probably out of memory (the kernel's log, dmesg, says so), or killed by hand",
@@ -65,18 +65,20 @@ CAUSES = {
 
 
 def be_taken_first(pid: int) -> None:
-    """Have the OOM killer prefer a process of ringload's, whose death costs milliseconds, to the trainer, whose death is the
-    end: by itself it takes the trainer, which has the most memory, since it maps the ring (measured). Half a score does not
-    do: who has just started maps nothing yet, and the ring may be more than half of all there is (measured). A process beside
-    them that leaks goes after them: then their deaths end the run, with an error that says so. There is none higher: a trainer
-    that was itself given 700 is taken before a worker that has just started, where the ring is a third of the limit
-    (measured). Raising a score needs no privilege; who is started later inherits it."""
+    """Have the OOM killer take this process of ringload's before the trainer. The death of a worker costs milliseconds, that of
+    the trainer ends the run. By default the OOM killer takes the trainer, which has the most memory, since it maps the ring.
+
+    The score is the highest there is. With half of it, a worker that has just started and maps nothing yet was not taken
+    first where the ring was more than half of the memory. With the highest, too, a trainer whose own score is 700 is taken
+    before such a worker, where the ring is a third of the limit (all measured). If another process in the container leaks,
+    workers are killed before it is; their deaths then end the run with an error that says so. Raising a score needs no
+    privilege, and child processes inherit it."""
     with suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(MOST_OOM_SCORE))
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory, its own or a cgroup's; -1 where it does not tell."""
+    """How many processes the kernel has killed because the machine or a cgroup was out of memory; -1 where it does not say."""
     with suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):

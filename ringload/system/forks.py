@@ -35,7 +35,7 @@ def keep(owner: Droppable) -> None:
 
 def fork_for(owner: Droppable, pids: list[int]) -> None:
     """Fork; the child drops everything but `owner`. Appends the child's pid to `pids`, 0 in the child: forking and noting it
-    are one step, so that no interruption leaves a child that nobody knows, and will reap."""
+    are one step, so that no interruption leaves a child whose pid is unknown and that is never reaped."""
     _forking.spared = owner
     try:
         pids.extend(starmap(os.fork, ((),)))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 WITH_IS_ONE_STEP = sys.version_info < (3, 14)
@@ -30,6 +30,16 @@ def acquire_now(lock: threading.Lock) -> Iterator[bool]:
     """`for _ in acquire_now(lock): try: ... finally: lock.release()` does this once, if the lock is free. No interruption comes
     between taking the lock and the `try`: a step of this loop is no call."""
     return filter(None, map(lock.acquire, (False,)))
+
+
+def finalize(end: Callable[[], None]) -> None:
+    """What a finalizer calls to end something: Python calls a finalizer once, and only prints what it raises. So what an
+    interruption cuts short is done again before that."""
+    try:
+        end()
+    except KeyboardInterrupt:
+        end()
+        raise
 
 
 def new_lock() -> threading.Lock:

@@ -1,9 +1,9 @@
 """multiprocessing's resource tracker: a process that unlinks the shared memory which a process has left behind.
 
 The problem: SharedMemory registers a segment also where it only attaches to it (but with track=False, from Python 3.13 on). A
-worker would start a tracker of its own, which at the worker's end unlinks the user's segment, for everybody
-(python/cpython#82300). Processes that multiprocessing starts have their parent's tracker; so have workers, where the trainer
-has one. Where it has none, a worker's is told of what the worker has made, not of what it has attached to.
+worker would start another tracker, which unlinks the user's segment for all processes when the worker ends
+(python/cpython#82300). Processes that multiprocessing starts share their parent's tracker. So do workers, if the trainer has
+one. If it has none, a worker's tracker registers the segments that the worker has created, not those that it has attached to.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ TRACKER, SHARED_MEMORY = "multiprocessing.resource_tracker", "multiprocessing.sh
 
 
 def tracker_fd() -> int:
-    """The descriptor by which the trainer's tracker is told; -1 where it has none."""
+    """The descriptor of the trainer's tracker; -1 if the trainer has none."""
     tracker = getattr(sys.modules.get(TRACKER), "_resource_tracker", None)
     fd = getattr(tracker, "_fd", None)
     return fd if isinstance(fd, int) else -1
 
 
 def share_tracker(fd: int) -> None:
-    """In a worker, or in what forks workers: tell the trainer's tracker, by `fd`; with -1, only of what is made here."""
+    """In a worker, or in the process that forks workers: use the trainer's tracker, by its descriptor. With -1, register only
+    segments that this process creates."""
 
     def use(module: Any) -> None:
         module._resource_tracker._fd = fd
@@ -36,7 +37,7 @@ def share_tracker(fd: int) -> None:
 
 
 class _Mute:
-    """In place of the tracker."""
+    """A tracker that registers nothing."""
 
     @staticmethod
     def register(name: str, kind: str) -> None: ...

@@ -6,7 +6,7 @@ they end. The name `ringload` shows in /proc/PID/maps alone.
 Invariants:
 - Bytes are touched only after they were reserved. `posix_fallocate` turns a shortage into an error here; a page that
   tmpfs cannot supply at its first touch would be a SIGBUS, which no Python code survives.
-- The mapping stays as long as any array looks into it; nobody unmaps under a view.
+- The mapping stays as long as any array looks into it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from ringload.errors import BudgetError, ConfigError, RingloadError
 
 PAGE_BYTES = mmap.PAGESIZE
-FAULT_AROUND_BYTES = 1 << 16  # what the kernel maps at once when a page is read that nobody has to make first
+FAULT_AROUND_BYTES = 1 << 16  # what the kernel maps at once when a page is read that exists already
 ZEROS = bytes(1 << 20)
 
 
@@ -81,7 +81,7 @@ class Segment:
         self.write(0, data)
 
     def close(self) -> None:
-        """Close the descriptor; mappings stay valid. Again is nothing."""
+        """Close the descriptor; mappings stay valid. Idempotent."""
         for _ in self._closed:
             pass
 

@@ -21,7 +21,6 @@ MAX_STEPS_AHEAD before has completed; else the device's memory would fill with b
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from collections import deque
 
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 
 from ringload.bridge.device_prefetch import PendingTransfers
+from ringload.checks import warn
 from ringload.loader import Loader
 
 PIECE_BYTES = 64 << 20  # of the ring are registered at a time, at least one slot
@@ -123,12 +123,11 @@ class CudaTransfer:
             return
         self._refused = True
         _forget_error(device)
-        warnings.warn(
+        warn(
             f"CUDA does not page-lock {n_bytes:,} bytes of the ring: {cudart.cudaGetErrorString(code)} ({int(code)}); "
             f"{self.pinned_bytes:,} bytes are page-locked, the others are copied more slowly. Raise RLIMIT_MEMLOCK "
             "(ulimit -l) or the container's memory limit, if one is low; or make Batches with pin=False",
             RuntimeWarning,
-            stacklevel=4,
         )
 
     def end(self) -> None:
@@ -141,7 +140,7 @@ class CudaTransfer:
                 code = torch.cuda.cudart().cudaHostUnregister(self._addresses.pop())
                 torch.cuda.check_error(int(code))
         except RuntimeError as error:  # e.g. after a device-side assert every call of CUDA fails; the loader must still close
-            warnings.warn(f"CUDA does not unregister the ring: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"CUDA does not unregister the ring: {error}", RuntimeWarning)
         self.pinned_bytes, self._refused = 0, True
         self._memory = None
 

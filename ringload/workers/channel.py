@@ -59,7 +59,7 @@ from ringload.workers.records import (
 
 READ_BYTES = 1 << 14
 PIPE_BYTES = 1 << 20  # asked for; an unprivileged user may get less (/proc/sys/fs/pipe-user-pages-soft)
-NOTIFY_AGAIN_MS = 50  # how often a worker that finds the pipe full rings
+NOTIFY_AGAIN_MS = 50  # how often a worker that finds the pipe full notifies
 ALL_DONE = bytes([DONE]) * (READ_BYTES // RESULT.size)
 
 
@@ -89,7 +89,7 @@ class Channel:
         fds.append(self.wake_fd)
         os.set_blocking(self._tasks_in, False)  # the write end is the trainer's alone: it never waits for workers
         os.set_blocking(self._results_out, False)
-        os.set_blocking(self._results_in, False)  # a worker that finds it full rings first, then waits for room
+        os.set_blocking(self._results_in, False)  # a worker that finds it full notifies first, then waits for room
         self._rest = b""  # the beginning of a record whose text was not read yet
 
     @property
@@ -167,7 +167,7 @@ class Channel:
             os.set_blocking(self._tasks_out, True)
 
     def close(self) -> None:
-        """Close all descriptors. Again is nothing, or the rest, if it was interrupted."""
+        """Close all descriptors. Idempotent; after an interruption the next call closes the rest."""
         for _ in self._closed:
             pass
 

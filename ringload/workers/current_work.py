@@ -1,7 +1,7 @@
-"""Claims: what each worker has in hand, written by it into shared memory before it begins.
+"""Current work: each worker writes into shared memory what it is about to load, before it loads it.
 
-They serve messages ("who is stuck on what", "which samples were in hand") and the time-outs and suspicions that follow from
-them. The slot table does not rest on them: a user's code that overwrites them could at most blame the wrong sample.
+Error messages, time-outs and the blame for a crash use it. The slot table does not: if a user's native code overwrites it, the
+worst result is that a wrong sample is blamed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ assert CURRENT_WORK.size + OWN.size <= CURRENT_WORK_BYTES
 
 
 class CurrentWork(NamedTuple):
-    """What a worker has in hand, since when; inf: it waits for its turn. CLOCK_MONOTONIC is the same in all processes of
-    a machine."""
+    """What a worker is loading, and since when (CLOCK_MONOTONIC, which all processes of a machine share). `since_s` is inf
+    while the worker waits for another to end its exclusive part."""
 
     epoch: int
     number: int
@@ -39,7 +39,7 @@ class CurrentWork(NamedTuple):
 
 
 class CurrentWorkTable:
-    """The table of current work in the segment, `CURRENT_WORK_BYTES` a worker; the view of either side."""
+    """The table of current work in the segment, `CURRENT_WORK_BYTES` a worker, as the trainer and workers use it."""
 
     def __init__(self, area: memoryview) -> None:
         self._area = area
@@ -48,31 +48,32 @@ class CurrentWorkTable:
         CURRENT_WORK.pack_into(self._area, worker_id * CURRENT_WORK_BYTES, epoch, number, sample, start, stop, time.monotonic())
 
     def wait(self, worker_id: int) -> None:
-        """Until the next word it waits for its turn, and time does not count."""
+        """The worker waits for its turn: until `go_on`, its time does not count."""
         SINCE.pack_into(self._area, worker_id * CURRENT_WORK_BYTES + SINCE_OFFSET, math.inf)
 
     def go_on(self, worker_id: int) -> None:
-        """Its turn has come: time counts from now on."""
+        """The worker's turn has come: its time counts from now on."""
         SINCE.pack_into(self._area, worker_id * CURRENT_WORK_BYTES + SINCE_OFFSET, time.monotonic())
 
     def started(self, worker_id: int, own_bytes: int, import_bytes: int) -> None:
-        """It has its source, for which it has taken so much memory, and for the modules that the source imports."""
+        """The worker has its source. It took so many bytes for the source, and for modules that the source imports."""
         OWN.pack_into(self._area, worker_id * CURRENT_WORK_BYTES + OWN_OFFSET, max(1, own_bytes), max(0, import_bytes))
 
     def release(self) -> None:
-        """Let go of the memory."""
+        """Release the view of the memory."""
         self._area.release()
 
     def clear(self, worker_id: int) -> None:
         self.write(worker_id, NOTHING, 0, 0, 0, 0)
 
     def clear_started(self, n_workers: int) -> None:
-        """Those that are started next have yet to start."""
+        """Forget that workers have started: new ones will be started."""
         for worker_id in range(n_workers):
             OWN.pack_into(self._area, worker_id * CURRENT_WORK_BYTES + OWN_OFFSET, 0, 0)
 
     def own_bytes(self, n_workers: int) -> tuple[int, int] | None:
-        """What all of them take for the source and for modules, by those that have started; None while none has."""
+        """Bytes that all workers take for the source, and for modules, from what those that have started take. None while
+        none has."""
         return own_bytes(self._area, n_workers)
 
     def read(self, worker_id: int) -> CurrentWork | None:

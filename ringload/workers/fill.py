@@ -1,4 +1,4 @@
-"""Filling rows: the part of a worker's work that knows samples and no processes.
+"""Filling rows: the part of a worker's work that has to do with samples and not with processes.
 
 In: rows `start:stop` of a batch, and the arrays of its slot, where the order has written each row's index and draw key. Out:
 the rows written, and what was bad among them. The result depends on (seed, epoch, index, draw key) and on what else the order
@@ -35,9 +35,8 @@ LEFT_DEBUGGER = "the debugger has ended. Workers have no terminal: debug with wo
 class Filler:
     """Fills rows from a source.
 
-    `poison_samples` maps samples that killed their worker twice to how they did it: they are bad without being tried again.
-    `wrap` is put around the source's methods, if they call a user's code. `own` are the generators that the source has of its
-    own.
+    `poison_samples` maps each sample that killed its worker twice to a text that says how: it is bad, and not tried again.
+    `wrap` is put around the source's methods, if they call a user's code. `own`: the source's random generators.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class Filler:
         """Try `load_rows` on all rows; False if it raised: then they are tried one by one, to find out which is bad."""
         try:
             self._load_rows_into(epoch, index, keys, rows, slice(0, len(index)))
-        except Exception:  # whatever a user's function raises; said when its row is tried alone
+        except Exception:  # whatever a user's function raises: reported when its row is tried alone
             return False
         return True
 
@@ -147,7 +146,7 @@ class Filler:
         """
         source = self._bound
         if sample in self._poison_samples:
-            where = self._where(sample) if source.is_own else ""  # a user's describe() may be what kills
+            where = self._where(sample) if source.is_own else ""  # a user's describe() may be what kills the worker
             return Bad(sample, where, self._poison_samples[sample], "")
         try:
             if self._load is None:
@@ -176,7 +175,8 @@ class Filler:
     def _make_good(
         self, problem: Bad, epoch: int, key: int, row: int, rows: dict[str, np.ndarray], note_work: Callable[[int], None]
     ) -> Bad:
-        """Put another sample in the place of a bad one, or zeros. Each that is tried is noted: it may kill, too."""
+        """Put another sample in the place of a bad one, or zeros. Each substitute is noted before it is tried: it may kill the
+        worker, too."""
         job = self._job
         if job.on_error == "replace":
             for other in substitutes(job.seed, epoch, key, job.n_samples, N_SUBSTITUTES).tolist():

@@ -62,7 +62,7 @@ class ProcessWorkers(Workers):
                 of_one = task_records(posted)
                 if len(records) + len(of_one) > PIPE_BUF:
                     break
-                self._write_flags(posted)  # before the records: nobody writes here until they are read
+                self._write_flags(posted)  # before the records: workers write here only after they have read them
                 records += of_one
                 n_tasks += posted.undone.bit_count()
                 n_taken += 1
@@ -76,7 +76,7 @@ class ProcessWorkers(Workers):
 
     def take_back(self) -> list[Task]:
         tasks = self._channel.take_back()
-        for task in tasks:  # so that who finishes what else is in hand of the slot rings
+        for task in tasks:  # so that the worker that fills the slot's last task notifies
             self._done_flags[task.slot * MAX_TASKS + task.task] = FLAG_DONE
         return tasks
 

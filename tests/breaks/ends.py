@@ -115,8 +115,8 @@ TABLE = (
             DEAF_TO_THE_END,
             Edit(
                 "loader.py",
-                "weakref.finalize(self, Engine.close, engine)\n",
-                "weakref.finalize(self, Engine.close, engine).atexit = False\n",
+                "weakref.finalize(self, finalize, engine.close)\n",
+                "weakref.finalize(self, finalize, engine.close).atexit = False\n",
             ),
         ),
         tuple(
@@ -148,7 +148,7 @@ TABLE = (
         (
             Edit(
                 "loader.py",
-                "        weakref.finalize(self, Engine.close, engine)\n",
+                "        weakref.finalize(self, finalize, engine.close)\n",
                 "",
             ),
         ),

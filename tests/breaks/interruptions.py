@@ -150,7 +150,7 @@ TABLE = (
         (
             Edit(
                 "loader.py",
-                "        weakref.finalize(self, Engine.close, engine)",
+                "        weakref.finalize(self, finalize, engine.close)",
                 "        weakref.finalize(self, id, engine)",
             ),
         ),

@@ -155,8 +155,8 @@ TABLE = (
     Break(
         "who keeps every batch waits, though no other thread could give one back",
         ("ring whose every slot is kept by the thread that asks",),
-        (Edit("engine/waiting.py", "is_alone = not state.is_growing and nobody_else()", "is_alone = False"),),
-        ("test_kept.py::test_at_once_where_nobody_else_could_give_one_back",),
+        (Edit("engine/waiting.py", "is_alone = not state.is_growing and only_this_thread()", "is_alone = False"),),
+        ("test_kept.py::test_at_once_where_no_other_thread_could_give_one_back",),
         r"RuntimeWarning: every slot of the ring is lent",
     ),
     Break(
@@ -221,7 +221,7 @@ TABLE = (
         (
             Edit(
                 "workers/processes.py",
-                "        for task in tasks:  # so that who finishes what else is in hand of the slot rings\n"
+                "        for task in tasks:  # so that the worker that fills the slot's last task notifies\n"
                 "            self._done_flags[task.slot * MAX_TASKS + task.task] = FLAG_DONE\n",
                 "",
             ),

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from ringload.ring.lease import Batch
 from ringload.ring.plan import make_plan, room_in
 from ringload.system.cgroups import usable_memory
 from ringload.system.deaths import Death
+from ringload.system.interrupts import finalize
 from ringload.system.segment import Segment, said_as_refused
 from ringload.workers.processes import ProcessWorkers
 from ringload.workers.supervisor import StartMethod
@@ -82,7 +84,8 @@ class Feed:
                 settings.workers, settings.start_method, self._segment, self._room, owners, settings.preload, "num_workers"
             )
             self._make_engine(job, memory, epoch, number)
-            weakref.finalize(self, _end, self._workers, self._engines, settings.start_method == "fork")
+            end = partial(_end, self._workers, self._engines, settings.start_method == "fork")
+            weakref.finalize(self, finalize, end)
             on_error.callback(self._engine.close)
             try:
                 self._engine.open(job)

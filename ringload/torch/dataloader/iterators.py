@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch.utils.data import default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from ringload.checks import warn
 from ringload.errors import StallError, WorkerDiedError, without_frames
 from ringload.packing.generators import reached_from
 from ringload.ring.lease import Batch
@@ -55,8 +55,7 @@ class Pass:
         self._spec = loader.worker_spec(keys.base_seed)
         self._is_pinned = loader.pin_memory and torch.cuda.is_available()
         if loader.pin_memory and not self._is_pinned:
-            text = "pin_memory=True has no effect, because there is no CUDA device"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warn("pin_memory=True has no effect, because there is no CUDA device", RuntimeWarning)
 
     def __iter__(self) -> Pass:
         return self
