@@ -6,16 +6,16 @@ import json
 from dataclasses import dataclass
 
 MAX_WHERE, MAX_REASON, MAX_TRACEBACK, MAX_NAME = 800, 500, 2000, 200  # characters: they fit into one report
-LEFT_OUT, BETWEEN = "(...)\n", " ... "  # stand for what is left out
+LEFT_OUT, BETWEEN = "(...)\n", " ... "  # in the place of omitted text
 
 
 @dataclass
 class Bad:
     """A sample that could not be loaded.
 
-    `where`: its path, or what the source says of it. `reason`: one line. `traceback`: of the user's own function, else "".
+    `where`: its path, or the source's description. `reason`: one line. `traceback`: of the user's own function, else "".
     `replaced_by`: the sample that was loaded in its place, or -1. `error_class`: (module, qualified name) of the exception,
-    each of at most MAX_NAME characters; () where there was none, as the sample is known to kill its worker. `worker_id`: of the
+    each of at most MAX_NAME characters; () if there was no exception, as the sample has killed its worker. `worker_id`: of the
     worker that reported it.
     """
 
@@ -28,8 +28,8 @@ class Bad:
     worker_id: int = 0
 
     def pack(self, max_bytes: int) -> str:
-        """All but the index and the worker as JSON of at most `max_bytes`; of texts that are too long, the end of the traceback
-        is kept."""
+        """All but the index and the worker as JSON of at most `max_bytes`. Texts that are too long are cut; of the traceback
+        the end is kept."""
         texts = [self.traceback, self.reason, self.where]
         while True:
             text = json.dumps([*texts, self.replaced_by, self.error_class], ensure_ascii=False)
@@ -41,13 +41,13 @@ class Bad:
 
     @classmethod
     def unpack(cls, text: str, index: int, worker_id: int) -> Bad:
-        """What `pack` has packed."""
+        """The inverse of `pack`."""
         traceback, reason, where, replaced_by, error_class = json.loads(text)
         return cls(index, where, reason, traceback, replaced_by, tuple(error_class), worker_id)
 
 
 def end_of(text: str, n: int) -> str:
-    """A text, or, of one that is longer than `n` characters, its last lines: `n` characters at most, the mark included."""
+    """The text, or only its last lines: at most `n` characters, including the mark for omitted text."""
     if len(text) <= n:
         return text
     lines = text[len(text) - n + len(LEFT_OUT) :].partition("\n")[2]
@@ -55,7 +55,7 @@ def end_of(text: str, n: int) -> str:
 
 
 def bounded(text: str, n: int) -> str:
-    """The text, or its beginning and end: `n` characters at most, the mark included."""
+    """The text, or its beginning and end: at most `n` characters, including the mark for omitted text."""
     if len(text) <= n:
         return text
     kept = n - len(BETWEEN)

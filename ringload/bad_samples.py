@@ -1,4 +1,4 @@
-"""What becomes of the bad samples of a loader: they are counted, named, and raised where the user has asked for that."""
+"""The bad samples of a loader: counted, listed, and raised if the user has asked for that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ringload.bad_sample import Bad
 from ringload.errors import SampleError, TooManyBadSamplesError
 from ringload.protocols import Observer
 
-MAX_NAMED = 1000  # bad samples that `named` has; all are counted
+MAX_NAMED = 1000  # the most bad samples that `named` lists; all are counted
 
 
 class BadSamples:
@@ -23,7 +23,7 @@ class BadSamples:
         """Count the bad samples of a batch, (task, bad), by rows.
 
         Raises:
-            SampleError, TooManyBadSamplesError: `on_error` and `max_bad` say so.
+            SampleError, TooManyBadSamplesError: as `on_error` and `max_bad` say.
         """
         for one in _by_rows(bad):
             self.n += 1
@@ -39,10 +39,10 @@ class BadSamples:
                 raise _error(TooManyBadSamplesError, text, one)
 
     def refuse(self, bad: list[tuple[int, Bad]]) -> None:
-        """Raise for a batch that is looked at and not received: nothing is counted.
+        """Check a batch that is looked at and not received: nothing is counted.
 
         Raises:
-            SampleError: `on_error` says so.
+            SampleError: as `on_error` says.
         """
         for one in _by_rows(bad):
             self._refuse(one)
@@ -52,12 +52,12 @@ class BadSamples:
 
     def _refuse(self, bad: Bad) -> None:
         if self._is_raised(bad):
-            extra = "" if self._on_error == "raise" else "; of the samples tried in its place none could be loaded"
+            extra = "" if self._on_error == "raise" else "; none of the samples tried in its place could be loaded"
             raise _error(SampleError, f"{_text(bad)}{extra}", bad)
 
 
 def _by_rows(bad: list[tuple[int, Bad]]) -> list[Bad]:
-    """The bad samples of a batch by rows, whichever worker was first to tell."""
+    """The bad samples of a batch in the order of rows, not of reports."""
     return [one for _, one in sorted(bad, key=lambda pair: pair[0])]
 
 

@@ -1,4 +1,4 @@
-"""What arguments are checked for in many places, and how values are shown in messages: never longer than a few lines."""
+"""Checks of arguments that many modules need, and short texts for values in messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ringload.errors import ConfigError
 
 MAX_SHOWN = 200  # characters of one value in a message
 MAX_LISTED = 20  # values of a list in a message
-MAX_COMPARED = 1000  # names, to find the one that was meant
+MAX_COMPARED = 1000  # names, to find a similar one
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 _short = reprlib.Repr()
@@ -28,7 +28,7 @@ def flag(name: str, value: Any) -> bool:
     """A bool.
 
     Raises:
-        ConfigError: it is something else, which has a truth value, too, and maybe not the one that was meant.
+        ConfigError: it is not a bool, so its truth value may not be what the user meant.
     """
     if not isinstance(value, bool | np.bool_):
         raise ConfigError(f"{name} is True or False, not {short(value)}")
@@ -36,14 +36,30 @@ def flag(name: str, value: Any) -> bool:
 
 
 def integer(name: str, value: Any, least: int) -> int:
-    """An integer from `least` on; a float is none, even if it is whole.
+    """An integer from `least` on. A float is refused, even if it is whole.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is not an integer, or too small.
     """
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is an integer from {least} on, not {short(value)}")
     return int(value)
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed. Raises ConfigError if it is not an unsigned integer of 64 bits."""
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {short(seed)}")
+    return int(seed)
+
+
+def two_numbers(values: Any) -> tuple[float, float] | None:
+    """Two finite numbers that differ; None for all else."""
+    try:
+        one, other = (float(value) for value in values)
+    except (TypeError, ValueError):
+        return None
+    return (one, other) if one != other and np.isfinite([one, other]).all() else None
 
 
 def height_width(size: Any) -> tuple[int, int]:
@@ -60,10 +76,10 @@ def height_width(size: Any) -> tuple[int, int]:
 
 
 def one_of(name: str, value: Any, known: Collection[str]) -> Any:
-    """A string out of several.
+    """One of the strings in `known`.
 
     Raises:
-        ConfigError: it is none of them; the message says what it is here, if another library has it.
+        ConfigError: it is none of them. If it is a value of another library, the message has ringload's name for it.
     """
     if isinstance(value, str) and value in known:
         return value
@@ -74,7 +90,7 @@ def one_of(name: str, value: Any, known: Collection[str]) -> Any:
 
 
 def nearest(name: Any, known: Collection[str]) -> str:
-    """A question behind a message, if one of those that are known is like the name; else ""."""
+    """The end of a message that asks whether a similar name of `known` was meant; "" if there is none."""
     from difflib import get_close_matches
 
     there = {one.lower(): one for one in itertools.islice(known, MAX_COMPARED) if isinstance(one, str)}
@@ -83,13 +99,13 @@ def nearest(name: Any, known: Collection[str]) -> str:
 
 
 def no_field(name: Any, known: Collection[str], what: str = "field") -> str:
-    """What is said of a field that is not there."""
+    """The message for a field that does not exist."""
     return f"there is no {what} {short(name)}; the {what}s are {listed(list(known))}{nearest(name, known)}"
 
 
 def in_our_words(passes_on_to: type | None = None, but: Collection[str] = ()) -> Callable[[Made], Made]:
-    """A decorator of a function, or of a constructor: an argument that it has not raises a TypeError that says what does its
-    work here. Its `**options` are those of the constructor of `passes_on_to`, `but` for some."""
+    """A decorator of a function or constructor: an unknown argument raises a TypeError that names ringload's own argument for
+    it. The `**options` are arguments of the constructor of `passes_on_to`, except those in `but`."""
 
     def decorate(function: Made) -> Made:
         names = _arguments_of(function)
@@ -113,11 +129,11 @@ def in_our_words(passes_on_to: type | None = None, but: Collection[str] = ()) ->
 
 
 def fixed_once_made(self: Any, name: str, value: Any) -> None:
-    """The `__setattr__` of a class whose objects stay what they were made: setting an attribute would change nothing. The
-    constructor ends by naming its attributes in `self._fixed`. Attributes of the user's own, and of subclasses, can be set.
+    """The `__setattr__` of a class whose objects do not change: setting an attribute would have no effect. The constructor ends
+    with the names of its attributes in `self._fixed`. New attributes of a user, or of a subclass, can be set.
 
     Raises:
-        AttributeError: it is an argument of the constructor, or an attribute that this has set.
+        AttributeError: `name` is an argument of the constructor, or an attribute that the constructor has set.
     """
     if not name.startswith("_") and "_fixed" in self.__dict__:
         kind = next(one for one in type(self).__mro__ if one.__module__.startswith("ringload."))
@@ -136,13 +152,13 @@ def _arguments_of(function: Callable[..., Any]) -> list[str]:
 
 
 def short(value: Any) -> str:
-    """A value in a message, bounded."""
+    """A short text for a value, of at most MAX_SHOWN characters."""
     text = _short.repr(value.item() if isinstance(value, np.number | np.bool_ | np.str_) else value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 50]} ... {text[-45:]}"
 
 
 def named(value: Any) -> str:
-    """What an object is, in a message: itself if that is short and plain, else its class."""
+    """A text for an object: a plain value itself, else its class."""
     kind = value if isinstance(value, type) else type(value)
     if isinstance(value, str | bytes | int | float | None):
         return short(value)
@@ -152,7 +168,7 @@ def named(value: Any) -> str:
 
 
 def listed(values: Sequence[Any]) -> str:
-    """Some values in a message: all of them, or the first and how many others there are."""
+    """A text for values: all of them, or the first ones and the number of others."""
     shown = ", ".join(short(value) for value in values[:MAX_LISTED])
     n_others = len(values) - MAX_LISTED
     return f"[{shown}, ... and {n_others:,} others]" if n_others > 0 else f"[{shown}]"

@@ -1,4 +1,4 @@
-"""Fields: the named arrays that a sample consists of. What a source is: `ringload.protocols.Source`."""
+"""Fields: the named arrays that a sample consists of. `ringload.protocols.Source` says what a source is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ringload.checks import no_field, short
 from ringload.errors import ConfigError, UnknownFieldError
 
 RESERVED = ("index", "valid")
-EXTENDED = re.compile("bfloat16|float[468]_[0-9a-z]+|u?int[1-4]")  # names of dtypes that NumPy has by ml_dtypes
+EXTENDED = re.compile("bfloat16|float[468]_[0-9a-z]+|u?int[1-4]")  # names of dtypes that ml_dtypes adds to NumPy
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Field:
     """One named array of a sample: `shape` (an int, or ints; () for a number) and `dtype`, those of ml_dtypes ("bfloat16") too.
 
     Raises:
-        ConfigError: a row of it has no fixed size.
+        ConfigError: a row of the field has no fixed size.
     """
 
     shape: tuple[int, ...]
@@ -50,12 +50,12 @@ class Field:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one sample's part."""
+        """Bytes of the field in one sample."""
         return prod(self.shape) * self.dtype.itemsize
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
-    """A dtype, by its name or by what NumPy takes for one. The names of ml_dtypes are known before it is imported, too."""
+    """A dtype from all that NumPy accepts, and from names of ml_dtypes, also before ml_dtypes is imported."""
     try:
         made: np.dtype[Any] = np.dtype(dtype)
         return made
@@ -65,7 +65,7 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     try:
         import ml_dtypes
     except ImportError as error:
-        raise TypeError(f"NumPy has {dtype} by ml_dtypes alone: pip install ml_dtypes") from error
+        raise TypeError(f"the dtype {dtype} needs ml_dtypes: pip install ml_dtypes") from error
     extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype, dtype))
     return extended
 
@@ -74,7 +74,7 @@ def as_fields(fields: Any) -> dict[str, Field]:
     """Fields from a mapping of names to Field or (shape, dtype).
 
     Raises:
-        ConfigError: it is none, or a name cannot be a field's.
+        ConfigError: `fields` is no such mapping, or a name is not valid.
     """
     if not isinstance(fields, Mapping) or not fields:
         raise ConfigError(f"fields is a dict of names to ringload.Field(shape, dtype), with at least one, not {short(fields)}")
@@ -93,7 +93,7 @@ def as_fields(fields: Any) -> dict[str, Field]:
 
 
 def in_brief(source: Any, name: str = "") -> str:
-    """A source in a few words: its class or `name`, how many samples, and their fields; its own repr, if it has one."""
+    """A short text for a source: its class or `name`, number of samples and fields; or the repr that its class defines."""
     if not name and "__repr__" in {name for kind in type(source).__mro__[:-1] for name in vars(kind)}:
         return short(source)
     shown = ", ".join(f"{field} {kind}" for field, kind in as_fields(source.fields).items())
@@ -101,10 +101,10 @@ def in_brief(source: Any, name: str = "") -> str:
 
 
 def write_exactly(view: np.ndarray, value: Any, name: str) -> None:
-    """Write `value` into `view`, if it has its shape and loses no more than floating-point precision.
+    """Write `value` into `view`, if both have the same shape and no more than floating-point precision is lost.
 
     Raises:
-        ValueError: it does not; the message names both sides.
+        ValueError: else; the message names both shapes and dtypes.
     """
     if type(value) in (bool, int, float):
         if view.shape != () or not _number_fits(value, view.dtype):
@@ -132,16 +132,16 @@ def _number_fits(value: Any, dtype: np.dtype[Any]) -> bool:
 
 
 def _kind(dtype: np.dtype[Any]) -> str:
-    """NumPy's letter for a kind of dtypes. Most of ml_dtypes have "V" in its place."""
+    """NumPy's letter for the kind of a dtype. Most dtypes of ml_dtypes have "V" there: "f", "i" or "u" for them."""
     if dtype.kind != "V" or dtype.type.__module__ != "ml_dtypes":
         return dtype.kind
     return dtype.name[0] if dtype.name[0] in "iu" else "f"
 
 
 class Row(MutableMapping[str, np.ndarray]):
-    """A sample's place in a slot: field -> its view. `row[name] = value` writes it, `row[name]` gives it, to be written to.
+    """A sample's place in a slot: field -> its view. `row[name] = value` writes a field, `row[name]` is its view to write to.
 
-    Attributes: `number`, which row of its task it is, from 0 on.
+    Attributes: `number`, the number of the row in its task, from 0.
     """
 
     __slots__ = ("_touched", "_views", "number")
@@ -174,21 +174,21 @@ class Row(MutableMapping[str, np.ndarray]):
         return len(self._views)
 
     def written(self) -> None:
-        """Say that all fields are written, where that was done without this object."""
+        """Note that all fields are written, by a function that does not use this object."""
         self._touched.update(self._views)
 
     def untouched(self) -> set[str]:
-        """The fields that nobody has asked for or written."""
+        """The fields that were neither written nor returned to be written to."""
         return self._views.keys() - self._touched
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a source's `start` is told: the worker's `id`, and how many there are (0: the trainer itself loads).
+    """The argument of a source's `start`: the worker's `id`, and the number of workers (0: the trainer itself loads).
 
-    `scratch_bytes` is what this worker may use at any time while it loads a sample; who needs more does it inside
-    `with exclusive():`, which one worker at a time is let into. `max_bytes` is the most that there is for one sample: who
-    needs more refuses it; None where nothing is set aside, since the source has not said what it needs.
+    `scratch_bytes` is the memory that this worker may use at any time while it loads a sample. A source that needs more loads
+    the sample inside of `with exclusive():`, which one worker at a time enters. `max_bytes` is the most memory for one sample:
+    a source that needs more refuses the sample. None: no memory is reserved, as the source has not said what it needs.
     """
 
     id: int
@@ -200,6 +200,6 @@ class Worker:
     @property
     def n_producers(self) -> int:
         """The former name of `n_workers`."""
-        said = "Worker.n_producers is called n_workers now; the old name will go in 0.2"
-        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        text = "Worker.n_producers was renamed to n_workers; the old name will be removed in 0.2"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
         return self.n_workers

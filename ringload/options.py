@@ -1,4 +1,4 @@
-"""A loader's arguments, checked: what a user gives becomes numbers and objects, or an error in the user's words."""
+"""The arguments of a loader, checked and converted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ringload.checks import flag, integer, named, one_of, short
+from ringload.checks import checked_seed, flag, integer, named, one_of, short
 from ringload.errors import ConfigError
 from ringload.protocols import Observer, Workers
 from ringload.sources.bind import bind
@@ -20,7 +20,7 @@ from ringload.workers.supervisor import StartMethod
 
 @dataclass(frozen=True)
 class Options:
-    """See `Loader`, whose arguments these are. Times in seconds."""
+    """The arguments of `Loader`. Times are in seconds."""
 
     batch_size: int
     n_workers: int
@@ -57,13 +57,11 @@ class Options:
         epochs: Any,
         observers: Any,
     ) -> Options:
-        """The arguments of `Loader`, each of which is what it has to be.
+        """The arguments of `Loader`, checked.
 
         Raises:
-            ConfigError: one is not.
+            ConfigError: one is not valid.
         """
-        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-            raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {short(seed)}")
         if worker_setup is not None and not callable(worker_setup):
             raise ConfigError(f"worker_setup is a function without arguments, not {short(worker_setup)}")
         is_own = hasattr(workers, "post") and not isinstance(workers, type)
@@ -72,7 +70,7 @@ class Options:
             n_workers=workers.n_workers if is_own else n_workers(workers),
             own_workers=workers if is_own else None,
             ram_budget=ram_budget,
-            seed=int(seed),
+            seed=checked_seed(seed),
             on_error=one_of("on_error", on_error, ("raise", "skip", "replace")),
             max_bad=max(10, n_samples // 100) if max_bad is None else integer("max_bad", max_bad, 0),
             sample_timeout=None if sample_timeout is None else _seconds("sample_timeout", sample_timeout),
@@ -113,28 +111,30 @@ def n_workers(workers: int | Literal["auto"]) -> int:
 
 
 def preload(source: Any) -> tuple[str, ...]:
-    """What the server imports before it forks: the source's module, if it is ringload's own. A user's is imported by each
-    worker, so that no file or connection that it opens is shared."""
+    """What the fork server imports before it forks: the source's module, if it is part of ringload. A user's module is imported
+    by each worker, so that workers do not share files or connections that it opens."""
     module = type(source).__module__
     return (module,) if module.startswith("ringload.") else ()
 
 
 def as_source(source: Any, fields: Mapping[str, Any] | None, n_samples: int | None) -> Any:
-    """A source, or a function with its fields and how many samples there are."""
+    """The source, or a source that calls the function, which has `fields` and `n_samples`."""
     if not hasattr(source, "fields") or isinstance(source, type):
         if not callable(source) or isinstance(source, type):
             raise no_source(source)
         return FunctionSource(source, fields, n_samples)
     if fields is not None or n_samples is not None:
-        raise ConfigError("fields and n_samples are for a function as a source; this one has its own")
+        raise ConfigError(
+            f"{type(source).__name__} has its own fields and length: leave out fields= and n_samples=, which are for functions"
+        )
     bind(source)
     if not hasattr(source, "__len__"):
-        raise ConfigError(f"{type(source).__name__} has no __len__: how many samples there are")
+        raise ConfigError(f"{type(source).__name__} has no __len__, which gives the number of samples")
     return source
 
 
 def no_source(value: Any) -> ConfigError:
-    """The error for what cannot be loaded from."""
+    """The error for an object that is no source."""
     from ringload.terms import of_source
 
     return ConfigError(f"{named(value)} is no source of samples: {of_source(value)}")

@@ -182,7 +182,7 @@ def attack(seed: int, number: int) -> str:
     except Exception as error:
         str(error)
         return type(error).__name__
-    other = decoder.twin()  # whose scratch, and row, hold something else
+    other = decoder.copy_with()  # whose scratch, and row, hold something else
     other._scratch.pixels(1 << 16, keep=True)[:] = 0xEE
     if decode(other, data, [seed, number], 0xFF) != first:
         raise SystemExit("not the same twice: it shows what was in memory before")

@@ -71,5 +71,5 @@ def test_a_function_needs_fields_and_a_number() -> None:
 def test_masked_values_are_refused() -> None:
     whole = np.ma.masked_array(np.arange(6.0), mask=np.zeros(6, bool))
     assert len(Arrays(x=whole)) == 6
-    with pytest.raises(ConfigError, match=r"array 'x' is masked in 2 places.*filled"):
+    with pytest.raises(ConfigError, match=r"array 'x' has 2 masked values.*filled"):
         Arrays(x=np.ma.masked_greater(np.arange(6.0), 3))

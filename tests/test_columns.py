@@ -145,7 +145,7 @@ def test_some_columns_of_a_parquet_file(tmp_path: Path) -> None:
         ("t.csv.bak", b"", None, r"neither \.csv nor \.parquet"),
         ("t.csv", b"path\n\xfc.png\n", None, r"read_options=\{'encoding': 'latin-1'\}"),
         ("t.csv", b"path\na\n", {"seperator": ";"}, "cannot read the table .*seperator"),
-        ("t.csv", b"path\na\n", {"chunksize": 10}, r"\['chunksize'\] give a TextFileReader, and no DataFrame"),
+        ("t.csv", b"path\na\n", {"chunksize": 10}, r"\['chunksize'\] pandas gives a TextFileReader, not a DataFrame"),
         ("t.csv", b"path\na\n", "sep=;", "read_options is a dict"),
         ("t.csv", b"", None, "cannot read the table .*EmptyDataError"),
         ("t.csv.gz", b"no gzip", None, "cannot read the table"),
@@ -203,7 +203,9 @@ def test_paths_that_started_at_the_working_directory_are_refused_in_words(
 ) -> None:
     (tmp_path / "t.csv").write_text((photos / "photos.csv").read_text())
     monkeypatch.chdir(photos)
-    with pytest.raises(ConfigError, match=r"start at the folder of that file. For the working directory give root='.'"):
+    with pytest.raises(
+        ConfigError, match=r"start at the folder of that file. To start at the working directory, give root='.'"
+    ):
         ImageFrame(tmp_path / "t.csv", size=SIZE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -215,7 +217,7 @@ def test_the_demo_and_the_api_take_paths_alike(tmp_path: Path, monkeypatch: pyte
     written(tmp_path / "data" / "t.csv", "path,multi\na.png,x\n")
     written(tmp_path / "a.png", "")
     monkeypatch.chdir(tmp_path)
-    said = f"'{tmp_path}/data/a.png' is not there, and '{tmp_path}/a.png' is"
+    said = f"'{tmp_path}/data/a.png' does not exist, but '{tmp_path}/a.png' does"
     with pytest.raises(ConfigError, match=said):
         ImageFrame("data/t.csv", label="multi", size=SIZE)
     result = CliRunner().invoke(main, ["demo", "--frame", "data/t.csv"])
@@ -300,7 +302,7 @@ def test_a_home_is_expanded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> No
             "none of the first 2 files .*'/nonexist/a.png'; relative paths start at root='/nonexist'",
         ),
         (table("a.png"), None, "relative paths start at the working directory, as no root= is given"),
-        (table("/nonexist/a.png"), None, r"No such file or directory: '/nonexist/a.png'\. Each such sample will be a bad one"),
+        (table("/nonexist/a.png"), None, r"No such file or directory: '/nonexist/a.png'\. Such samples will be bad samples"),
         (table("x\\a.png"), None, "it has backslashes: on Linux, folders are separated by /"),
         (table(*["nix.png"] * 10), None, "none of the first 5 files"),
         (table(b"raw\xff.png"), None, r"raw\\udcff.png"),
@@ -343,7 +345,7 @@ def test_a_sample_that_is_not_there_is_named_in_text(photos: Path, workers: int)
             said[index] = str(raised.value)
     assert f"No such file or directory: '{photos}/s3/ü.png'" in said[1]
     assert "it has backslashes: on Linux, folders are separated by /" in said[2]
-    assert "(its scheme is not that of the first path, and one storage reads all paths of a table)" in said[3]
+    assert "(its scheme is not that of the first path, and all paths of a table must have one scheme)" in said[3]
     assert not any("b'" in one for one in said.values())
 
 
@@ -357,7 +359,7 @@ def test_bytes_of_images_are_no_paths(photos: Path) -> None:
     pixels = np.zeros((9, 9, 3), np.uint8)
     for given, said in (
         (bytearray(content), r"has the [\d,]+ bytes of an image \(JPEG\)"),
-        (b"no\0image", "has 8 bytes with NULs, the content of a file, maybe, and no path"),
+        (b"no\0image", "has 8 bytes with NULs, maybe the content of a file, and no path"),
         ({"bytes": content, "path": None}, "has a dict with the bytes of an image, .* and no path. ImageFrame reads"),
         ({"bytes": None, "path": "a/00.jpg"}, r"has a dict .*df\[column\]\.str\['path'\] are those\. ImageFrame reads"),
         (pixels, r"has an image \(numpy\.ndarray\), and no path"),

@@ -106,7 +106,9 @@ def test_links_lead_to_the_file_that_has_it(tmp_path: Path) -> None:
         file["soft"] = h5py.SoftLink("/external")
     with h5py.File(tmp_path / "b.h5") as file:
         check(Arrays(x=file["external"]), workers=1)
-        with pytest.raises(ConfigError, match=r"is not found again as '/soft' in .*a\.h5: .* an external link leads to it"):
+        with pytest.raises(
+            ConfigError, match=r"is not the dataset '/soft' of .*a\.h5 any more: .* an external link leads to the dataset"
+        ):
             Arrays(x=file["soft"])
 
 
@@ -127,7 +129,7 @@ def test_hdf5_that_workers_cannot_read(tmp_path: Path) -> None:
         file["words"], file["empty"], file["number"] = ["a", "b"], h5py.Empty("f4"), 3
     with h5py.File(tmp_path / "b.h5") as file:
         for given, said in (
-            (file["words"], "'x' is of object, strings or lists of any length.*np.char.encode"),
+            (file["words"], "'x' is of object, maybe strings or lists of any length.*np.char.encode"),
             (file["empty"], "'/empty' of .* is empty"),
             (file["number"], "single number"),
             (file, "of type h5py.File: give an h5py.Dataset"),
@@ -140,7 +142,7 @@ def test_hdf5_that_workers_cannot_read(tmp_path: Path) -> None:
             {"mode": "r", "driver": "core"},
             r"driver='core', which workers cannot open again.*without a driver, or give x\[:\]",
         ),
-        ({"mode": "r+"}, r"a\.h5, which may be written to.*close it, and open it by h5py\.File\(path, 'r'\)"),
+        ({"mode": "r+"}, r"a\.h5, which is open for writing.*close it, and open it by h5py\.File\(path, 'r'\)"),
     ):
         with h5py.File(path, **options) as file, pytest.raises(ConfigError, match=said):
             Arrays(x=file["g/x"])
@@ -157,7 +159,7 @@ def test_a_file_that_was_replaced(tmp_path: Path) -> None:
     with h5py.File(path) as file:
         source = Arrays(x=file["g/x"])
         os.replace(hdf5(tmp_path / "b.h5"), path)
-        with pytest.raises(ConfigError, match="is not found again as '/g/x'"):
+        with pytest.raises(ConfigError, match="is not the dataset '/g/x' of"):
             Arrays(x=file["g/x"])
     with (
         Loader(source, 5, workers=1) as loader,
@@ -216,7 +218,7 @@ class Cubes:
 def test_rows_of_any_object_that_has_a_shape_and_a_dtype() -> None:
     check(Arrays(x=Cubes()), np.stack([np.arange(200) ** 3, np.arange(200)], axis=1), workers=2)
     for fault, said in (("error", "no rows"), ("dtype", r"x\[0:1\] is \(1, 2\) int32, of an array that is \(200, 2\) int64")):
-        with pytest.raises(ConfigError, match=f"of type tests.Cubes, which gives no rows that NumPy has: .*{said}"):
+        with pytest.raises(ConfigError, match=f"of type tests.Cubes, whose rows NumPy cannot read: .*{said}"):
             Arrays(x=Cubes(fault))
 
 

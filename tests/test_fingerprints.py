@@ -119,7 +119,7 @@ def test_other_rows_of_the_same_table_are_refused_and_said() -> None:
     load(state, first.without_augmentation())
     load(state, pickle.loads(pickle.dumps(first)))
     for other in (frame().split(0.5, seed=1)[0], frame().split(0.5, seed=0)[1], frame().subset(first.rows[::-1])):
-        assert "other rows of the same table are taken: by another split or subset" in refused(state, other)
+        assert "the source has other rows of the same table, by another split or subset" in refused(state, other)
 
 
 def test_another_number_of_rows_is_refused_and_said() -> None:
@@ -196,8 +196,8 @@ def test_arrays_are_compared_by_shape_dtype_and_content() -> None:
     wrong: dict[str, dict[str, np.ndarray]] = {
         r"the arrays \['x'\] have other content than those of the state, or another order": {"x": x[::-1], "y": y},
         r"the arrays \['x', 'y'\] have other content": {"x": x[::-1], "y": y[::-1]},
-        r"array 'x' of the state is \(40, 5\) float64, here it is \(40, 4\) float64": {"x": x[:, :4], "y": y},
-        r"array 'y' of the state is \(40,\) int64, here it is \(40,\) int32": {"x": x, "y": y.astype(np.int32)},
+        r"array 'x' is \(40, 5\) float64 in the state and \(40, 4\) float64 here": {"x": x[:, :4], "y": y},
+        r"array 'y' is \(40,\) int64 in the state and \(40,\) int32 here": {"x": x, "y": y.astype(np.int32)},
         r"of the arrays \['x', 'y'\], this source has \['x', 'z'\]": {"x": x, "z": y},
     }
     for said, arrays in wrong.items():
@@ -297,7 +297,7 @@ def test_sources_without_one_are_compared_by_their_length() -> None:
 
 @pytest.mark.parametrize("said", [{1, 2}, object(), b"bytes", np.int64(3)])
 def test_a_fingerprint_that_json_cannot_hold_is_refused(said: Any) -> None:
-    with pytest.raises(ConfigError, match=r"Told.fingerprint\(\) gives .*, which JSON cannot hold .*: give a string"):
+    with pytest.raises(ConfigError, match=r"Told.fingerprint\(\) returns .*, which JSON cannot hold .*: return a string"):
         state_of(Told(N, said))
 
 

@@ -64,7 +64,7 @@ RINGS: dict[str, list[tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("links", RINGS.values(), ids=RINGS)
-@pytest.mark.filterwarnings("ignore:in .*, links to folders above or to those of another class are passed over")
+@pytest.mark.filterwarnings("ignore:in .*, links to folders above or to folders of another class are skipped")
 def test_a_ring_ends_and_each_file_is_one_sample(root: Path, links: list[tuple[str, str]]) -> None:
     for link, target in links:
         (root / link).parent.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def test_the_root_may_be_a_link_and_be_given_in_any_way(root: Path, monkeypatch:
 
 def test_links_that_are_passed_over_are_named(root: Path) -> None:
     (root / "cat/all").symlink_to(root)
-    with pytest.warns(UserWarning, match=r"of another class are passed over: \['cat/all'\]. follow_links=False") as warned:
+    with pytest.warns(UserWarning, match=r"of another class are skipped: \['cat/all'\]. follow_links=False") as warned:
         found(root)
     assert [one.filename for one in warned] == [__file__]
 
@@ -101,9 +101,7 @@ def test_links_to_what_is_elsewhere_are_followed(root: Path, tmp_path: Path) -> 
     (root / "cat/three.png").symlink_to(tmp_path / "3.png")
     (root / "cat/three.txt").symlink_to(tmp_path / "3.png")  # is not called as images are
     (root / "cat/.hidden.png").symlink_to(tmp_path / "3.png")
-    with pytest.warns(
-        UserWarning, match=r"passed over, since their names do not end as those of images do: 1 of \.txt$"
-    ) as warned:
+    with pytest.warns(UserWarning, match=r"skipped, since their names have no suffix of images: 1 of \.txt$") as warned:
         listed = found(root)
     assert len(warned) == 1
     assert listed["cat"] == ["cat/cat.png", "cat/deep/cat2.png", "cat/pool/1.png", "cat/pool/more/2.png", "cat/three.png"]
@@ -116,14 +114,14 @@ def test_links_to_what_is_elsewhere_are_followed(root: Path, tmp_path: Path) -> 
         assert found(root)["dog"] == sorted([*MAX_CRASHES_OWN["dog"], "dog/pool/1.png", "dog/pool/more/2.png"])
     assert len(warned) == 1
     (root / "bird").symlink_to(tmp_path / "pool/more")  # a class's own
-    with pytest.warns(UserWarning, match="links to folders above or to those of another class") as warned:
+    with pytest.warns(UserWarning, match="links to folders above or to folders of another class") as warned:
         listed = found(root)
-    assert "passed over: ['cat/pool/more', 'dog/pool/more']" in str(warned[0].message)
+    assert "skipped: ['cat/pool/more', 'dog/pool/more']" in str(warned[0].message)
     assert listed["bird"] == ["bird/2.png"]
 
 
 def test_a_root_one_level_too_high_is_said_to_be_one(root: Path) -> None:
-    with pytest.warns(UserWarning, match=r"one folder, '.*', and so one class; its .* folders of that, \['cat', 'dog'"):
+    with pytest.warns(UserWarning, match=r"one folder, '.*', and so one class; its .* folders inside of it, \['cat', 'dog'"):
         assert len(found(root.parent)) == 1
 
 
@@ -165,7 +163,7 @@ def test_links_that_lead_nowhere_are_named_and_bad_samples(root: Path) -> None:
     (root / "cat/loop.png").symlink_to("loop.png")
     (root / "cat/folder").symlink_to("/nonexist/folder")
     with pytest.warns(
-        UserWarning, match=r"links lead nowhere: \['cat/folder', 'cat/gone.png', 'cat/loop.png'\]. Those that are"
+        UserWarning, match=r"links are broken: \['cat/folder', 'cat/gone.png', 'cat/loop.png'\]. Those with a suffix"
     ):
         listed = found(root)
     assert listed["cat"] == ["cat/cat.png", "cat/deep/cat2.png", "cat/gone.png", "cat/loop.png"]
@@ -181,7 +179,7 @@ def test_a_class_of_nothing_but_links_is_none_if_they_are_not_followed(root: Pat
         found(root, follow_links=False)
     (root / "only").mkdir()
     (root / "only/linked").symlink_to(root / "cat")
-    with pytest.raises(ConfigError, match="has no folders: there is to be one a class, and links are not followed"):
+    with pytest.raises(ConfigError, match=r"has no folders \(links are not followed\): make one for each class"):
         found(root / "only", follow_links=False)
     assert found(root / "only") == {"linked": ["linked/cat.png", "linked/deep/cat2.png"]}
 
@@ -197,9 +195,9 @@ def test_classes_are_folders_in_their_order_or_by_their_numbers(root: Path) -> N
         assert ImageFolder(root, size=SIZE, classes=classes).class_indices == {"dog": 0, "cat": 1}
     assert found(root, classes=["dog"]) == {"dog": MAX_CRASHES_OWN["dog"]}
     (root / "cat/dogs").symlink_to(root / "dog")
-    with pytest.warns(UserWarning, match="passed over"):  # whether that class is asked for or not
+    with pytest.warns(UserWarning, match="are skipped"):  # whether that class is asked for or not
         assert found(root, classes=["cat"]) == {"cat": MAX_CRASHES_OWN["cat"]}
-    with pytest.raises(ConfigError, match="classes is a set, which has no order"):
+    with pytest.raises(ConfigError, match="classes is a set, which defines no order"):
         ImageFolder(root, size=SIZE, classes={"dog", "cat"})
     with pytest.raises(ConfigError, match=r"no folder for the classes \[3, 'bird'\]; it has \['cat', 'dog'\]"):
         ImageFolder(root, size=SIZE, classes=["cat", "bird", 3])

@@ -305,7 +305,7 @@ def test_masks_that_make_no_sense(tmp_path: Path) -> None:
         data = bytearray(bmp(PHOTO, 32, (0xFF0000, 0xFF00, 0xFF))[0])
         data[28] = bits
         data[54:66] = struct.pack("<3I", *masks)
-        with pytest.raises(ValueError, match=r"a BMP file: the bit fields .* make no sense"):
+        with pytest.raises(ValueError, match=r"a BMP file: its bit fields .* are not valid"):
             shown(tmp_path, bytes(data))
 
 
@@ -328,7 +328,7 @@ def test_what_pillow_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from PIL import WebPImagePlugin
 
     monkeypatch.setattr(WebPImagePlugin, "SUPPORTED", False)
-    with pytest.raises(ValueError, match="a WebP file: Pillow is installed without its decoder here"):
+    with pytest.raises(ValueError, match="a WebP file: the installed Pillow was built without its decoder"):
         shown(tmp_path, encoded("WEBP"))
 
 
@@ -354,7 +354,7 @@ def test_files_that_are_passed_over_are_counted(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / "x" / name).touch()
     (tmp_path / "x" / "a.png").write_bytes(encoded("PNG"))
-    with pytest.warns(UserWarning, match=r"9 files in .* are passed over, .*: 2 of \.txt, .*, and 3 others") as caught:
+    with pytest.warns(UserWarning, match=r"9 files in .* are skipped, .*: 2 of \.txt, .*, and 3 others") as caught:
         ImageFolder(tmp_path, size=(8, 8))
     assert len(caught) == 1
     assert len(str(caught[0].message)) < 300 + len(str(tmp_path))
@@ -401,7 +401,7 @@ def test_every_signature_is_known() -> None:
 
 
 def test_what_cannot_be_identified_is_told_as_ever(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot identify image file: it begins with b'hello'; JPEG, PNG, .* are read"):
+    with pytest.raises(ValueError, match=r"cannot identify image file: it begins with b'hello'; supported: JPEG, PNG, "):
         shown(tmp_path, b"hello")
 
 

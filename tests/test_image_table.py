@@ -199,7 +199,7 @@ def test_a_part_can_be_split_again() -> None:
 def test_a_pickled_frame_says_that_it_left_its_table_behind() -> None:
     copied = pickle.loads(pickle.dumps(ImageFrame(table(), label="kind", size=SIZE)))
     assert len(copied.split(0.2)[1]) == 200
-    with pytest.raises(ConfigError, match=r"was pickled, which leaves its table behind: split by 'patient' before"):
+    with pytest.raises(ConfigError, match=r"has no table, as it was pickled: split by 'patient' before"):
         copied.split(0.2, by="patient")
 
 

@@ -133,7 +133,7 @@ def test_a_former_name_warns_and_gives_the_same_class(old: str, new: str) -> Non
 
 def test_what_a_source_is_told_has_its_former_name() -> None:
     worker = ringload.Worker(1, 3, 0, nullcontext)
-    with pytest.warns(DeprecationWarning, match="n_workers now"):
+    with pytest.warns(DeprecationWarning, match="renamed to n_workers"):
         assert worker.n_producers == 3
 
 

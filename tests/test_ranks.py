@@ -95,7 +95,7 @@ REFUSED = [
     ({"PMI_RANK": 2, "PMI_SIZE": 2}, "a rank that is not below the world"),
     (BATCH, "are those of SLURM's batch script, which is one process, or of the first of several tasks"),
     ({"LOCAL_RANK": 1}, "LOCAL_RANK='1' without WORLD_SIZE"),
-    ({"LOCAL_RANK": 1, "NODE_RANK": 1, "WORLD_SIZE": 4}, "do not say which rank that is"),
+    ({"LOCAL_RANK": 1, "NODE_RANK": 1, "WORLD_SIZE": 4}, "do not give the rank"),
     ({"LOCAL_RANK": 4, "NODE_RANK": 0, "WORLD_SIZE": 4}, "a rank that is not below the world"),
     ({"TF_CONFIG": "no JSON"}, "TF_CONFIG='no JSON' cannot be read"),
     ({"TF_CONFIG": "[1]"}, "cannot be read"),
@@ -106,7 +106,7 @@ REFUSED = [
         {"RANK": 0, "WORLD_SIZE": 2, "OMPI_COMM_WORLD_RANK": 1, "OMPI_COMM_WORLD_SIZE": 2},
         "is rank 0 of 2, by .* it is rank 1 of 2",
     ),
-    ({"RANK": 0, "WORLD_SIZE": 1, **SRUN, "SLURM_PROCID": 3}, "is rank 0 of 1, by .* it is rank 3 of 4: unset those"),
+    ({"RANK": 0, "WORLD_SIZE": 1, **SRUN, "SLURM_PROCID": 3}, "is rank 0 of 1, by .* it is rank 3 of 4: unset the variables"),
     ({"RANK": 0, "WORLD_SIZE": 2, "TF_CONFIG": tf_config("worker", 1, worker=3)}, "TF_CONFIG=.* it is rank 1 of 3"),
     ({"PMI_RANK": 0, "PMI_SIZE": 2, "MV2_COMM_WORLD_RANK": 1, "MV2_COMM_WORLD_SIZE": 2}, "it is rank 1 of 2"),
 ]
@@ -293,7 +293,7 @@ def test_lightning_before_it_has_begun_and_after(tmp_path: Path, when: str) -> N
         assert "STEPS 4" in done.stdout
     else:
         assert done.returncode != 0
-        assert "is rank 0 of 2; when the loader was made, shard='auto' found rank 0 of 1: make it after" in done.stderr
+        assert "is rank 0 of 2; when the loader was made, shard='auto' found rank 0 of 1: make the loader after" in done.stderr
 
 
 def test_what_is_no_shard_is_refused() -> None:

@@ -97,11 +97,11 @@ def test_missing_values_are_one_value() -> None:
         ("0.2", "fraction is a share .* not '0.2'"),
         (True, "fraction is a share"),
         (None, "fraction is a share"),
-        ((0.7, 0.2), r"the fractions \(0.7, 0.2\) sum to 0.9, not to 1: give that of each part, the first, too"),
+        ((0.7, 0.2), r"the fractions \(0.7, 0.2\) sum to 0.9, not to 1: give those of all parts, with the first"),
         ((0.7, 0.2, 0.2), "sum to 1.1, not to 1"),
         ((0.5, 0.5, 0.0), "fraction is a share"),
         ((1.2, -0.2), "fraction is a share"),
-        ((), "those of two parts or more"),
+        ((), "the fractions of two parts or more"),
         ([1.0], "fraction is a share"),
         (("0.5", "0.5"), "fraction is a share"),
         ((0.998, 0.001, 0.001), r"of 100 samples leaves a part empty: part 1, counted from 0"),
@@ -165,7 +165,7 @@ def test_all_parts_are_augmented_if_that_is_asked_for(photos: Path) -> None:
 
 def test_a_transform_is_left_out_with_a_warning_unless_the_user_has_said_which(photos: Path) -> None:
     source = frame(photos, transform=brighten)
-    with pytest.warns(UserWarning, match=r"without this frame's transform.*eval_transform=None says so") as warned:
+    with pytest.warns(UserWarning, match=r"the parts after the first have no transform.*give eval_transform=None") as warned:
         train, validation = source.split(0.5)
     assert (len(warned), warned[0].filename) == (1, __file__)
     assert train.augmentation["transform"] is brighten
@@ -214,7 +214,7 @@ def test_a_part_that_is_not_augmented_stays_as_it_is_when_it_is_split_again(phot
         validation, test = rest.split(0.5)
         assert validation.augmentation == test.augmentation == {"flip": False, "resize": "stretch", "transform": normalise}
         assert rest.split(0.5, eval_transform=None)[1].augmentation["transform"] is None
-    with pytest.warns(UserWarning, match="without this frame's transform"):
+    with pytest.warns(UserWarning, match="the parts after the first have no transform"):
         assert train.split(0.5)[0].augmentation["flip"]
 
 

@@ -258,9 +258,9 @@ def test_a_scheme_that_nobody_has_registered_is_refused_in_words(register: Regis
         (("1.jpg", "s3://a/1.jpg"), None, "'s3://a/1.jpg' in row 1: its scheme is not that of the first path"),
         (("1.jpg", "gs://a/1.jpg"), "s3://a", "'gs://a/1.jpg' in row 1: its scheme is not that of the first path"),
         (("1.jpg", "file:///1.jpg"), "s3://a", "'file:///1.jpg' in row 1: its scheme is not that of the first path"),
-        (("s3:/a/1.jpg",), None, "'s3:/a/1.jpg' in row 0: a URL that a Path has taken a slash of: give a str"),
+        (("s3:/a/1.jpg",), None, "'s3:/a/1.jpg' in row 0: a URL that has lost a slash, as it is a Path: give a str"),
         (("1.jpg",), "az://a", "root='az://a': URLs are not read: no storage is registered for az://"),
-        (("1.jpg",), Path("s3://a"), r"root=.*'s3:/a'.*: a URL that a Path has taken a slash of: give a str"),
+        (("1.jpg",), Path("s3://a"), r"root=.*'s3:/a'.*: a URL that has lost a slash, as it is a Path: give a str"),
     ],
 )
 def test_all_paths_are_of_one_scheme(register: Register, paths: Any, root: Any, said: str) -> None:
@@ -276,7 +276,7 @@ def test_where_urls_start(register: Register) -> None:
         source = ImageFrame(table("1.jpg", "/2.jpg", "~/3.jpg", "S3://d/4.jpg", "C:\\5.jpg"), root=root, size=(8, 8))
         wanted = ["s3://b/c/1.jpg", "s3://b/c/2.jpg", "s3://b/c/~/3.jpg", "S3://d/4.jpg", "s3://b/c/C:\\5.jpg"]
         assert source.filepaths == wanted
-    with pytest.raises(ConfigError, match="only folders of this machine are looked through: give ImageFrame a table"):
+    with pytest.raises(ConfigError, match="only folders of this machine can be searched: give ImageFrame a table"):
         ImageFolder("s3://b/c", size=(8, 8))
 
 

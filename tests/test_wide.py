@@ -121,7 +121,7 @@ def test_planes_of_odd_bits_are_refused_in_words(tmp_path: Path, bits: int) -> N
     try:
         assert not decode(path).any()
     except ValueError as error:
-        assert f"a TIFF file: pixels of 3 values of {bits} bits, in planes: reading them takes tifffile" in str(error)  # noqa: PT017
+        assert f"a TIFF file: pixels of 3 values of {bits} bits, in planes: reading them needs tifffile" in str(error)  # noqa: PT017
 
 
 def tiff_file(entries: list[tuple[int, int]], content: bytes, order: str = "<") -> bytes:
@@ -166,10 +166,10 @@ def test_floats_outside_0_to_1_are_refused_with_their_values(tmp_path: Path, lea
     a = np.full((HEIGHT, WIDTH, 1), 0.5, np.float32)
     a[0, 0], a[-1, -1] = least, most
     path = write_tiff(tmp_path / "a.tif", a, 32, False)
-    with pytest.raises(ValueError, match=r"floating-point pixels from .* to .*, of which 0 and 1 are to be"):
+    with pytest.raises(ValueError, match=r"floating-point pixels from .* to .*, not from 0 \(black\) to 1"):
         decode(path)
     if np.isnan(least):
-        with pytest.raises(ValueError, match="no numbers"):
+        with pytest.raises(ValueError, match="some of which are NaN"):
             decode(path, value_range=(0, 1))
     else:
         assert decode(path, "gray", value_range=(0, 1))[-1, -1, 0] == 255
@@ -283,14 +283,14 @@ def test_alpha_of_16_bits(tmp_path: Path, extra: str, is_weighted: bool) -> None
 def test_what_no_decoder_reads_is_named(tmp_path: Path) -> None:
     entries = [(256, 8), (257, 8), (258, 16), (259, 1), (262, 32845), (273, 8), (277, 3), (278, 8)]
     (tmp_path / "a.tif").write_bytes(tiff_file(entries, bytes(8 * 8 * 6)))
-    with pytest.raises(ValueError, match="a TIFF file: LogLuv pixels of 3 values of 16 bits: not read"):
+    with pytest.raises(ValueError, match="a TIFF file: LogLuv pixels of 3 values of 16 bits are not supported"):
         decode(tmp_path / "a.tif")
 
 
 def test_without_tifffile_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiff(tmp_path / "a.tif", values("uint", 16, 3), 16, True)
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(ValueError, match=r"pixels of 3 values of 16 bits, in planes: reading them takes tifffile.*pip install"):
+    with pytest.raises(ValueError, match=r"pixels of 3 values of 16 bits, in planes: reading them needs tifffile.*pip install"):
         decode(path)
 
 

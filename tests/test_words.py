@@ -375,7 +375,7 @@ def test_what_words_are_here_exists(table: str) -> None:
         ({"scale": (1, 1), "dtype": "float32"}, r"scale is \(low, high\)"),
         ({"scale": (0, float("inf")), "dtype": "float32"}, r"scale is \(low, high\)"),
         ({"scale": 255, "dtype": "float32"}, r"scale is \(low, high\).*not 255"),
-        ({"scale": (0, 1)}, r"scale=\(0, 1\) is for dtype='float32', and dtype is 'uint8'"),
+        ({"scale": (0, 1)}, r"scale=\(0, 1\) needs dtype='float32': dtype='uint8' keeps"),
     ],
 )
 def test_values_of_other_libraries(options: dict[str, Any], said: str) -> None:

@@ -6,7 +6,7 @@ from ringload.images.opencv import unusable
 _PART = "a source of images"
 
 try:
-    from cv2 import imdecode  # noqa: F401  (of a package that was removed in part, `import cv2` alone succeeds)
+    from cv2 import imdecode  # noqa: F401  (where files of the package are missing, `import cv2` alone may succeed)
 except ImportError as error:
     raise unusable(_PART, error) from error
 try:

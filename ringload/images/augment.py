@@ -1,9 +1,9 @@
-"""Augmenting: what is drawn at random for an image, or done by the user; and the conversion into its row.
+"""Augmentation: the random choices for an image, the user's transform, and the conversion into the row.
 
-    part        which part of the image is shown       before it is decoded: a JPEG file is then decoded as small as will do
-    finish      mirror it, the user's transform, and uint8 -> the dtype of the row
+    part        chooses the part of the image that is shown, before decoding: a JPEG file is decoded no larger than needed
+    finish      mirrors the part, calls the user's transform, and converts uint8 to the dtype of the row
 
-What comes between the two, decoding (`decoder`), is deterministic.
+Decoding (`decoder`), which comes between the two, is deterministic.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from ringload.checks import one_of, short
+from ringload.checks import one_of, short, two_numbers
 from ringload.errors import ConfigError
 from ringload.fields import Field, write_exactly
 from ringload.images.geometry import Box, Geometry
@@ -23,14 +23,14 @@ from ringload.images.geometry import Box, Geometry
 Dtype = Literal["uint8", "float32"]
 Transform = Callable[[np.ndarray, np.random.Generator], Any]
 
-SCALE = (-1.0, 1.0)  # where nothing is said
+SCALE = (-1.0, 1.0)  # the default of scale=
 
 
 class Augmenter:
-    """Chooses the part of an image that is shown, and brings that part into a row of `field`. Arguments as of `ImageDecoder`.
+    """Chooses the part of an image that is shown, and writes that part into a row of `field`. Arguments as of `ImageDecoder`.
 
     Raises:
-        ConfigError: an option cannot be.
+        ConfigError: an option is not valid.
     """
 
     def __init__(
@@ -41,23 +41,23 @@ class Augmenter:
             raise ConfigError(f"transform is a function transform(image, rng) -> image, not {short(transform)}")
         self.geometry, self.flip, self.transform = geometry, flip, transform
         self.field = Field((geometry.height, geometry.width, n_channels), dtype)
-        self._call: Transform | None = _seeded(transform) if _is_albumentations(transform) else transform
+        self._call: Transform | None = _SeededAlbumentations(transform) if _is_albumentations(transform) else transform
         self._dtype, self._scale = dtype, _scale(scale, dtype)
         self._levels = None if dtype == "uint8" else np.linspace(*self._scale, 256, dtype=np.float32)
-        self.is_plain = self._levels is None and not flip and transform is None  # `finish` has nothing to do
+        self.is_plain = self._levels is None and not flip and transform is None  # `finish` is not needed
 
     def plain(self, transform: Any) -> Augmenter:
-        """One that draws nothing by itself: without `flip`, with "crop" in place of "random_crop", and with `transform`."""
+        """One that makes no random choice itself: without `flip`, "crop" in place of "random_crop", and with `transform`."""
         geometry = replace(self.geometry, resize="crop") if self.geometry.resize == "random_crop" else self.geometry
         return Augmenter(geometry, self.field.shape[2], self._dtype, self._scale, False, transform)
 
     @property
     def draws(self) -> bool:
-        """Whether what comes out depends on the generator."""
+        """Whether the result depends on the random generator."""
         return self.flip or self.transform is not None or self.geometry.resize == "random_crop"
 
     def part(self, rng: np.random.Generator | None) -> Callable[[int, int], Box]:
-        """A function of an image's height and width: the part that is shown. For the same size, it gives the same again."""
+        """A function from an image's height and width to the part that is shown. The same size gives the same part."""
         drawn: dict[tuple[int, int], Box] = {}
 
         def part_of(height: int, width: int) -> Box:
@@ -68,10 +68,10 @@ class Augmenter:
         return part_of
 
     def finish(self, image: np.ndarray, rng: np.random.Generator | None, row: np.ndarray) -> None:
-        """Bring `image (H, W, C) uint8`, which the user's transform may keep, into `row (H, W, C)`.
+        """Write `image (H, W, C) uint8` into `row (H, W, C)`. The user's transform may keep `image`.
 
         Raises:
-            ValueError: the transform returned something else than an image of that size.
+            ValueError: the transform did not return an image of that size.
         """
         if self.flip and rng is not None and rng.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
@@ -93,30 +93,29 @@ class Augmenter:
 
 
 def _scale(given: Any, dtype: Dtype) -> tuple[float, float]:
-    """What 0 and 255 become.
+    """The values that 0 and 255 become.
 
     Raises:
-        ConfigError: they are no two numbers; or images stay uint8.
+        ConfigError: `given` is not two different numbers, or images stay uint8.
     """
-    try:
-        low, high = (float(one) for one in given)
-    except (TypeError, ValueError):
-        low = high = np.nan
-    if low == high or not np.isfinite([low, high]).all():
+    ends = two_numbers(given)
+    if ends is None:
         raise ConfigError(
             f"scale is (low, high), the numbers that 0 and 255 become in all channels, not {short(given)}. For a mean and a "
             "deviation of each channel, normalise in the model, or have transform= return float32"
         )
-    if dtype == "uint8" and (low, high) != SCALE:
-        raise ConfigError(f"scale={short(given)} is for dtype='float32', and dtype is 'uint8', which keeps 0..255: give both")
-    return low, high
+    if dtype == "uint8" and ends != SCALE:
+        raise ConfigError(f"scale={short(given)} needs dtype='float32': dtype='uint8' keeps 0..255. Give both, or none")
+    return ends
 
 
 def _is_albumentations(transform: Any) -> bool:
     return any(kind.__module__.partition(".")[0] == "albumentations" for kind in type(transform).__mro__)
 
 
-class _seeded:  # noqa: N801  (used like a function: the transform, with albumentations' own way of calling and seeding)
+class _SeededAlbumentations:
+    """An albumentations transform as a function (image, rng) -> image."""
+
     def __init__(self, transform: Any) -> None:
         self._transform = transform
 

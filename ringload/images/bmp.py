@@ -1,8 +1,8 @@
-"""BMP files whose pixels are bit fields: 16 or 32 bits, of which masks say where red, green, blue and alpha are.
+"""BMP files whose pixels are bit fields: masks say which of 16 or 32 bits are red, green, blue and alpha.
 
-Pillow knows a few masks by heart and refuses others; here they are taken as they are. A header of 40 bytes has the masks
-behind it, longer ones in it; only those of 56 bytes and more, or compression 6, have one for alpha (Windows' BITMAPV3HEADER
-and later). A channel without bits is 0, alpha without bits is opaque.
+Pillow supports a few masks only; this module decodes any. The masks follow a header of 40 bytes, and are part of a longer one.
+Only headers of 56 bytes and more (Windows' BITMAPV3HEADER and later), or compression 6, have a mask for alpha. A channel
+without bits is 0, alpha without bits is opaque.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from PIL import Image
 from ringload.images.resample import image_of
 
 BITFIELDS, ALPHABITFIELDS = 3, 6
-BAND_BYTES = 1 << 20  # of a file, that are taken apart at a time
+BAND_BYTES = 1 << 20  # of the file, decoded at a time
 
 
 class Bmp(NamedTuple):
-    """A file of bit fields."""
+    """The header of a BMP file with bit fields."""
 
     height: int
     width: int
     bits: int
-    is_upside_down: bool  # the first row is the last of the image
-    start: int  # of the pixels, in the file
+    is_upside_down: bool  # the first row in the file is the bottom of the image
+    start: int  # where the pixels begin in the file
     masks: tuple[int, int, int, int]  # red, green, blue, alpha
 
 
 def read_bmp(head: bytes) -> Bmp | None:
-    """The header of a BMP file that begins with `head`, of 70 bytes; None if it is none of bit fields."""
+    """The header of a BMP file that begins with `head` (70 bytes); None if it has no bit fields."""
     if len(head) < 34:
         return None
     start, header_bytes = struct.unpack_from("<II", head, 10)
@@ -46,7 +46,7 @@ def read_bmp(head: bytes) -> Bmp | None:
 
 
 def decode_bmp(data: memoryview, header: Bmp, pads: bool) -> Image.Image:
-    """Its pixels, as an image of Pillow's: RGBA if alpha has a mask, else RGB. If it `pads`, what the file lacks is black.
+    """Decode to a Pillow image: RGBA if alpha has a mask, else RGB. `pads`: missing pixels become black.
 
     Raises:
         ValueError: a mask has gaps, or more bits than pixels have; or the file is cut short.
@@ -56,7 +56,7 @@ def decode_bmp(data: memoryview, header: Bmp, pads: bool) -> Image.Image:
     channels = header.masks if header.masks[3] else header.masks[:3]
     if not all(_is_field(mask) and mask < 1 << header.bits for mask in channels):
         fields = ", ".join(f"{mask:#x}" for mask in header.masks)
-        raise ValueError(f"the bit fields {fields} of {header.bits} bits make no sense")
+        raise ValueError(f"its bit fields {fields} are not valid for pixels of {header.bits} bits")
     pixels = np.zeros((height, width, len(channels)), np.uint8)
     step = max(1, BAND_BYTES // row_bytes)
     for first in range(0, height, step):
@@ -75,13 +75,13 @@ def decode_bmp(data: memoryview, header: Bmp, pads: bool) -> Image.Image:
 
 
 def _is_field(mask: int) -> bool:
-    """Whether its bits are side by side."""
+    """Whether the bits of a mask are adjacent."""
     lowest = mask & -mask
     return (mask + lowest) & mask == 0
 
 
 def _levels(values: np.ndarray, mask: int) -> np.ndarray:
-    """The field below a mask, with its range mapped onto 0..255, rounded down as Pillow does."""
+    """The field under a mask, scaled to 0..255 and rounded down, as Pillow does."""
     if not mask:
         return np.zeros(values.shape, np.uint8)
     shift, most = (mask & -mask).bit_length() - 1, mask // (mask & -mask)

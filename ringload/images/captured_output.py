@@ -1,14 +1,14 @@
-"""What decoders print: noted while a sample is decoded, so that it belongs to the sample, and is not on stderr.
+"""Captures what decoders print while they decode a sample: it is reported with the sample, and not written to stderr.
 
     Pillow      warns by `warnings`
     libtiff     in Pillow: calls a handler, which writes to stderr unless another is set
-    tifffile    logs by `logging`, and so does Pillow's plugin for TIFF
-    OpenCV      logs to stderr, what its own libtiff says too
+    tifffile    logs by `logging`, as does Pillow's plugin for TIFF
+    OpenCV      logs to stderr, also the messages of its own libtiff
 
-Descriptor 2 stays where it is. It is the whole process's: what other threads write meanwhile would have to be told apart,
-and what is written last by a process that dies (glibc's "free(): invalid pointer", faulthandler's traceback) would go down
-with it. So each is asked to tell this module instead. All four are state of the process, too: what does not come from the
-thread that decodes goes where it would have gone.
+Redirecting descriptor 2 would not do, as all threads share it: the output of other threads would have to be separated, and the
+last output of a process that dies (glibc's "free(): invalid pointer", faulthandler's traceback) would be lost. So this module
+sets a handler for each of the four. All threads share these handlers, too: output of a thread that does not decode goes where
+it would have gone without them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from PIL import _imaging
 
 from ringload.images.hook import Hook
 
-MAX_PRINTED = 300  # characters, of a reason
+MAX_PRINTED = 300  # characters of a reason
 MAX_LINE = 1000
 SILENT = 0  # OpenCV's level
 PILLOW = re.compile(r".*[/\\]PIL[/\\]\w+\.py")
@@ -59,11 +59,11 @@ _thread = _Thread()
 
 @contextmanager
 def noted(printed: Printed, is_tiff: bool) -> Iterator[None]:
-    """While this is entered, what decoders print in this thread is noted. `is_tiff`: libtiff is about to be used."""
+    """While this is entered, what decoders print in this thread is noted. `is_tiff`: libtiff will be used."""
     before, _thread.printed = _thread.printed, printed
     try:
         with ExitStack() as hooks:
-            for hook in (hear_warnings, hear_libtiff, *hear_loggers) if is_tiff else (hear_warnings,):
+            for hook in (warnings_hook, libtiff_hook, *logger_hooks) if is_tiff else (warnings_hook,):
                 hooks.enter_context(hook())
             yield
     finally:
@@ -71,15 +71,15 @@ def noted(printed: Printed, is_tiff: bool) -> Iterator[None]:
 
 
 class _Warnings:
-    """Without `warnings.catch_warnings`, which makes Python forget which warnings of the user's it has shown already: one
-    that is to be shown once would be shown for every sample."""
+    """Notes Pillow's warnings. `warnings.catch_warnings` would not do: it makes Python forget which warnings it has shown, so
+    that a warning of the user's that is to be shown once would be shown for every sample."""
 
     _always = ("always", None, Warning, re.compile(r"PIL\."), 0)
     _filters: list[Any] = warnings.filters  # type: ignore[assignment]
-    _shown: Callable[..., None] = staticmethod(warnings.showwarning)  # what shows those of others
+    _shown: Callable[..., None] = staticmethod(warnings.showwarning)  # shows all other warnings
 
     def set(self) -> None:
-        if warnings.showwarning != self._show:  # who has left `warnings.catch_warnings` since may have put it back
+        if warnings.showwarning != self._show:  # the end of a `warnings.catch_warnings` may have restored another
             self._shown = warnings.showwarning
         self._filters = warnings.filters  # type: ignore[assignment]
         self._filters.insert(0, self._always)
@@ -117,19 +117,19 @@ def _is_for_others(record: logging.LogRecord) -> bool:
 
 
 class _Libtiff:
-    """The error handler of the libtiff that Pillow is linked to, if it shows its names. What a handler gets for a va_list is a
-    pointer on all 64-bit Linux, to be passed on as it is (System V and ARM ABIs)."""
+    """The error handler of the libtiff that Pillow is linked to, if its symbols are visible. On all 64-bit Linux (System V and
+    ARM ABIs) a handler gets its va_list as a pointer, which it can pass on."""
 
     def __init__(self) -> None:
         self._before: list[int | None] = []  # the handler that was set
-        self._handler = HANDLER(self._handle)  # as long as the process lives: another thread may be about to call it
+        self._handler = HANDLER(self._handle)  # never freed: another thread may be about to call it
         self._address = ctypes.cast(self._handler, ctypes.c_void_p)
 
     @cached_property
     def _set_handler(self) -> Callable[[Any], int | None]:
         try:
             setter = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
-        except (AttributeError, OSError):  # Pillow without libtiff, or with one that shows no names
+        except (AttributeError, OSError):  # Pillow without libtiff, or with hidden symbols
             return lambda address: None
         setter.argtypes, setter.restype = (ctypes.c_void_p,), ctypes.c_void_p
         return setter
@@ -141,12 +141,12 @@ class _Libtiff:
         return function
 
     def set(self) -> None:
-        self._before.extend(map(self._set_handler, (self._address,)))  # set and kept in one step, which nothing interrupts
+        self._before.extend(map(self._set_handler, (self._address,)))  # one step, which no signal interrupts
 
     def undo(self) -> None:
         if self._before:
             now = self._set_handler(self._before[0])
-            if now != self._address.value:  # somebody has set another meanwhile
+            if now != self._address.value:  # somebody has set another handler meanwhile
                 self._set_handler(now)
             self._before.clear()
 
@@ -161,7 +161,7 @@ class _Libtiff:
 
 
 class _SilentOpenCV:
-    """It has one level for all threads."""
+    """OpenCV has one log level for all threads."""
 
     _levels: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, and 5
     _before: Any = None
@@ -176,5 +176,5 @@ class _SilentOpenCV:
 
 
 silent_opencv = Hook(_SilentOpenCV())
-hear_warnings, hear_libtiff = Hook(_Warnings()), Hook(_Libtiff())
-hear_loggers = tuple(Hook(_Logger(name)) for name in ("PIL.TiffImagePlugin", "tifffile"))
+warnings_hook, libtiff_hook = Hook(_Warnings()), Hook(_Libtiff())
+logger_hooks = tuple(Hook(_Logger(name)) for name in ("PIL.TiffImagePlugin", "tifffile"))

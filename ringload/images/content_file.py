@@ -1,4 +1,4 @@
-"""A content as the file that Pillow reads from. Unlike `io.BytesIO`, it does not copy the content."""
+"""The content of a file as an open file for Pillow. Unlike `io.BytesIO`, it does not copy the content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 class ContentFile:
-    """What Pillow's plugins call of a file that is open for reading."""
+    """The methods of a file, open for reading, that Pillow's plugins call."""
 
     def __init__(self, data: memoryview) -> None:
         self._data, self._at = data, 0
@@ -19,7 +19,7 @@ class ContentFile:
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         at = offset + (self._at if whence == os.SEEK_CUR else len(self._data) if whence == os.SEEK_END else 0)
         if at < 0:
-            raise ValueError(f"it begins at 0, and {at} is looked for")
+            raise ValueError(f"seek to {at}, before the beginning of the file")
         self._at = at
         return at
 
@@ -27,5 +27,5 @@ class ContentFile:
         return self._at
 
     def getvalue(self) -> memoryview:
-        """All of it: libtiff decodes from there."""
+        """The whole content, for libtiff."""
         return self._data

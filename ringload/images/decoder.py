@@ -1,14 +1,14 @@
 """Images: from the bytes of a file to a row `(H, W, C)` of the ring, in two steps.
 
     decode      content -> decoder (scaled, if JPEG) -> part -> resample -> EXIF orientation -> (H, W, C) uint8
-    augment     the part is chosen before; flip, transform, float32 come after: see `augment`
+    augment     flip, transform, float32. (The part is chosen before decoding: see `augment`)
 
-Decoding is deterministic: its pixels depend on the content and the part alone. Where nothing comes after it, it resamples
+Decoding is deterministic: its pixels depend on the content and the part alone. Where no augmentation follows, it resamples
 straight into the row.
 
-Memory: what decoding takes is known from the header, before any of it is allocated. What needs more than this worker's
-scratch waits for its turn (`Worker.exclusive`), so that one such image at a time is decoded. What needs more than
-`Worker.max_bytes` is refused: bombs are.
+Memory: the header tells how much memory decoding takes, before any is allocated. An image that needs more than this worker's
+scratch waits for its turn (`Worker.exclusive`), so that only one such image is decoded at a time. An image that needs more
+than `Worker.max_bytes`, such as a decompression bomb, is refused.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from ringload.images.jpeg import Jpeg
 from ringload.images.pillow import PillowImage
 from ringload.images.resample import INTERPOLATIONS, Interpolation, Resampler
 
-PartOf = Callable[[int, int], Box]  # of an image's height and width, as it is shown: the part that is wanted
+PartOf = Callable[[int, int], Box]  # (height, width) of an image, as it is shown -> the part that is wanted
 
-MAX_PIXELS = 89_478_485  # of an image, if nothing is said: Pillow's limit too, a quarter of a GB in RGB
-FIXED_BYTES = 2 << 20  # what decoding takes of memory for the smallest image: libjpeg's own buffers
+MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's limit too, a quarter of a GB in RGB
+FIXED_BYTES = 2 << 20  # memory that decoding the smallest image takes: libjpeg's buffers
 JPEG_BEGIN = b"\xff\xd8\xff"
 
 
 def worst_scratch_bytes(max_pixels: int | None) -> int:
-    """The most memory that decoding an image of `max_pixels` may take."""
+    """The most memory that decoding an image of `max_pixels` takes."""
     return pillow.WORST_PIXEL_BYTES * (MAX_PIXELS if max_pixels is None else max_pixels) + FIXED_BYTES
 
 
@@ -51,13 +51,13 @@ class ImageDecoder:
     Arguments:
         geometry: size, and which part is shown. color: "rgb", "gray" or "rgba".
         dtype, scale: "uint8"; or "float32", which maps 0..255 onto `scale`.
-        exif: apply the EXIF orientation. flip: mirror every other image, at random.
+        exif: apply the EXIF orientation. flip: mirror half of the images, at random.
         transform: the user's own `transform(image (H, W, C) uint8, rng) -> image`, or an albumentations transform.
-        max_pixels: larger images are refused; None: what needs more memory than the budget has for one.
-        interpolation, background, value_range, truncated: as `ImageFrame` has them.
+        max_pixels: larger images are refused. None: images that need more memory than the budget has for one are refused.
+        interpolation, background, value_range, truncated: as in `ImageFrame`.
 
     Raises:
-        ConfigError: an option cannot be.
+        ConfigError: an option is not valid.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class ImageDecoder:
         self._worker: Worker | None = None
         self._has_turn = False
 
-    def twin(self, augmenter: Augmenter | None = None) -> ImageDecoder:
-        """A decoder like this one, with scratch of its own, or also with another augmenter."""
-        twin = copy.copy(self)
-        twin.augmenter = augmenter or self.augmenter
-        twin._scratch, twin._worker, twin._resampler = Scratch(), None, Resampler(self._resampler.interpolation)
-        return twin
+    def copy_with(self, augmenter: Augmenter | None = None) -> ImageDecoder:
+        """A decoder like this one with separate scratch, and with another augmenter if one is given."""
+        copied = copy.copy(self)
+        copied.augmenter = augmenter or self.augmenter
+        copied._scratch, copied._worker, copied._resampler = Scratch(), None, Resampler(self._resampler.interpolation)
+        return copied
 
     @property
     def field(self) -> Field:
@@ -103,30 +103,29 @@ class ImageDecoder:
         return self.augmenter.field
 
     def start(self, worker: Worker) -> None:
-        """From now on keep to what this worker may use."""
+        """Keep to the limits of this worker from now on."""
         self._worker = worker
         if worker.n_workers:
-            # Workers run beside each other; in the trainer's own process the setting is the user's. Not 1: that ends the
-            # threads of OpenCV's pool and waits for them, and in a fork of a trainer that has used them there are none.
+            # Workers run in parallel, so each uses one thread; in the trainer's process the setting is the user's. Not 1: that
+            # joins the threads of OpenCV's pool, and a fork of a trainer that has used the pool does not have these threads.
             cv2.setNumThreads(0)
 
     def load(self, content: bytes | bytearray | memoryview, rng: np.random.Generator | None, row: np.ndarray) -> None:
         """Decode the content of a file, augment the image, and write it into `row`.
 
         Raises:
-            OSError, ValueError, ...: in the words of the decoder that refuses it.
+            OSError, ValueError, ...: the decoder refuses the file, for the reason in its text.
         """
         augmenter = self.augmenter
-        image: Any = row if augmenter.is_plain else np.empty(self.field.shape, np.uint8)  # a new one: the user's may keep it
+        image: Any = row if augmenter.is_plain else np.empty(self.field.shape, np.uint8)  # a new one: the transform may keep it
         self.decode(memoryview(content), augmenter.part(rng), image)
         if not augmenter.is_plain:
             augmenter.finish(image, rng, row)
 
     def decode(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> None:
-        """Decode a content, and bring the part of the image that is wanted into `out (H, W, C) uint8`, of any size. Nothing is
-        drawn here.
+        """Decode a content, and write the wanted part of the image into `out (H, W, C) uint8`, of any size.
 
-        `part_of` may be asked twice: of a JPEG file that only Pillow can read.
+        `part_of` is called twice for a JPEG file that only Pillow can read.
         """
         self.check_content(len(data))
         if data[: len(JPEG_BEGIN)] != JPEG_BEGIN or not self._decode_jpeg(data, part_of, out):
@@ -136,16 +135,16 @@ class ImageDecoder:
 
     @property
     def shared_bytes(self) -> int:
-        """The most bytes that a content may have which is read without `room_for` it: beside those of other workers."""
+        """The size up to which a content may be read without `room_for`, while other workers read theirs."""
         most = pillow.WORST_PIXEL_BYTES * self.max_pixels
         return most if self._worker is None else min(most, self._worker.scratch_bytes, self._worker.max_bytes or most)
 
     @contextmanager
     def room_for(self, n_bytes: int) -> Iterator[None]:
-        """While this is entered, there is memory for a content of so many bytes, and for its image.
+        """While this is entered, there is memory for a content of `n_bytes` and for its image.
 
         Raises:
-            ValueError: there cannot be.
+            ValueError: the budget never has that much.
         """
         self.check_content(n_bytes)
         with self._turn(n_bytes):
@@ -162,11 +161,12 @@ class ImageDecoder:
             raise ValueError(f"{height:,} x {width:,} pixels: more than max_pixels={self.max_pixels:,}")
 
     def _check_fits(self, needed_bytes: int, what: str, *numbers: int) -> None:
-        """Refuse what needs more than the plan has set aside for one image; but for its file, which is the smaller part."""
+        """Refuse an image that needs more memory than the plan has for one. Its file, the smaller part, does not count."""
         if self._worker is not None and self._worker.max_bytes is not None and needed_bytes > self._worker.max_bytes:
             raise ValueError(
                 f"{what.format(*numbers)}: decoding takes up to {needed_bytes / 1e6:,.1f} MB of memory, and ram_budget "
-                f"has {self._worker.max_bytes / 1e6:,.1f} MB for one image: raise it, or set max_pixels, which it has to hold"
+                f"has {self._worker.max_bytes / 1e6:,.1f} MB for one image: raise ram_budget, or set max_pixels to the largest "
+                "image, for which memory is then reserved"
             )
 
     def _is_large(self, needed_bytes: int) -> bool:
@@ -174,7 +174,7 @@ class ImageDecoder:
 
     @contextmanager
     def _turn(self, needed_bytes: int) -> Iterator[None]:
-        """For what needs so much memory, one worker at a time. Inside of another, it is the same turn."""
+        """While this is entered, no other worker decodes a large image, if this one is large. Turns nest."""
         if self._worker is None or self._has_turn or not self._is_large(needed_bytes):
             yield
             return
@@ -184,15 +184,15 @@ class ImageDecoder:
                 yield
             finally:
                 self._has_turn = False
-                give_back()
+                trim_heap()
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
     def _decode_jpeg(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> bool:
-        """Try the fast decoder. False: it is not one for it."""
+        """Try the fast decoder. False: it cannot decode the file."""
         try:
             jpeg = Jpeg(data, self.color, self._scratch)
-        except Exception:  # whatever it raises: the other decoder will say what is wrong, if anything is
+        except Exception:  # whatever it raises: Pillow, which is tried next, says what is wrong
             return False
         self._check(jpeg.height, jpeg.width)
         orientation = jpeg.orientation() if self.exif else 1
@@ -200,7 +200,7 @@ class ImageDecoder:
         box = part_of(height, width).stored(height, width, orientation)
         shown = upright(out.shape[0], out.shape[1], orientation)
         eighths = jpeg.eighths(
-            -(-shown[0] * jpeg.height // box.height),  # of the whole image, for the box to be large enough
+            -(-shown[0] * jpeg.height // box.height),  # of the whole image, so that the box is large enough
             -(-shown[1] * jpeg.width // box.width),
             self._resampler.antialiases,
         )
@@ -212,7 +212,7 @@ class ImageDecoder:
             return self._show_jpeg(jpeg, eighths, part, orientation, out, keep)
 
     def _show_jpeg(self, jpeg: Jpeg, eighths: int, box: Box, orientation: int, out: np.ndarray, keep: bool) -> bool:
-        """False: it is damaged, and Pillow may recover it. The pixels are gone when this returns, before the turn ends."""
+        """False: the file is damaged, and Pillow may recover it. The pixels are freed before the turn ends."""
         try:
             pixels = jpeg.decode(eighths, keep)
         except MemoryError:
@@ -223,7 +223,7 @@ class ImageDecoder:
         return True
 
     def _decode_by_pillow(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> None:
-        with self._turn(2 * len(data)):  # what Pillow stumbles over in a PNG file is taken out of it
+        with self._turn(2 * len(data)):  # a PNG file that Pillow refuses is copied in part
             image = PillowImage(data, self._wanted)
         self._check(image.height, image.width)
         self._check_fits(image.needed_bytes(), "{:,} x {:,} pixels", image.height, image.width)
@@ -231,13 +231,13 @@ class ImageDecoder:
             self._show_pillows(image, part_of, out)
 
     def _show_pillows(self, image: PillowImage, part_of: PartOf, out: np.ndarray) -> None:
-        """The pixels are gone when this returns, before the turn ends."""
+        """The pixels are freed when this returns, before the turn ends."""
         pixels, orientation = image.decode(self.exif)
         height, width = upright(pixels.shape[0], pixels.shape[1], orientation)
         self._show(pixels, part_of(height, width).stored(height, width, orientation), orientation, False, out)
 
     def _show(self, pixels: np.ndarray, box: Box, orientation: int, is_opaque: bool, out: np.ndarray) -> None:
-        """Bring the part `box` of `pixels (h, w, C)`, which are as the file stores them, into `out (H, W, C)`."""
+        """Write the part `box` of `pixels (h, w, C)`, which are as stored in the file, into `out (H, W, C)`."""
         if orientation == 1:
             self._resampler.write(pixels, box, out, is_opaque)
             return
@@ -247,8 +247,8 @@ class ImageDecoder:
         np.copyto(out, orient(shown, orientation))
 
 
-def give_back() -> None:
-    """Have glibc return what was freed. By itself it keeps up to 64 MB of that, more the more was freed at once (measured: 35
-    MB after a progressive JPEG of 12 megapixels, for good; after a PNG or a baseline JPEG of any size, at most 2)."""
-    with suppress(AttributeError):  # musl keeps nothing
+def trim_heap() -> None:
+    """Have glibc return freed memory to the system. It would keep up to 64 MB (measured: 35 MB after a progressive JPEG of 12
+    megapixels; at most 2 MB after a PNG or a baseline JPEG of any size)."""
+    with suppress(AttributeError):  # musl keeps no freed memory
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Formats: which there are, by their first bytes; what is wanted of their pixels; and a decoder's refusal in words."""
+"""Image formats by the first bytes of a file; the options for pixels; and the text of a decoder's refusal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from ringload.checks import one_of, short
+from ringload.checks import one_of, short, two_numbers
 from ringload.errors import ConfigError
 
 Color = Literal["rgb", "gray", "rgba"]
@@ -33,25 +33,25 @@ SIGNATURES = (  # the first bytes, as a regular expression, and the name of the 
     (rb"....ftyp(?:avif|avis)|....ftyp(?:mif1|msf1|miaf).*avif", "AVIF"),
 )
 FORMATS = tuple(name for _, name in SIGNATURES)
-HEAD_BYTES = 128  # of a file, which are enough to tell
+HEAD_BYTES = 128  # of a file: enough to tell its format
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
     *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 )
 
-CODEC_ERRORS = {  # of Pillow's C code, where it has no words of its own
+CODEC_ERRORS = {  # codes of Pillow's C code, which come without a text
     -1: "they do not fit into the image",
     -2: "they are damaged",
     -3: "for an unknown reason",
     -8: "the decoder cannot be set up for them",
     -9: "there is not enough memory",
 }
-NOT_IN_WORDS = (KeyError, IndexError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError, struct.error)
+WITHOUT_TEXT = (KeyError, IndexError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError, struct.error)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted of an image's pixels. See `ImageFrame`."""
+    """The options for an image's pixels. See `ImageFrame`."""
 
     color: Color = "rgb"
     background: tuple[int, int, int] | None = None
@@ -60,10 +60,10 @@ class Wanted:
 
     @classmethod
     def of(cls, color: Color, background: Any, value_range: Any, truncated: Any) -> Wanted:
-        """What a user has asked for.
+        """The options as a user gives them.
 
         Raises:
-            ConfigError: an option cannot be.
+            ConfigError: an option is not valid.
         """
         if truncated is not None:
             one_of("truncated", truncated, get_args(Truncated))
@@ -71,7 +71,7 @@ class Wanted:
 
     @property
     def alpha_counts(self) -> bool:
-        """Whether it makes a difference which pixels are transparent."""
+        """Whether the result depends on which pixels are transparent."""
         return self.color == "rgba" or self.background is not None
 
 
@@ -80,28 +80,27 @@ def _background(given: Any, color: Color) -> tuple[int, int, int] | None:
         return None
     levels = tuple(given) if isinstance(given, Sequence | np.ndarray) else (given,) * 3
     if len(levels) != 3 or not all(isinstance(one, int | np.integer) and 0 <= one <= 255 for one in levels):
-        raise ConfigError(f"background is a colour (red, green, blue), or one number for a gray, of 0..255; not {short(given)}")
+        raise ConfigError(f"background is (red, green, blue) or one level of gray, each in 0..255, not {short(given)}")
     if color == "rgba":
-        raise ConfigError("background is what shows where color='rgb' or 'gray' has no alpha; color='rgba' keeps it")
+        raise ConfigError(
+            "background replaces transparent pixels for color='rgb' or 'gray'; color='rgba' keeps alpha: leave it out"
+        )
     return int(levels[0]), int(levels[1]), int(levels[2])
 
 
 def _value_range(given: Any) -> tuple[float, float] | None:
     if given is None:
         return None
-    try:
-        black, white = (float(one) for one in given)
-    except (TypeError, ValueError):
+    if (ends := two_numbers(given)) is None:
         raise ConfigError(
-            f"value_range is (black, white), the values of pixels that become 0 and 255, not {short(given)}"
-        ) from None
-    if black == white or not np.isfinite([black, white]).all():
-        raise ConfigError(f"value_range is two different, finite numbers, not {short(given)}")
-    return black, white
+            "value_range is (black, white), the values of pixels that become 0 and 255: two finite numbers that differ, not "
+            f"{short(given)}"
+        )
+    return ends
 
 
 class Scratch:
-    """Memory that is used again for each image. A pickled one arrives empty."""
+    """Memory that is used again for each image. It is empty after unpickling."""
 
     def __init__(self) -> None:
         self._pixels = np.empty(0, np.uint8)
@@ -125,29 +124,29 @@ def format_of(head: bytes) -> str:
 
 
 def refusal(name: str, error: Exception, printed: str = "") -> Exception:
-    """Why a file of a format was refused: the decoder's own words, and what it printed. An error of the system stays as it
-    is: it is none of the file's."""
+    """The error for a file that a decoder refused, with the decoder's text and what it printed. An error of the system, which
+    is not the file's fault, is returned as it is."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
         return error
-    said = _words(error)
-    return ValueError(f"{'an' if name[0] in 'A' else 'a'} {name} file: {said}{f' ({printed})' if printed else ''}")
+    text = _reason(error)
+    return ValueError(f"{'an' if name[0] in 'A' else 'a'} {name} file: {text}{f' ({printed})' if printed else ''}")
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     cause = error.__cause__ if str(error.__cause__) == str(error) else error  # Pillow turns its own failures into SyntaxError
-    if isinstance(cause, NOT_IN_WORDS):
-        return f"what its header says makes no sense ({type(cause).__name__}: {cause})"
-    said = re.sub(r"\bb'([^']*)'|\bb\"([^\"]*)\"", r"\1\2", " ".join(str(error).split()))
-    said = re.sub(r"^broken PNG file \((.*)\)$", r"\1", said)
-    if match := re.fullmatch(r"(?:\w+ )?error (-?\d+)(?: when reading image file)?", said):
+    if isinstance(cause, WITHOUT_TEXT):
+        return f"its header is not valid ({type(cause).__name__}: {cause})"
+    text = re.sub(r"\bb'([^']*)'|\bb\"([^\"]*)\"", r"\1\2", " ".join(str(error).split()))
+    text = re.sub(r"^broken PNG file \((.*)\)$", r"\1", text)
+    if match := re.fullmatch(r"(?:\w+ )?error (-?\d+)(?: when reading image file)?", text):
         return f"its pixels cannot be decoded: {CODEC_ERRORS.get(int(match[1]), 'they are damaged')}"
-    if said == "not identified by this driver":
+    if text == "not identified by this driver":
         return "its header is damaged"
-    return said or f"it is damaged ({type(error).__name__})"
+    return text or f"it is damaged ({type(error).__name__})"
 
 
 def orientation_of(image: Image.Image) -> int:
-    """1..8, as `ImageOps.exif_transpose` takes it: by EXIF, or where that is silent by XMP; 1 if neither can be read."""
+    """The orientation 1..8 by EXIF, or else by XMP, as in `ImageOps.exif_transpose`; 1 if neither can be read."""
     try:
         value = image.getexif().get(ORIENTATION)
     except Exception:  # SyntaxError, struct.error, ...: the metadata are damaged, the image need not be

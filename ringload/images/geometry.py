@@ -1,7 +1,7 @@
 """Geometry: which part of an image is shown.
 
 A `Box` is a part of an image in pixels, as it is shown (upright, after EXIF orientation) or as the file stores it. Decoders
-may give an image smaller than the file has it: `Box.scaled` is the same part of that, with fractions of pixels.
+may scale an image down: `Box.scaled` is the same part of the smaller image, in fractions of pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Box(NamedTuple):
     width: float
 
     def stored(self, height: int, width: int, orientation: int) -> Box:
-        """This part of an image that is shown as `height` x `width`, where the file has it."""
+        """Where the file stores this part of an image that is shown as `height` x `width`."""
         top = height - self.top - self.height if orientation in FLIPS_ROWS else self.top
         left = width - self.left - self.width if orientation in FLIPS_COLUMNS else self.left
         if orientation in SWAPS_SIDES:
@@ -52,14 +52,14 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image comes to `height` x `width` pixels.
+    """How an image becomes `height` x `width` pixels.
 
-    `resize`: "stretch" shows all of it, whatever its proportions; "crop" the largest part in the middle that has the
-    proportions wanted; "random_crop" a random part with a share of the area uniform in `area`, and width / height
+    `resize`: "stretch" shows the whole image, whatever its proportions; "crop" shows the largest central part with the
+    proportions of the target; "random_crop" shows a random part with a share of the area uniform in `area`, and width / height
     log-uniform in `ratio`, as torchvision's RandomResizedCrop.
 
     Raises:
-        ConfigError: a value cannot be.
+        ConfigError: a value is not valid.
     """
 
     height: int
@@ -84,7 +84,7 @@ class Geometry:
         if self.resize == "crop":
             scale = min(height / self.height, width / self.width)
             return _middle(height, width, self.height * scale, self.width * scale)
-        assert rng is not None, "random crops draw"
+        assert rng is not None, "a random crop needs a generator"
         return self._random_box(height, width, rng)
 
     def _random_box(self, height: int, width: int, rng: np.random.Generator) -> Box:

@@ -1,11 +1,11 @@
 """State of the whole process that is set while any thread decodes.
 
-Set by the first thread that enters `with hook():`, and undone when the last has left. Were each thread to set its own, the last
-could put back what belongs to a thread that has left, of which nothing lives any more.
+The first thread that enters `with hook():` sets the state, and the last that leaves undoes it. If each thread set it, the last
+to leave could restore what belongs to a thread that is gone.
 
-An interruption (Ctrl-C) may come after any call, here too. So whoever holds a hook is known to it by an object, which lets go
-of it when it is left, or else when it is freed, with the traceback of the interruption; and a change can be undone when it
-was set in part, and twice.
+An interruption (Ctrl-C) may come after any call, here too. So each `with` has an object that holds the hook: it lets go of the
+hook when the block is left, or else when the object is freed with the traceback of the interruption. A change can be undone
+twice, and after it was set in part.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ringload.system.interrupts import new_rlock
 
 
 class Change(Protocol):
-    """What is set, and undone. `undo` may follow a `set` that was interrupted, or another `undo`. It leaves what somebody else
-    has set meanwhile."""
+    """A change of state. `undo` may follow a `set` that was interrupted, or another `undo`. It keeps what other code has set
+    meanwhile."""
 
     def set(self) -> None: ...
 
@@ -27,7 +27,7 @@ class Change(Protocol):
 
 
 class Hook:
-    """`with hook():` has the change set."""
+    """The change is set inside of `with hook():`."""
 
     def __init__(self, change: Change) -> None:
         self._change, self._is_set = change, False
@@ -39,7 +39,7 @@ class Hook:
         return _Held(self)
 
     def _forget_others(self) -> None:
-        """In a fork, which has one thread; another may have held the lock."""
+        """In a fork, which has one thread. Another thread may have held the lock."""
         self._lock = new_rlock()
         me = threading.get_ident()
         self._holders = {key: thread for key, thread in self._holders.items() if thread == me}
@@ -57,7 +57,7 @@ class Hook:
 
     def _reconcile(self) -> None:
         if self._holders and not self._is_set:
-            self._is_set = True  # before: what is set in part is undone, too
+            self._is_set = True  # first: then an interrupted `set` is undone, too
             self._change.set()
         elif self._is_set and not self._holders:
             self._change.undo()
@@ -65,7 +65,7 @@ class Hook:
 
 
 class _Held:
-    _hook: Hook | None = None  # an interruption may keep it from being made
+    _hook: Hook | None = None  # until __init__ is done, which may be interrupted
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook

@@ -1,13 +1,13 @@
 """JPEG by libjpeg-turbo (simplejpeg), which scales while it decodes, and writes into a buffer that is used again.
 
-Scaling by n/8 in the DCT domain averages over blocks of 8/n pixels. What it gives is therefore smaller by exactly that
-factor: the last pixel of a side may stand for fewer of the file's than the others do. Only 1/8, 1/4, 3/8 and 1/2 are used:
-the transforms of 5/8 and more have no SIMD, and take longer than decoding all of it (November 2026, EPYC, libjpeg-turbo 3).
+Scaling by n/8 in the DCT domain averages over blocks of 8/n pixels. The result is smaller by exactly that factor, so the last
+pixel of a side may cover fewer pixels of the file than the others. Only 1/8, 1/4, 3/8 and 1/2 are used: the transforms of 5/8
+and more have no SIMD, and take longer than decoding the whole image (November 2026, EPYC, libjpeg-turbo 3).
 
-How much larger than what is shown the decoded picture is to be (`GAPS`), so that the rest of the way, which "antialias" goes,
-comes to what Pillow's BILINEAR makes of the whole picture. PSNR in dB to that, median (and worst) of the 10 photographs of
-scikit-image and scikit-learn, two parts of each, quality 92, by the scale and by how many times larger it left them than the
-target; and milliseconds of decoding and resampling to 224 x 224 from a file that is 3, 4, 6 and 12 times larger:
+`GAPS` says how many times larger than the target the decoded image must be, so that "antialias", which scales it the rest of
+the way, comes close to Pillow's BILINEAR of the whole image. The table has the PSNR in dB to that result, median (worst) of the
+10 photographs of scikit-image and scikit-learn, two parts of each, quality 92, for each scale and each such factor; then the
+milliseconds of decoding and resampling to 224 x 224 from a file that is 3, 4, 6 and 12 times larger:
 
             1.3          1.4          1.5          1.6          1.9          2.25          3x    4x    6x     12x
     1/2     44.5 (38.1)  45.7 (39.4)  44.8 (39.9)  47.1 (41.7)  48.3 (44.0)  50.7 (46.8)   2.63  3.99  8.2    29.5
@@ -16,7 +16,7 @@ target; and milliseconds of decoding and resampling to 224 x 224 from a file tha
     1/8     40.7 (37.0)  42.1 (37.5)  42.7 (38.3)  43.8 (40.2)  45.6 (41.3)  50.2 (49.0)                      17.0
     whole   99                                                                             4.02  6.92  14.5   72.8
 
-59 cameras' photographs, which are less sharp, come 2 to 5 dB nearer at each (1.4: 50.5, 51.2, 47.8, 45.9).
+Photographs of 59 cameras, which are less sharp, come 2 to 5 dB closer at each factor (1.4: 50.5, 51.2, 47.8, 45.9).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from ringload.images.formats import N_CHANNELS, Color, Scratch, orientation_of
 from ringload.images.geometry import Box
 
 SPACES: dict[Color, str] = {"rgb": "RGB", "gray": "GRAY", "rgba": "RGBA"}
-GAPS = {1: 1.9, 2: 1.6, 3: 1.6, 4: 1.6}  # eighths -> how many times larger than what is shown
-MIN_SIDE = 16  # of an image that is scaled: below, two scales can give the same size
+GAPS = {1: 1.9, 2: 1.6, 3: 1.6, 4: 1.6}  # eighths -> how many times larger than the target
+MIN_SIDE = 16  # of an image that is scaled: smaller ones can have one size at two scales
 
-COEFFICIENT_BYTES = 6  # a pixel: libjpeg keeps the coefficients of the whole image: 3 components, 2 bytes each
+COEFFICIENT_BYTES = 6  # a pixel, where libjpeg keeps all coefficients: 3 components, 2 bytes each
 BASELINE_BYTES = 1 << 20  # libjpeg's own buffers, for an image that it decodes line by line
 COPIES = 3  # of the decoded pixels at once: in scratch, and two while they are resampled
 
-SOI, SOS, EOI, APP1 = 0xD8, 0xDA, 0xD9, 0xE1
+SOS, EOI, APP1 = 0xDA, 0xD9, 0xE1
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15, which say how the image is coded
 BASELINE_FRAMES = {0xC0, 0xC1}
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -49,7 +49,7 @@ class Jpeg:
 
     Raises:
         Exception: its header is not understood, or its colours are not those of a photograph (CMYK). simplejpeg raises
-            ValueError, and also what its own lookups do: KeyError for chroma subsampling that it has no name for.
+            ValueError, and KeyError for a chroma subsampling that it does not know.
     """
 
     def __init__(self, data: memoryview, color: Color, scratch: Scratch) -> None:
@@ -59,7 +59,7 @@ class Jpeg:
             raise ValueError(f"a JPEG file with the colours {space}")
 
     def orientation(self) -> int:
-        """1..8, as EXIF says, or, where that does not, XMP: by Pillow's own rule."""
+        """The orientation 1..8 by EXIF, or else by XMP, as Pillow reads it."""
         exif, xmp = b"", b""
         for marker, start, stop in segments(self._data):
             if marker == APP1 and self._data[start : start + len(EXIF)] == EXIF:
@@ -73,7 +73,7 @@ class Jpeg:
         return orientation_of(image)
 
     def eighths(self, min_height: float, min_width: float, has_gap: bool) -> int:
-        """The least scale, in eighths, at which it is not below these sizes; if it `has_gap`, so many times larger."""
+        """The least scale, in eighths, at which both sides are as large as these; with `has_gap`, larger by `GAPS`."""
         for n, gap in GAPS.items() if min(self.height, self.width) >= MIN_SIDE else ():
             height, width = self.size(n)
             if not has_gap:
@@ -87,15 +87,15 @@ class Jpeg:
         return -(-self.height * eighths // 8), -(-self.width * eighths // 8)
 
     def shown(self, box: Box, eighths: int, is_exact: bool) -> Box:
-        """The part `box` of the image at this scale: to fractions of a pixel if it `is_exact`, else as if the last pixels stood
-        for as many of the file's as the others, so that whole pixels of the whole image are all of them."""
+        """The part `box` of the image at this scale. If `is_exact`, in fractions of a pixel; else as if the last pixels covered
+        as many pixels of the file as the others, so that the whole image has whole pixels."""
         height, width = self.size(eighths)
         if is_exact:
             return box.scaled(eighths / 8, eighths / 8)
         return box.scaled(height / self.height, width / self.width)
 
     def needed_bytes(self, eighths: int) -> int:
-        """What `decode` takes of memory, with what resampling takes."""
+        """Memory that `decode` takes, and resampling after it."""
         height, width = self.size(eighths)
         n_bytes = height * width * N_CHANNELS[self._color] * COPIES + BASELINE_BYTES
         if is_held_whole(self._data):
@@ -123,8 +123,8 @@ class Jpeg:
 
 
 def segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, stop) of each segment of a JPEG file before its pixels, the first SOS too (ISO 10918-1, annex B); stops
-    at what it does not understand."""
+    """(marker, start, stop) of each segment of a JPEG file up to the first SOS, included (ISO 10918-1, annex B). Stops at
+    bytes that are no segment."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -141,8 +141,8 @@ def segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 def is_held_whole(data: memoryview) -> bool:
-    """Whether a JPEG file is decoded as a whole, not line by line: it is progressive, or its components come one after the
-    other in scans of their own. True where that cannot be told."""
+    """Whether a JPEG file is decoded as a whole, not line by line: it is progressive, or its components are in separate
+    scans. True if that is not known."""
     n_components = 0
     for marker, start, stop in segments(data):
         if marker in FRAMES:

@@ -1,9 +1,9 @@
-"""OpenCV: four packages have the same module, `cv2`. Any one of them will do; two in one folder do not go together.
+"""OpenCV: four packages install the same module, `cv2`. Any one of them works; two in one folder damage each other.
 
     opencv-python, opencv-python-headless, opencv-contrib-python, opencv-contrib-python-headless
 
-pip installs one over the files of another, so that their versions mix; and where it removes one, it removes files of the
-other. conda's OpenCV says that it is all of them, and has its files once: so only those count whose list of files has `cv2`.
+pip installs one over the files of another, so that their versions mix, and when it removes one, it removes files of the other.
+conda's OpenCV has the metadata of all four, and one set of files: so only packages that list `cv2` in their RECORD count.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PACKAGE = "opencv-python-headless"
 
 
 def packages() -> list[list[str]]:
-    """The packages that have a `cv2`, such as "opencv-python 4.12.0.88": those of each folder of `sys.path` that has any.
+    """The packages with a `cv2`, such as "opencv-python 4.12.0.88", in each folder of `sys.path` that has any.
 
-    Told by the names of folders, as importlib.metadata takes 20 ms to import.
+    The names of folders tell: importlib.metadata takes 20 ms to import.
     """
     found = []
     for folder in dict.fromkeys(sys.path):
@@ -40,14 +40,14 @@ def _wrote_cv2(dist_info: Path) -> bool:
 
 @functools.cache
 def warn_of_two() -> None:
-    """Once a process, if two packages share the `cv2` of one folder. The first folder's is the one that is imported."""
+    """Warn once a process if two packages share the `cv2` that is imported, which is that of the first folder."""
     first = next(iter(packages()), [])
     if len(first) > 1:
         warn(f"{_clash(first)} Until then images may be decoded wrongly or not at all")
 
 
 def unusable(part: str, error: ImportError) -> ImportError:
-    """The error where `cv2` cannot be imported, or not all of it: with the packages that should have it, and what to do."""
+    """The error for a `cv2` that cannot be imported, or only in part: it names the installed packages and the remedy."""
     first = next(iter(packages()), [])
     if not first:
         return missing(part, PACKAGE, error)
@@ -55,8 +55,8 @@ def unusable(part: str, error: ImportError) -> ImportError:
         return ImportError(f"{part} needs OpenCV, which cannot be imported ({error}): {_clash(first)}", name="cv2")
     name = first[0].partition(" ")[0]
     return ImportError(
-        f"{part} needs OpenCV, and {first[0]} is installed but cannot be imported ({error}). If it lacks a library of the "
-        f"screen, such as libGL, or files of it were removed with another package: pip uninstall {name}, then "
+        f"{part} needs OpenCV, and {first[0]} is installed but cannot be imported ({error}). If it lacks a display "
+        f"library such as libGL, or lost files when another package was removed: pip uninstall {name}, then "
         f"pip install {PACKAGE}",
         name="cv2",
     )
@@ -65,6 +65,6 @@ def unusable(part: str, error: ImportError) -> ImportError:
 def _clash(names: list[str]) -> str:
     only = " ".join(name.partition(" ")[0] for name in names)
     return (
-        f"{' and '.join(names)} are installed in one folder, and have the same module cv2: each has overwritten files of the "
-        f"other. Keep one, whichever you like: pip uninstall {only}, then pip install {PACKAGE}."
+        f"{' and '.join(names)} are installed in one folder and have the same module cv2: one has overwritten files of the "
+        f"other. Keep only one: pip uninstall {only}, then pip install {PACKAGE}."
     )

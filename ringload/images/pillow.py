@@ -1,8 +1,7 @@
-"""Images by Pillow: every format, and whatever the fast JPEG decoder does not take.
+"""Images by Pillow: every format, and JPEG files that the fast decoder refuses.
 
-Each file goes to the one plugin of Pillow's that its first bytes name: Pillow has others, some of which run programs. What
-Pillow reads wrongly (pixels of more than 8 bits, bit fields, transparent values) is read elsewhere: `high_depth`, `bmp`,
-`png`.
+Each file goes to the one Pillow plugin that its first bytes name: Pillow has other plugins, some of which run programs. Pixels
+that Pillow reads wrongly (of more than 8 bits, bit fields, transparent values) are read by `high_depth`, `bmp` and `png`.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from ringload.images.hook import Attribute, Hook
 from ringload.images.resample import image_of
 from ringload.images.truncated import truncated
 
-# Of memory, for each pixel, at most: the decoder's image, its conversion, and the array. Measured on 12 megapixels of 25 kinds:
-# with the file lossless WebP 18.6, and all others of 8 bits 16.0 (RGBA that is not compressed); beside it RGBA TIFF of 16 bits
-# 17.0, RGB of 32-bit floats 24.2.
+# The most memory a pixel: the decoder's image, its conversion, and the array. Measured on 12 megapixels of 25 kinds, with the
+# file: lossless WebP 18.6, all others of 8 bits up to 16.0 (uncompressed RGBA); without the file: RGBA TIFF of 16 bits 17.0,
+# RGB of 32-bit floats 24.2.
 PIXEL_BYTES = 16
 WEBP_PIXEL_BYTES = 20
-WIDE_PIXEL_BYTES = 8  # beside values of more than 8 bits, and a strip or tile: what they become
-WORST_PIXEL_BYTES = 24  # of what is usual: RGBA of 16 bits in one strip
+WIDE_PIXEL_BYTES = 8  # added to values of more than 8 bits, and to a strip or tile: the results
+WORST_PIXEL_BYTES = 24  # of the usual kinds: RGBA of 16 bits in one strip
 PFM_PIXEL_BYTES = 12
-no_limit = Hook(Attribute(Image, "MAX_IMAGE_PIXELS", None))  # the caller has a limit of its own
-OPTIONAL = ("WebP", "AVIF")  # which Pillow can be built without
-BEFORE = {"LAB": "RGB", "La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts to this one only
+no_limit = Hook(Attribute(Image, "MAX_IMAGE_PIXELS", None))  # the decoder has its own limit
+OPTIONAL = ("WebP", "AVIF")  # Pillow can be built without these
+ONLY_TO = {"LAB": "RGB", "La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts to one other mode only
 
-PLUGINS = {  # format -> the module of Pillow's, and what opens a file in it
+PLUGINS = {  # format -> Pillow's module, and its function that opens a file
     "JPEG": ("JpegImagePlugin", "jpeg_factory"),
     "PNG": ("PngImagePlugin", "PngImageFile"),
     "WebP": ("WebPImagePlugin", "WebPImageFile"),
@@ -61,7 +60,7 @@ class PillowImage:
     """An image of any format.
 
     Raises:
-        ValueError: it is none of `FORMATS`, or its header makes no sense.
+        ValueError: it is none of `FORMATS`, or its header is not valid.
     """
 
     def __init__(self, data: memoryview, wanted: Wanted) -> None:
@@ -69,24 +68,24 @@ class PillowImage:
         self._head = bytes(data[:HEAD_BYTES])
         self.format = format_of(self._head)
         if not self.format:
-            raise ValueError(f"cannot identify image file: it begins with {self._head[:16]!r}; {', '.join(FORMATS)} are read")
+            raise ValueError(f"cannot identify image file: it begins with {self._head[:16]!r}; supported: {', '.join(FORMATS)}")
         self._pixel_bytes, self._more_bytes = WEBP_PIXEL_BYTES if self.format == "WebP" else PIXEL_BYTES, 0
-        self._file: Any = None  # Pillow's, that is open
-        # not bound: a cycle would keep the pixels until gc
+        self._file: Any = None  # Pillow's open file
+        # not a bound method: a reference cycle would keep the pixels until gc
         self._decode: Callable[[PillowImage], Decoded] = PillowImage._by_pillow
         with self._refusing():
             self.height, self.width = OPENERS.get(self.format, PillowImage._open_by_pillow)(self)
 
     def needed_bytes(self) -> int:
-        """What `decode` takes of memory beside the file, which may be held, too."""
+        """Memory that `decode` takes in addition to the file."""
         return self.height * self.width * self._pixel_bytes + self._more_bytes
 
     def decode(self, exif: bool) -> tuple[np.ndarray, int]:
-        """Pixels `(h, w, C)` in memory of their own, and the orientation 1..8 that is still to be applied to them. Once.
+        """Newly allocated pixels `(h, w, C)`, and the orientation 1..8 that is still to be applied to them. May be called once.
 
         Raises:
-            ValueError: the file is damaged, or of a kind that is not read; in the decoder's words.
-            OSError, MemoryError: there is something wrong with more than the file.
+            ValueError: the file is damaged, or its kind is not supported; with the decoder's text.
+            OSError, MemoryError: an error of the system, not of the file.
         """
         with self._refusing(), truncated(self._wanted.truncated):
             *images, orientation, is_turned = self._decode(self)
@@ -108,27 +107,27 @@ class PillowImage:
     # -- Pillow -----------------------------------------------------------------------------------------------------------
 
     def _open_by_pillow(self, data: memoryview | None = None) -> tuple[int, int]:
-        """(height, width). `data` is what is opened in place of the content."""
+        """Open the content, or `data` in its place; (height, width)."""
         module, name = PLUGINS[self.format]
         try:
             plugin: Any = importlib.import_module(f"PIL.{module}")
         except ImportError:
-            raise ValueError("the Pillow that is installed here is too old for it") from None
+            raise ValueError("the installed Pillow is too old for it: pip install -U pillow") from None
         if self.format in OPTIONAL and not plugin.SUPPORTED:
-            raise ValueError("Pillow is installed without its decoder here")
+            raise ValueError("the installed Pillow was built without its decoder")
         with no_limit(), one_thread(plugin)() if self.format == "AVIF" else nullcontext():
             self._file = getattr(plugin, name)(ContentFile(self._data if data is None else data))
         width, height = self._file.size
         return height, width
 
     def _by_pillow(self) -> Decoded:
-        if self.format == "TIFF":  # Pillow turns it when it is loaded, as it says itself before
+        if self.format == "TIFF":  # Pillow turns the image when it loads it, so the orientation is read before
             orientation = orientation_of(self._file)
             self._file.load()
             return Decoded(self._file, orientation, is_turned=True)
         self._file.load()
         orientation = orientation_of(self._file)
-        if self.format in OPTIONAL:  # these keep a second copy of the pixels, and a decoder with a third
+        if self.format in OPTIONAL:  # these keep a second copy of the pixels, and their decoder a third
             self._file.fp = None
             vars(self._file).pop("_decoder", None)
         return Decoded(self._file, orientation)
@@ -150,7 +149,7 @@ class PillowImage:
             return size
 
     def _open_pixels_of_png(self) -> tuple[int, int] | None:
-        """Without what Pillow stumbled over. None: it was something that matters."""
+        """Open only the chunks of pixels, as Pillow refused the file. None: Pillow refuses these, too."""
         with suppress(Exception):
             return self._open_by_pillow(memoryview(png.only_pixels(self._data)))
         return None
@@ -160,7 +159,7 @@ class PillowImage:
         header = png.read_png(self._head)
         is_for_opencv = header is not None and header.bits == 16 and (self._wanted.value_range or transparent is not None)
         try:
-            with truncated("refuse" if is_for_opencv else None):  # what Pillow pads, OpenCV does not
+            with truncated("refuse" if is_for_opencv else None):  # OpenCV does not pad
                 self._file.load()
         except MemoryError:
             raise
@@ -168,7 +167,7 @@ class PillowImage:
             if not self._load_pixels_of_png():
                 raise
         image, orientation = self._file, orientation_of(self._file)
-        if transparent is None:  # what comes behind the pixels is too late
+        if transparent is None:  # a tRNS chunk after the pixels is not valid
             image.info.pop("transparency", None)
         if header is None or header.color == png.PALETTE:
             return Decoded(image, orientation)
@@ -192,14 +191,14 @@ class PillowImage:
                 gray.putalpha(image_of((values != transparent).astype(np.uint8) * np.uint8(255), "L"))
             return gray
         if self._wanted.value_range is None and transparent is None:
-            return image  # of 8 bits: Pillow has taken the upper ones
+            return image  # Pillow has taken the upper 8 bits
         self._file = None
         data = memoryview(png.only_pixels(self._data))
         png.check_pixels(data)
         values = high_depth.opencv_values(data)
         pixels = high_depth.to_8_bits(values, 16, self._wanted)
         if values.shape[2] == 4:
-            pixels[:, :, 3] = values[:, :, 3] >> 8  # no range is asked for of that
+            pixels[:, :, 3] = values[:, :, 3] >> 8  # value_range is not for alpha
         return high_depth.image_of_values(pixels[:, :, [0, 3]] if color == png.GRAY_ALPHA else pixels)
 
     # -- TIFF, BMP, PNM ---------------------------------------------------------------------------------------------------
@@ -208,7 +207,7 @@ class PillowImage:
         header = tiff.read_tiff(self._data)
         self._more_bytes = header.block_bytes
         is_plain = header.photometric in tiff.PLAIN
-        is_never_right = header.photometric in tiff.NEVER or (header.is_planar and header.n_samples > 1)
+        is_never_right = header.photometric in tiff.NOT_SUPPORTED or (header.is_planar and header.n_samples > 1)
         if header.is_wide and (is_plain or is_never_right) and not high_depth.pillow_reads(header, self._wanted):
             return self._open_wide_tiff(header)
         try:
@@ -217,7 +216,7 @@ class PillowImage:
             if is_plain:
                 return self._open_wide_tiff(header)
             if "pixel mode" in str(error):
-                raise ValueError(f"{header.in_words}: not read") from None
+                raise ValueError(f"{header.description} are not supported") from None
             raise
 
     def _open_wide_tiff(self, header: tiff.Tiff) -> tuple[int, int]:
@@ -241,7 +240,7 @@ class PillowImage:
         width, height, white = high_depth.pnm_header(self._head)
         if self.format == "PNM" and white <= 255:
             return self._open_by_pillow()
-        self._pixel_bytes, self._more_bytes = PFM_PIXEL_BYTES + WIDE_PIXEL_BYTES, len(self._data)  # and a newline more
+        self._pixel_bytes, self._more_bytes = PFM_PIXEL_BYTES + WIDE_PIXEL_BYTES, len(self._data)  # a copy with a newline
         self._decode = lambda file: Decoded(high_depth.read_pnm(file._data, white, file._wanted), 1)
         return height, width
 
@@ -257,18 +256,18 @@ OPENERS: dict[str, Callable[[PillowImage], tuple[int, int]]] = {
 
 @cache
 def one_thread(plugin: Any) -> Hook:
-    """AVIF's decoder has as many threads as there are CPUs, if nothing is said: in each of the workers."""
+    """By default AVIF's decoder has as many threads as there are CPUs, in each worker: have it use one."""
     return Hook(Attribute(plugin, "DEFAULT_MAX_THREADS", 1))
 
 
 def converted(images: list[Image.Image], wanted: Wanted) -> np.ndarray:
-    """`(h, w, C)`: the one image with its colours as wanted, on the background if there is one. It is taken out of the list, so
-    that its memory is free as soon as there is another."""
+    """Convert the one image of a list to the wanted colours, on the background if there is one: `(h, w, C)`. The image is taken
+    out of the list, so that its memory is freed as soon as it is converted."""
     image = images.pop()
-    if image.mode in BEFORE:
-        image = image.convert(BEFORE[image.mode])
+    if image.mode in ONLY_TO:
+        image = image.convert(ONLY_TO[image.mode])
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"pixels of Pillow's mode {image.mode} have no range that is known")
+        raise ValueError(f"the range of pixels of Pillow's mode {image.mode} is not known")
     if wanted.background is not None and image.has_transparency_data:
         shown = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", shown.size, wanted.background)

@@ -1,8 +1,8 @@
-"""PNG files, chunk by chunk: what Pillow does not tell, and what Pillow is better not given.
+"""PNG files, chunk by chunk: facts that Pillow does not give, and a file without the chunks that Pillow may refuse.
 
 A file is a signature and chunks: the length of the data, four letters, the data, and a checksum of both (ISO 15948, 5.3).
-Pillow refuses a file for a text of more than 1 MB, a wrong checksum of a comment, or an animation that it cannot follow. The
-pixels are not touched by that: `only_pixels` leaves the chunks that they, and the orientation, come from.
+Pillow refuses a file for a text of more than 1 MB, a wrong checksum of a comment, or an animation that it cannot
+decode, though the pixels are intact: `only_pixels` keeps only the chunks of the pixels and the orientation.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 XMP = b"XML:com.adobe.xmp\0\0"  # the beginning of an iTXt chunk of XMP that is not compressed
-METADATA_BYTES = 1 << 19  # of EXIF, and of XMP, that are kept
-UNPACKED_BYTES = 1 << 20  # at a time, where what is unpacked is not kept
+METADATA_BYTES = 1 << 19  # up to which EXIF and XMP are kept
+UNPACKED_BYTES = 1 << 20  # at a time, where unpacked bytes are not kept
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6  # colour types
 
 
 class Png(NamedTuple):
-    """What IHDR says."""
+    """The IHDR chunk."""
 
     height: int
     width: int
@@ -40,7 +40,7 @@ class Chunk(NamedTuple):
 
 
 def read_png(head: bytes) -> Png | None:
-    """The header of a PNG file that begins with `head`; None if it has none where it should be."""
+    """The header of a PNG file that begins with `head`; None if it has no valid header."""
     if head[:8] != SIGNATURE or head[12:16] != b"IHDR" or len(head) < 26:
         return None
     width, height, bits, color = struct.unpack_from(">IIBB", head, 16)
@@ -48,8 +48,8 @@ def read_png(head: bytes) -> Png | None:
 
 
 def with_transparency(image: Image.Image, bits: int) -> Image.Image:
-    """A gray or RGB image of at most 8 bits with the alpha that tRNS gives it. Pillow compares the value in the file with
-    pixels that it has scaled to 8 bits."""
+    """A gray or RGB image of at most 8 bits with the alpha of its tRNS chunk. Pillow itself compares the value in the file with
+    pixels that it has scaled to 8 bits, which is wrong."""
     value = image.info.get("transparency")
     if isinstance(value, int) and image.mode in ("1", "L"):
         most = 2**bits - 1
@@ -63,7 +63,7 @@ def with_transparency(image: Image.Image, bits: int) -> Image.Image:
 
 
 def only_pixels(data: memoryview) -> bytes:
-    """The file with the chunks alone that pixels and orientation come from. What is wrong with those is left as it is."""
+    """The file with only the chunks of the pixels and the orientation. Damage of these chunks stays as it is."""
     kept = [SIGNATURE]
     for kind, start, stop in _chunks(data):
         is_whole = _checksum(data, start, stop)
@@ -74,10 +74,10 @@ def only_pixels(data: memoryview) -> bytes:
 
 
 def check_pixels(data: memoryview) -> None:
-    """Look at the checksum of what is deflated, as Pillow does not: libpng would print what is wrong.
+    """Check the deflated pixels and their checksum, as Pillow does not: OpenCV's libpng would print an error.
 
     Raises:
-        ValueError: it is wrong, or the end is missing.
+        ValueError: the pixels are damaged, or the end is missing.
     """
     unpacker = zlib.decompressobj()
     try:
@@ -94,8 +94,8 @@ def check_pixels(data: memoryview) -> None:
 
 
 def _chunks(data: memoryview) -> Iterator[Chunk]:
-    """The chunks of a file. One that is not followed by another, since its length is wrong, is passed over: the next that
-    carries pixels and has the right checksum is looked for."""
+    """The chunks of a file. A chunk whose length is wrong, so that no chunk follows it, is skipped, up to the next chunk of the
+    pixels that has the right checksum."""
     at = len(SIGNATURE)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -120,7 +120,7 @@ def _checksum(data: memoryview, start: int, stop: int) -> bool:
 
 
 def _next(data: memoryview, at: int) -> int:
-    """Where the next chunk that carries pixels begins."""
+    """Where the next chunk of the pixels with the right checksum begins."""
     content = bytes(data[at:])
     found = []
     for kind in PIXELS:

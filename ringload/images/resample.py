@@ -1,16 +1,16 @@
 """Resampling: a part of decoded pixels `(h, w, C) uint8`, scaled to the size of `out (H, W, C) uint8`.
 
 "antialias", the default, is what Pillow calls BILINEAR, torchvision and TensorFlow antialias=True: each output pixel is the
-mean of the pixels below a triangle, which reaches max(1, factor) pixels to either side, with a factor of its own for each
-side. cykooz-resizer computes it by SIMD; where that is not installed Pillow itself does, four times as slowly. Both round
-twice, in different orders, so their pixels differ by 1 at most. cykooz-resizer's are the same to the bit without SIMD, with
+mean of the pixels below a triangle, which reaches max(1, factor) pixels to either side; rows and columns have separate
+factors. cykooz-resizer computes it by SIMD; where it is not installed Pillow does, four times slower. Both round twice, in
+different orders, so their pixels differ by 1 at most. The pixels of cykooz-resizer are the same to the bit without SIMD, with
 SSE4.1 and with AVX2 (tests/test_resample.py), so they do not depend on the CPU.
 
 The other filters are OpenCV's. None but "area" averages, so they alias where an image shrinks.
 
-`python -m bench.resizing` measures what each filter costs behind the decoder, and how near it comes to Pillow. A part of the
-cost of "antialias" is copies, as cykooz-resizer takes and gives bytes. The way around them, by Pillow's images, reads the
-insides of Pillow's C structures, which change: no crash is worth that.
+`python -m bench.resizing` measures what each filter costs after the decoder, and how close it comes to Pillow. Part of the
+cost of "antialias" is copies, as cykooz-resizer takes and returns bytes. It could take Pillow images without copies, but then
+it reads Pillow's private C structures, and would crash when they change.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from PIL import Image
 
 from ringload.images.geometry import Box
 
-try:  # here, so that the fork server has it before it forks them
+try:  # here, so that the fork server imports it once, before it forks workers
     import cykooz_resizer
 except ImportError:  # it has no wheels for musl, ARM and free-threaded Pythons
     cykooz_resizer = None
 
 Interpolation = Literal["auto", "antialias", "fast", "nearest", "linear", "area", "cubic", "lanczos"]
 
-AREA_FROM = 3  # times smaller on either side, from which on "fast" averages
-PLAIN_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of Pillow's, with so many channels that are all treated alike
+AREA_FROM = 3  # "fast" averages if either side shrinks by this factor or more
+PLAIN_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # number of channels -> Pillow's mode that treats all alike
 CODES = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,
@@ -44,7 +44,7 @@ INTERPOLATIONS = ("auto", "antialias", "fast", *CODES)
 
 
 class Resampler:
-    """Scales by one filter. Keeps what it allocates for the next image; a pickled one arrives without."""
+    """Scales by one filter. It keeps its buffers for the next image; after unpickling it has none."""
 
     def __init__(self, interpolation: Interpolation) -> None:
         self.interpolation: Interpolation = interpolation
@@ -52,8 +52,8 @@ class Resampler:
         self._triangle: _Simd | _Pillow | None = None
 
     def write(self, pixels: np.ndarray, box: Box, out: np.ndarray, is_opaque: bool = False) -> None:
-        """Scale the part `box` of `pixels` to `out`. Unless `is_opaque`, four channels are weighted by the last, alpha: what
-        is transparent has no colour that could bleed into what is not."""
+        """Scale the part `box` of `pixels` to `out`. Unless `is_opaque`, colours are weighted by the fourth channel, alpha, so
+        that colours of transparent pixels do not bleed into others."""
         if not self.antialiases:
             box = box.rounded(pixels.shape[0], pixels.shape[1])
         top, left = math.floor(box.top), math.floor(box.left)
@@ -85,14 +85,14 @@ class Resampler:
             np.copyto(out, np.asarray(image_of(scaled, "RGBa").convert("RGBA")))
             return
         written = cv2.resize(part, (width, height), dst=out, interpolation=code)
-        assert written.ctypes.data == out.ctypes.data, "OpenCV wrote into memory of its own"
+        assert written.ctypes.data == out.ctypes.data, "OpenCV did not write into `out`"
 
     def __reduce__(self) -> Any:
         return Resampler, (self.interpolation,)
 
 
 class _Simd:
-    """By cykooz-resizer, vertically first: except where that enlarges, and the other side then shrinks (a line of text)."""
+    """By cykooz-resizer, vertically first; but horizontally first where the height grows and the width shrinks."""
 
     def __init__(self) -> None:
         self._types = {n: getattr(cykooz_resizer.PixelType, name) for n, name in ((1, "U8"), (3, "U8x3"), (4, "U8x4"))}
@@ -100,7 +100,7 @@ class _Simd:
         self._alpha = cykooz_resizer.AlphaMulDiv()
         triangle = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
         self._options = cykooz_resizer.ResizeOptions(triangle, use_alpha=False)
-        self._made: dict[tuple[int, ...], Any] = {}  # shape -> what it was last scaled into
+        self._made: dict[tuple[int, ...], Any] = {}  # shape -> the buffer of the last result
 
     def write(self, part: np.ndarray, box: Box, out: np.ndarray, has_alpha: bool) -> None:
         height, width, n_channels = part.shape
@@ -120,19 +120,19 @@ class _Simd:
         np.copyto(out, np.frombuffer(made.get_buffer(), np.uint8).reshape(out.shape))
 
     def _scale(self, source: Any, box: Box, out: Any) -> None:
-        width, height = min(box.width, source.width - box.left), min(box.height, source.height - box.top)  # but for rounding
+        width, height = min(box.width, source.width - box.left), min(box.height, source.height - box.top)  # rounding
         self._options.crop_box = cykooz_resizer.CropBox(box.left, box.top, width, height)
         self._resizer.resize(source, out, self._options)
 
 
 class _Pillow:
-    """By Pillow, horizontally first, as Pillow does: except where that enlarges, and the other side then shrinks."""
+    """By Pillow, which scales horizontally first; but vertically first where the width grows and the height shrinks."""
 
     def write(self, part: np.ndarray, box: Box, out: np.ndarray, has_alpha: bool) -> None:
         height, width, n_channels = out.shape
         image = image_of(part, "RGBA").convert("RGBa") if has_alpha else image_of(part, PLAIN_MODES[n_channels])
         top, left = box.top, box.left
-        bottom, right = min(top + box.height, image.height), min(left + box.width, image.width)  # but for rounding
+        bottom, right = min(top + box.height, image.height), min(left + box.width, image.width)  # rounding
         if width > box.width and height < box.height:
             image = image.resize((image.width, height), Image.Resampling.BILINEAR, (0, top, image.width, bottom))
             top, bottom = 0, height
@@ -143,6 +143,6 @@ class _Pillow:
 
 
 def image_of(pixels: np.ndarray, mode: str) -> Image.Image:
-    """`pixels (h, w, C) uint8` as an image of Pillow's, which may look into them."""
+    """`pixels (h, w, C) uint8` as a Pillow image, which may share their memory."""
     height, width = pixels.shape[:2]
     return Image.frombuffer(mode, (width, height), np.ascontiguousarray(pixels), "raw", mode, 0, 1)

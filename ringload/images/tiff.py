@@ -1,8 +1,8 @@
-"""TIFF headers: what kind of pixels a file has, told from its tags before any decoder is asked.
+"""TIFF headers: the kind of a file's pixels, read from its tags before a decoder is chosen.
 
-Decoders are right about some kinds only, and wrong about others without a word: Pillow reads uncompressed 16-bit planes as
-noise and 12 bits as black, OpenCV every kind of plane of more than 8 bits as noise. So who decodes is chosen by kind: 8 bits
-go to Pillow, more to OpenCV where it is right, and the rest to tifffile, if that is installed (tests/test_wide.py).
+Each decoder reads some kinds only, and others wrongly without an error: Pillow reads uncompressed 16-bit planes as noise and 12
+bits as black, OpenCV reads all planes of more than 8 bits as noise. So the decoder is chosen by kind: 8 bits go to Pillow, more
+to OpenCV where it is right, and the rest to tifffile, if that is installed (tests/test_wide.py).
 
 A file is `II` or `MM` (byte order), 42 and a 4-byte offset, or 43, the numbers 8 and 0, and an 8-byte offset (BigTIFF), of
 the first directory: a count, and entries of tag, type, count, and the values or where they are (TIFF 6.0, section 2).
@@ -18,8 +18,8 @@ from typing import Any
 
 UINT, INT, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric interpretations
-PLAIN = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)  # whose values are what they look like
-NEVER = (32803, 32844, 32845)  # what nobody here reads
+PLAIN = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)  # values are levels of gray, or of red, green and blue
+NOT_SUPPORTED = (32803, 32844, 32845)  # by any of the decoders
 PHOTOMETRIC_NAMES = {3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab", 32803: "colour filter", 32844: "LogL", 32845: "LogLuv"}
 UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # extra samples; the latter two are alpha
 CONTIGUOUS, PLANES = 1, 2
@@ -27,13 +27,13 @@ NO_COMPRESSION = 1
 ORIENTATION = 274
 TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q", 13: "I", 18: "Q"}  # of integers
 MAX_ENTRIES = 4096  # of a directory
-MAX_VALUES = 64  # of a tag that is looked at
-XMP_BYTES = 1 << 16  # of XMP, in which the orientation is looked for
+MAX_VALUES = 64  # of a tag that are read
+XMP_BYTES = 1 << 16  # of XMP that are searched for the orientation
 
 
 @dataclass(frozen=True)
 class Tiff:
-    """What the first directory of a file says. Sizes are as stored: the orientation is not applied."""
+    """The first directory of a file. Sizes are as stored: the orientation is not applied."""
 
     height: int
     width: int
@@ -44,7 +44,7 @@ class Tiff:
     extras: tuple[int, ...]
     compression: int
     orientation: int
-    orientation_at: tuple[int, ...]  # where in the file that is, in how many bytes; () if it is not a tag
+    orientation_at: tuple[int, ...]  # (offset, bytes) of the orientation in the file; () if there is no such tag
     is_big_endian: bool
     block_bytes: int  # of a tile or strip, unpacked
 
@@ -55,7 +55,7 @@ class Tiff:
 
     @property
     def n_colors(self) -> int:
-        """Samples that are no extra ones."""
+        """Samples that are not extra samples."""
         return 3 if self.photometric == RGB else 1
 
     @property
@@ -65,22 +65,22 @@ class Tiff:
 
     @property
     def is_turned(self) -> bool:
-        """Whether a tag gives it another orientation than the first."""
+        """Whether a tag gives an orientation other than 1."""
         return bool(self.orientation_at) and self.orientation != 1
 
     @property
     def is_packed_planes(self) -> bool:
-        """Whether its samples are in planes of their own, which are compressed."""
+        """Whether samples are in separate planes, which are compressed."""
         return self.is_planar and self.compression != NO_COMPRESSION
 
     @property
     def value_bytes(self) -> int:
-        """What a value takes in memory."""
+        """Bytes of a value in memory."""
         bits = max(self.bits)
         return 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
 
     @property
-    def in_words(self) -> str:
+    def description(self) -> str:
         """The kind of its pixels, for messages."""
         kind = {INT: "signed ", FLOAT: "floating-point "}.get(self.formats[0], "")
         bits = "/".join(str(n) for n in sorted(set(self.bits)))
@@ -94,7 +94,7 @@ def read_tiff(data: memoryview) -> Tiff:
     """The header of a TIFF file.
 
     Raises:
-        ValueError: it makes no sense.
+        ValueError: the header is not valid.
     """
     tags, order = _read_tags(data)
 
@@ -103,7 +103,7 @@ def read_tiff(data: memoryview) -> Tiff:
 
     height, width, n_samples = one(257, 0), one(256, 0), one(277, 1)
     if height <= 0 or width <= 0:
-        raise ValueError("its header gives it no size")
+        raise ValueError("its header has no size")
     if not 1 <= n_samples <= MAX_VALUES:
         raise ValueError(f"{n_samples} values a pixel")
     bits = _for_each(tags.get(258, (1,)), n_samples)
@@ -134,8 +134,8 @@ def _for_each(values: tuple[int, ...], n_samples: int) -> tuple[int, ...]:
 
 
 def _read_tags(data: memoryview) -> tuple[dict[int, tuple[int, ...]], str]:
-    """The tags of the first directory whose values are integers; of XMP (700), where it is and how long; below the negative
-    number of the orientation's, where that is and how long."""
+    """The tags of the first directory that have integers as values. Tag 700 (XMP) has (offset, bytes) of its value instead, and
+    key -ORIENTATION has (offset, bytes) of the orientation's."""
     try:
         return _parse(data)
     except struct.error:

@@ -1,7 +1,7 @@
-"""Files that are cut short: whether Pillow fills what they lack, told to this thread alone.
+"""Files that are cut short: whether Pillow fills in the missing pixels, as a setting of each thread.
 
-Pillow asks `ImageFile.LOAD_TRUNCATED_IMAGES`, which is the whole process's. In the trainer's, other threads may be loading
-images of their own meanwhile.
+Pillow reads `ImageFile.LOAD_TRUNCATED_IMAGES`, which all threads share. In the trainer's process other threads may load images
+meanwhile.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from ringload.images.hook import Hook
 
 
 class _Thread(threading.local):
-    pads: bool | None = None  # None: it loads nothing, or as others do
+    pads: bool | None = None  # None: as the user has set `LOAD_TRUNCATED_IMAGES`
 
 
 _thread = _Thread()
 
 
 class _Switch:
-    """In the place of `ImageFile.LOAD_TRUNCATED_IMAGES`: it says one thing to a thread that loads, and to all others what they
-    have set."""
+    """Replaces `ImageFile.LOAD_TRUNCATED_IMAGES`: true as set for this thread, or else as the user has set it."""
 
     def __init__(self, others: Any) -> None:
         self.others = others
@@ -53,7 +52,7 @@ switched = Hook(_Switched())
 
 @contextmanager
 def truncated(mode: Truncated | None) -> Iterator[None]:
-    """Have Pillow fill what a file lacks, or refuse the file; None: as `ImageFile.LOAD_TRUNCATED_IMAGES` says."""
+    """Have Pillow fill in missing pixels, or refuse the file; None: as `ImageFile.LOAD_TRUNCATED_IMAGES` says."""
     if mode is None:
         yield
         return

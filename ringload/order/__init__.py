@@ -1,1 +1,1 @@
-"""Orders: which sample is in which row of which batch, and what it draws. Arithmetic, without state of any process."""
+"""Orders: which sample is in which row of which batch, and its draw key. Arithmetic, without state of any process."""

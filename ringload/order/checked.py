@@ -1,4 +1,4 @@
-"""An order of the user's own, checked: what it gives is what the ring takes, or an error says what it is."""
+"""Checks the results of an order that the user has written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ringload.protocols import Order, Rows
 
 
 class CheckedOrder:
-    """An `Order` around the user's. It is one loader's alone: `rank` 0 of `world` 1; batches may be shorter than `batch_size`.
+    """An `Order` around the user's, as rank 0 of 1. Batches may be shorter than `batch_size`.
 
     Raises:
-        ConfigError: it lacks a method, or gives what is no batch of the source's samples.
+        ConfigError: the user's order lacks a method, or gives something else than a batch of the source's samples.
     """
 
     rank, world, last, shuffle = 0, 1, "keep", False
@@ -49,7 +49,7 @@ class CheckedOrder:
             raise ConfigError(f"{where} has {len(index):,} rows: a batch has 1 to batch_size={self.batch_size:,}")
         key = None if rows.key is None else self._integers(rows.key, where, "key", 1 << 63)
         if key is not None and len(key) != len(index):
-            raise ConfigError(f"{where} has {len(index):,} indices and {len(key):,} keys: each row has one of both")
+            raise ConfigError(f"{where} has {len(index):,} indices and {len(key):,} keys: give one key for each index")
         return Rows(index, key, rows.fields)
 
     def _integers(self, values: Any, where: str, name: str, below: int) -> np.ndarray:
@@ -63,5 +63,5 @@ class CheckedOrder:
         return array.astype(np.int64, copy=False)
 
     def state(self) -> dict[str, Any]:
-        """What of it a loader's state names."""
+        """The order's part of a loader's state."""
         return {"n_samples": self.n_samples, "batch_size": self.batch_size, "seed": self.seed, "order": named(self._order)}

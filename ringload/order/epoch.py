@@ -1,7 +1,7 @@
 """The order of an epoch as arithmetic: which sample is in which row of which batch.
 
-The order is a keyed permutation of 0..N-1, or 0..N-1 as they are, cut into batches. Any batch of any epoch is as near as the
-first; a chunk of entries is computed at once, and kept for the batches that follow.
+The order is a keyed permutation of 0..N-1, or 0..N-1 itself, cut into batches. Any batch of any epoch takes the same time. A
+chunk of entries is computed at once, and kept for the batches that follow.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ringload.checks import one_of, short
+from ringload.checks import checked_seed, one_of
 from ringload.errors import ConfigError
 from ringload.order.permutation import permute, round_keys
 from ringload.protocols import PAD, Rows
 
 Last = Literal["drop", "keep", "pad"]
 
-CHUNK_ROWS = 8192  # of an epoch that are computed at once: 1 ms
+CHUNK_ROWS = 8192  # of an epoch, computed at once in 1 ms
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """Which samples an epoch consists of, cut into batches, and which share of them is this rank's. An `Order`.
+    """The samples of an epoch, cut into batches, and this rank's share of them. An `Order`.
 
-    Rank r of `world` takes positions r, r + world, r + 2 * world, ... of the epoch. "drop": as many whole batches as every
-    rank can have. "keep": every rank has ceil(N / world) samples, the last batch is shorter, and where N does not divide, up
-    to world - 1 samples come twice. "pad": the same, with padding instead of both.
+    Rank r of `world` takes positions r, r + world, r + 2 * world, ... of the epoch. "drop": every rank has the same
+    number of whole batches. "keep": every rank has ceil(N / world) samples; the last batch may be shorter, and up to world - 1
+    samples come twice. "pad": every rank has as many rows, with padding instead of repeated samples and of a shorter batch.
 
     Raises:
-        ConfigError: there is no such order, or no batch in it.
+        ConfigError: an argument is not valid, or there is no batch.
     """
 
     n_samples: int
@@ -47,8 +47,7 @@ class EpochOrder:
             raise ConfigError("the source has no samples")
         if self.batch_size <= 0:
             raise ConfigError(f"batch_size is a positive integer, not {self.batch_size}")
-        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {short(self.seed)}")
+        checked_seed(self.seed)
         one_of("last", self.last, ("drop", "keep", "pad"))
         if not 0 <= self.rank < self.world:
             raise ConfigError(f"shard is (rank, world) with 0 <= rank < world, not ({self.rank}, {self.world})")
@@ -61,21 +60,21 @@ class EpochOrder:
 
     @cached_property
     def n_per_rank(self) -> int:
-        """Samples an epoch that each rank gets, with padding."""
+        """Samples of an epoch for each rank, with padding."""
         if self.last == "drop":
             return self.n_samples // (self.batch_size * self.world) * self.batch_size
         return -(-self.n_samples // self.world)
 
     def n_batches(self, epoch: int = 0) -> int:
-        """Batches an epoch, on each rank: in every epoch the same."""
+        """Batches of each epoch on each rank."""
         return -(-self.n_per_rank // self.batch_size)
 
     def rows(self, epoch: int, number: int) -> Rows:
-        """What is in the rows of batch `number` of `epoch`."""
+        """The rows of batch `number` of `epoch`."""
         return Rows(self.indices(epoch, number))
 
     def state(self) -> dict[str, Any]:
-        """What of it a loader's state names."""
+        """The order's part of a loader's state."""
         return {
             "seed": self.seed,
             "n_samples": self.n_samples,
@@ -92,7 +91,7 @@ class EpochOrder:
         return self.batch_size
 
     def indices(self, epoch: int, number: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The samples of rows `start:stop` of a batch, PAD where there is none: `(stop - start,) int64`, not to be kept."""
+        """The samples of rows `start:stop` of a batch, PAD where there is none: `(stop - start,) int64`. Do not write to it."""
         stop = self.n_rows(number) if stop is None else stop
         first, last = number * self.batch_size + start, number * self.batch_size + stop
         parts = []
@@ -112,7 +111,7 @@ class EpochOrder:
 
 
 class _Chunks:
-    """Computes an order a chunk at a time, and keeps the last one. Threads may ask at once: each gets the right one."""
+    """Computes an order chunk by chunk, and keeps the last one. Several threads may call it at once."""
 
     def __init__(self, order: EpochOrder) -> None:
         self._order = order

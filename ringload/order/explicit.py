@@ -1,15 +1,15 @@
-"""An order that the trainer submits, batch by batch: for samplers of the user's own, whose batches no formula gives.
+"""An order that the trainer submits batch by batch, for a user's samplers, whose batches no formula gives.
 
-The trainer submits batches ahead of their posting, by number. Sizes may differ from batch to batch. The engine posts what was
-submitted and nothing beyond. Invariant: what was submitted stays until it was received (`forget`), so that after a death or an
-interruption it is posted again.
+The trainer submits each batch by its number before the engine posts the batch. Sizes may differ from batch to batch. Invariant:
+a submitted batch stays until the trainer has received it (`forget`), so that it can be posted again after a death or an
+interruption.
 """
 
 from __future__ import annotations
 
 from ringload.protocols import Rows
 
-NO_END = 1 << 62  # batches: whether there is another one is known when it is submitted
+NO_END = 1 << 62  # batches: their number is not known before all are submitted
 
 
 class ExplicitOrder:
@@ -20,22 +20,22 @@ class ExplicitOrder:
         self._batches: dict[int, Rows] = {}
 
     def begin(self, epoch: int) -> None:
-        """From now on batches of `epoch` are submitted; there is none yet."""
+        """Begin `epoch`, of which no batch is submitted yet."""
         self.epoch = epoch
         self._batches = {}
 
     def submit(self, number: int, rows: Rows) -> None:
-        """Batch `number` holds these."""
+        """Set the rows of batch `number`."""
         self._batches[number] = rows
 
     def forget(self, number: int) -> None:
-        """Batch `number` was received."""
+        """Drop batch `number`, which was received."""
         self._batches.pop(number, None)
 
     def n_batches(self, epoch: int) -> int:
-        """Nobody knows."""
+        """Not known: more than there can be."""
         return NO_END
 
     def rows(self, epoch: int, number: int) -> Rows | None:
-        """What is in the rows of a batch; None if it was not submitted."""
+        """The rows of a batch; None if it was not submitted."""
         return self._batches.get(number) if epoch == self.epoch else None

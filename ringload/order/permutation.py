@@ -1,8 +1,8 @@
 """A keyed permutation of 0..N-1, computed entry by entry.
 
-Nothing of size N is made, and any entry is as near as the first. It is a Feistel network over pairs (left, right) in Z_a x Z_b,
-a * b >= N (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002); what falls outside 0..N-1 goes through it again
-until it does not.
+No array of size N is made, and each entry takes the same time. It is a Feistel network over pairs (left, right) in Z_a x Z_b,
+a * b >= N (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). A value outside 0..N-1 goes through the network
+again, until it is inside.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """A hash of each value: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014). Less than 2**62, so that sums fit."""
+    """A hash of each value: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014). Below 2**62, so that sums fit."""
     mixed = values + key
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Positions: (epoch, number) of a batch, as an order counts them."""
+"""The positions of batches in an order: (epoch, number)."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from ringload.protocols import Order
 
 
 def following(order: Order, epoch: int, number: int) -> tuple[int, int]:
-    """What follows batch `number` of `epoch`."""
+    """The position after batch `number` of `epoch`."""
     return (epoch, number + 1) if number + 1 < order.n_batches(epoch) else (epoch + 1, 0)

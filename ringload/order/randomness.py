@@ -1,8 +1,8 @@
 """The randomness of a sample: Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011).
 
 It is keyed by (seed, epoch), with the sample's draw key in the counter. The draw key is the sample's index, or another number
-that the order gives (its position, where a sample can come twice in an epoch). So what a sample draws depends on (seed, epoch,
-draw key) alone.
+that the order gives (the position, where a sample can come twice in an epoch). So the random numbers of a sample depend on
+(seed, epoch, draw key) alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-_LOADING, _SUBSTITUTES = 0, 1  # what a stream of random numbers is for: a word of Philox's counter
+_LOADING, _SUBSTITUTES = 0, 1  # the purpose of random numbers: one word of Philox's counter
 
 
 class Randomness:
@@ -26,7 +26,7 @@ class Randomness:
         self._state = self._bits.state
 
     def of(self, epoch: int, key: int, purpose: int = _LOADING) -> np.random.Generator:
-        """The generator of a sample; the one that was given before is the same object."""
+        """The generator of a sample. It is one object, set anew by each call."""
         state = self._state
         state["state"]["key"][:] = self._seed, epoch
         state["state"]["counter"][:] = 0, 0, purpose, key
@@ -36,7 +36,7 @@ class Randomness:
 
 
 class Generators(Sequence[np.random.Generator]):
-    """The generators of several samples, each made when it is asked for."""
+    """The generators of several samples, each made on access."""
 
     def __init__(self, seed: int, epoch: int, keys: np.ndarray) -> None:
         self._seed, self._epoch, self._keys = seed, epoch, keys

@@ -1,16 +1,16 @@
-"""Which share of an epoch is this process's: what `shard="auto"` means, and when a warning says that nobody has asked.
+"""This process's share of an epoch: the meaning of `shard="auto"`, and the warning for several ranks without a shard.
 
-Who is asked, in this order; nothing is imported for it, and no framework is made to start:
-    a group that is up      torch.distributed (accelerate and Lightning use it), JAX's distributed client
+Where rank and world are looked up, in this order. No module is imported for it, and no framework is started:
+    initialized groups      torch.distributed (accelerate and Lightning use it), JAX's distributed client
     the environment         RANK and WORLD_SIZE (torchrun, accelerate, DeepSpeed); NODE_RANK, LOCAL_RANK and WORLD_SIZE
                             (Lightning, before it has begun); Open MPI, MPICH and Intel MPI, MVAPICH2,
                             Horovod, Flux, jsrun; srun; TF_CONFIG
 
-Launchers are nested: torchrun or mpirun within srun, whose tasks are the nodes. So the first that says something counts, and
-the others may know of fewer processes. They contradict it if they know of more, or of as many and say another rank.
+Launchers are nested: torchrun or mpirun within srun, with one srun task a node. So the first answer counts, and later ones may
+have a smaller world. A later answer contradicts it if its world is larger, or if the world is the same and the rank is not.
 
-SLURM sets SLURM_NTASKS for the batch script, too, which is one process (with SLURM_PROCID=0): tasks of srun have a
-SLURM_STEP_ID beside it. Those of the batch script and of an interactive step are above 4,294,967,280.
+SLURM sets SLURM_NTASKS also for the batch script, which is one process with SLURM_PROCID=0. Tasks of srun have SLURM_STEP_ID,
+too; it is above 4,294,967,280 in the batch script and in an interactive step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ringload.checks import short, warn
 from ringload.errors import ConfigError
 
 REMEDY = "call torch.distributed.init_process_group first, or give shard=(rank, world)"
-PAIRS = (  # (who sets them, rank, world)
+PAIRS = (  # (launcher, rank, world)
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("MPICH or Intel MPI", "PMI_RANK", "PMI_SIZE"),
     ("MVAPICH2", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
@@ -33,95 +33,94 @@ PAIRS = (  # (who sets them, rank, world)
     ("Flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
     ("IBM's jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
 )
-LAST_STEP = 4_294_967_280  # of SLURM; numbers above are of special steps, which are one process
+LAST_STEP = 4_294_967_280  # of SLURM; larger numbers are special steps of one process
 
 
 class Claim(NamedTuple):
-    """What somebody says: that this process is `rank` of `world`. `told` in words."""
+    """One answer: this process is `rank` of `world`. `origin`, for messages: where that is said."""
 
     rank: int
     world: int
-    told: str
+    origin: str
 
 
-Ask = Callable[[Mapping[str, str]], Claim | None]  # of an environment
+Lookup = Callable[[Mapping[str, str]], Claim | None]  # of an environment
 
 
 def rank_and_world() -> tuple[int, int]:
-    """(rank, world) as the first says that knows of them; else (0, 1).
+    """(rank, world) by the first answer; (0, 1) if there is none.
 
     Raises:
-        ConfigError: the environment has one of two numbers without the other, they are no rank and world, or others
-        contradict them.
+        ConfigError: the environment has only one of the two numbers, they are not valid, or two answers contradict each other.
     """
     first: Claim | None = None
-    for ask in ASKED:
+    for look_up in LOOKUPS:
         try:
-            claim = ask(os.environ)
+            claim = look_up(os.environ)
         except ConfigError:
             if first is None:
                 raise
-            continue  # nobody asks it any more
+            continue  # an earlier answer counts
         if first is None:
             first = claim
         elif claim is not None and (claim.world > first.world or (claim.world == first.world and claim.rank != first.rank)):
             raise ConfigError(
-                f"shard='auto': by {first.told} this is rank {first.rank} of {first.world}, by {claim.told} it is rank "
-                f"{claim.rank} of {claim.world}: unset those that are not this run's, or give shard=(rank, world)"
+                f"shard='auto': by {first.origin} this is rank {first.rank} of {first.world}, by {claim.origin} it is rank "
+                f"{claim.rank} of {claim.world}: unset the variables of another run, or give shard=(rank, world)"
             )
     return (first.rank, first.world) if first is not None else (0, 1)
 
 
 class Ranks:
-    """The shard that a loader was given, with what has to be said of it.
+    """The shard of a loader, with the errors and warnings about it.
 
-    A group of processes may come up after the loader was made: then it is said when the loader is iterated.
+    A group may be initialized after the loader was made: then the error or warning comes when the loader is iterated.
     """
 
     def __init__(self, shard: Any) -> None:
         self._is_given = shard is not None
         self._is_auto = isinstance(shard, str) and shard == "auto"
         self._has_warned = False
-        self.shard: Any = shard  # (rank, world), or what the user took for it
+        self.shard: Any = shard  # (rank, world), or as the user gave it
         if self._is_auto:
             self.shard = rank_and_world()
         elif shard is None:
             self.shard = (0, 1)
-            self._warn_of_first(ASKED)
+            self._warn_of_first(LOOKUPS)
 
     def look_again(self) -> None:
-        """Compare the shard with the groups that are up.
+        """Compare the shard with the initialized groups.
 
         Raises:
-            ConfigError: shard="auto" did not know of one.
+            ConfigError: a group that was initialized after shard="auto" was looked up has another rank or world.
         """
         if not self._is_given and not self._has_warned:
             self._warn_of_first(GROUPS)
-        claim = next((claim for ask in GROUPS if (claim := ask(os.environ)) is not None and claim.world > 1), None)
+        claim = next((claim for look_up in GROUPS if (claim := look_up(os.environ)) is not None and claim.world > 1), None)
         if self._is_auto and claim is not None and (claim.rank, claim.world) != self.shard:
             raise ConfigError(
-                f"by {claim.told} this process is rank {claim.rank} of {claim.world}; when the loader was made, shard='auto' "
-                f"found rank {self.shard[0]} of {self.shard[1]}: make it after the processes have met (with Lightning, in "
-                "train_dataloader()), or give shard=(rank, world)"
+                f"by {claim.origin} this process is rank {claim.rank} of {claim.world}; when the loader was made, shard='auto' "
+                f"found rank {self.shard[0]} of {self.shard[1]}: make the loader after the group is initialized (with "
+                "Lightning, in train_dataloader()), or give shard=(rank, world)"
             )
 
-    def _warn_of_first(self, asked: tuple[Ask, ...]) -> None:
-        """Warn if this process is one of several: each loads all samples, and nobody has said that it should."""
-        for ask in asked:
+    def _warn_of_first(self, lookups: tuple[Lookup, ...]) -> None:
+        """Warn if this process is one of several ranks, as each then loads all samples."""
+        for look_up in lookups:
             try:
-                claim = ask(os.environ)
+                claim = look_up(os.environ)
             except ConfigError:
-                continue  # said where shard="auto" asks for it
+                continue  # an error of shard="auto" alone
             if claim is not None and claim.world > 1:
                 self._has_warned = True
                 warn(
-                    f"by {claim.told} this process is rank {claim.rank} of {claim.world}, and the loader was given no shard: "
-                    "each rank loads all samples. shard='auto' gives each its share; shard=(0, 1) says that all are meant"
+                    f"by {claim.origin} this process is rank {claim.rank} of {claim.world}, and the loader was given no shard: "
+                    "each rank loads all samples. Set shard='auto' to give each its share, or shard=(0, 1) to keep this"
                 )
                 return
 
 
-# -- groups that are up -----------------------------------------------------------------------------------------------
+# -- initialized groups -----------------------------------------------------------------------------------------------
 
 
 def _torch(environment: Mapping[str, str]) -> Claim | None:
@@ -132,15 +131,15 @@ def _torch(environment: Mapping[str, str]) -> Claim | None:
 
 
 def _jax(environment: Mapping[str, str]) -> Claim | None:
-    """As its client was told: jax.process_index() says the same, but starts the devices, and waits for other processes."""
+    """From JAX's client: jax.process_index() gives the same, but starts the devices and waits for other processes."""
     jax, state = sys.modules.get("jax"), getattr(sys.modules.get("jax._src.distributed"), "global_state", None)
     if jax is None:
         return None
     if all(hasattr(state, name) for name in ("client", "process_id", "num_processes")):
-        told = (state.process_id, state.num_processes) if state.client is not None else None  # type: ignore[union-attr]
-    else:  # of a version that keeps it elsewhere
-        told = (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else None
-    return None if told is None else Claim(int(told[0]), int(told[1]), "jax.distributed")
+        found = (state.process_id, state.num_processes) if state.client is not None else None  # type: ignore[union-attr]
+    else:  # a version of JAX that stores it elsewhere
+        found = (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else None
+    return None if found is None else Claim(int(found[0]), int(found[1]), "jax.distributed")
 
 
 # -- the environment --------------------------------------------------------------------------------------------------
@@ -157,33 +156,35 @@ def _torchrun(environment: Mapping[str, str]) -> Claim | None:
         return _lightning(environment)
     if len(given) == 1:
         raise ConfigError(
-            f"shard='auto' takes RANK and WORLD_SIZE from the environment, which has only {_told(given)}: {REMEDY}"
+            f"shard='auto' takes RANK and WORLD_SIZE from the environment, which has only {_shown(given)}: {REMEDY}"
         )
     return _claim(given["RANK"], given["WORLD_SIZE"], given)
 
 
 def _lightning(environment: Mapping[str, str]) -> Claim | None:
-    """Lightning starts a script again for each process of the node but the first, with these three."""
+    """Lightning starts the script again with these variables for each process of a node but the first."""
     names = ("NODE_RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
     given = {name: environment[name] for name in names if name in environment}
     node, n_local = given.get("NODE_RANK", given.get("GROUP_RANK", "0")), given.get("LOCAL_WORLD_SIZE")
     if node.strip() == "0":
         return _claim(given["LOCAL_RANK"], given["WORLD_SIZE"], given)
     if n_local is None or not all(value.strip().isdecimal() for value in given.values()):
-        raise ConfigError(f"shard='auto': the environment's {_told(given)} do not say which rank that is: {REMEDY}")
+        raise ConfigError(f"shard='auto': the environment's {_shown(given)} do not give the rank: {REMEDY}")
     return _claim(str(int(node) * int(n_local) + int(given["LOCAL_RANK"])), given["WORLD_SIZE"], given)
 
 
-def _pair(rank_name: str, world_name: str) -> Ask:
-    def ask(environment: Mapping[str, str]) -> Claim | None:
+def _pair(rank_name: str, world_name: str) -> Lookup:
+    def look_up(environment: Mapping[str, str]) -> Claim | None:
         given = {name: environment[name] for name in (rank_name, world_name) if name in environment}
         if world_name not in given or given[world_name].strip() == "1":
             return None
         if rank_name not in given:
-            raise ConfigError(f"shard='auto': the environment has {_told(given)} without {rank_name}: give shard=(rank, world)")
+            raise ConfigError(
+                f"shard='auto': the environment has {_shown(given)} without {rank_name}: give shard=(rank, world)"
+            )
         return _claim(given[rank_name], given[world_name], given)
 
-    return ask
+    return look_up
 
 
 def _slurm(environment: Mapping[str, str]) -> Claim | None:
@@ -196,14 +197,14 @@ def _slurm(environment: Mapping[str, str]) -> Claim | None:
         return None  # an interactive shell, or the batch script
     if step is None and rank.strip() == "0" and "SLURM_STEP_NUM_TASKS" not in given:
         raise ConfigError(
-            f"shard='auto': the environment's {_told(given)} without SLURM_STEP_ID are those of SLURM's batch script, which is "
-            "one process, or of the first of several tasks: start tasks by srun, or give shard=(rank, world), (0, 1) for one"
+            f"shard='auto': the environment's {_shown(given)} without SLURM_STEP_ID are those of SLURM's batch script, which "
+            "is one process, or of the first of several tasks: start tasks by srun, or give shard=(rank, world), (0, 1) for one"
         )
     return _claim(rank, world, given)
 
 
 def _tf_config(environment: Mapping[str, str]) -> Claim | None:
-    """The chief, or the first worker, is rank 0. An evaluator is not one of those that share the work."""
+    """The chief, or the first worker, is rank 0. An evaluator has no share of the work."""
     text = environment.get("TF_CONFIG", "")
     if not text.strip():
         return None
@@ -218,8 +219,8 @@ def _tf_config(environment: Mapping[str, str]) -> Claim | None:
         return None
     if "ps" in cluster or kind not in ("chief", "master", "worker"):
         raise ConfigError(
-            f"shard='auto': TF_CONFIG={short(text)} has a task of type {short(kind)}, or parameter servers. Which process "
-            "loads what is a matter of its strategy: give shard=(rank, world)"
+            f"shard='auto': TF_CONFIG={short(text)} has a task of type {short(kind)}, or parameter servers. The "
+            "strategy decides which process loads what: give shard=(rank, world)"
         )
     rank = index + (n_chiefs if kind == "worker" else 0)
     return _claim(str(rank), str(n_chiefs + n_workers), {"TF_CONFIG": short(text)})
@@ -227,15 +228,15 @@ def _tf_config(environment: Mapping[str, str]) -> Claim | None:
 
 def _claim(rank: str, world: str, given: Mapping[str, str]) -> Claim:
     if not (rank.strip().isdecimal() and world.strip().isdecimal()):
-        raise ConfigError(f"shard='auto': the environment's {_told(given)} are not both numbers: {REMEDY}")
+        raise ConfigError(f"shard='auto': the environment's {_shown(given)} are not both numbers: {REMEDY}")
     if int(rank) >= int(world):
-        raise ConfigError(f"shard='auto': the environment's {_told(given)} say a rank that is not below the world: {REMEDY}")
-    return Claim(int(rank), int(world), f"the environment's {_told(given)}")
+        raise ConfigError(f"shard='auto': the environment's {_shown(given)} have a rank that is not below the world: {REMEDY}")
+    return Claim(int(rank), int(world), f"the environment's {_shown(given)}")
 
 
-def _told(given: Mapping[str, Any]) -> str:
+def _shown(given: Mapping[str, Any]) -> str:
     return " and ".join(f"{name}={short(value)}" for name, value in given.items())
 
 
-GROUPS: tuple[Ask, ...] = (_torch, _jax)
-ASKED: tuple[Ask, ...] = (*GROUPS, _torchrun, *(_pair(rank, world) for _, rank, world in PAIRS), _slurm, _tf_config)
+GROUPS: tuple[Lookup, ...] = (_torch, _jax)
+LOOKUPS: tuple[Lookup, ...] = (*GROUPS, _torchrun, *(_pair(rank, world) for _, rank, world in PAIRS), _slurm, _tf_config)

@@ -1,4 +1,4 @@
-"""Naming what cannot be sent to workers: which kind of object, and where in the source it is."""
+"""Finds the object that cannot be sent to workers: its kind, and its place in the source."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import numpy as np
 
 LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.local)
 OF_MULTIPROCESSING = {f"multiprocessing.{name}" for name in ("synchronize", "queues", "sharedctypes", "connection", "pool")}
-MAX_LOOKED_AT = 100_000  # objects, in search of the one that cannot be sent
+MAX_LOOKED_AT = 100_000  # objects that are searched
 
 
 def culprit_in(source: Any, root: str | None = None) -> str | None:
-    """Where in `source`, which is called `root`, something is that cannot be pickled, in words; depth first."""
+    """A text for the place and kind of the first object in `source`, named `root`, that cannot be pickled; depth first."""
     stack = [(source, getattr(source, "__name__", type(source).__name__) if root is None else root)]
     seen: set[int] = set()
-    keep = []  # so that no number is used twice
+    keep = []  # so that no id is reused
     while stack and len(seen) < MAX_LOOKED_AT:
         obj, name = stack.pop()
         if id(obj) in seen:
@@ -40,7 +40,7 @@ def culprit_in(source: Any, root: str | None = None) -> str | None:
 
 
 def _kind(obj: Any) -> str | None:
-    """What an object is, if it is of the kinds that can never be sent."""
+    """A text for an object of a kind that can never be sent; else None."""
     if is_inherited(obj):
         kind = type(obj)
         return "a lock" if isinstance(obj, LOCKS[:2]) else f"a {kind.__module__}.{kind.__qualname__}, which is only inherited"
@@ -52,7 +52,7 @@ def _kind(obj: Any) -> str | None:
 
 
 def is_inherited(obj: Any) -> bool:
-    """Whether processes can only inherit it."""
+    """Whether only a forked process can have the object."""
     kind: Any = type(obj)
     return _is_inherited(kind)
 
@@ -69,7 +69,7 @@ def is_open_file(obj: Any) -> bool:
 
 
 def _parts(obj: Any, name: str) -> Iterator[tuple[Any, str]]:
-    """What pickling an object pickles: (part, its name)."""
+    """The objects that are pickled with an object: (part, its name)."""
     if isinstance(obj, type | types.ModuleType | np.ndarray | str | bytes):
         return
     if isinstance(obj, types.FunctionType):
@@ -104,6 +104,6 @@ def _is_importable(function: types.FunctionType) -> bool:
 def _can_be_sent(obj: Any) -> bool:
     try:
         cloudpickle.dumps(obj)
-    except Exception:  # whatever: it is said of this object then
+    except Exception:  # any error: the message then names this object
         return False
     return True

@@ -1,12 +1,12 @@
-"""Generators of random numbers that a source has of its own: `np.random.default_rng(0)` in a dataset, albumentations' Compose.
+"""Random generators inside of a source: `np.random.default_rng(0)` in a dataset, or those of albumentations' Compose.
 
-Each worker has a copy of such a generator, and which worker loads which sample is a matter of chance. So they are treated as
-the global generators are: before a sample is loaded, each is set to a state that depends on the sample's seed, and on which of
-them it is. What a sample draws is then the same for any number of workers, and other samples draw other numbers.
+Each worker has a copy of such a generator, and chance decides which worker loads which sample. So these generators are treated
+like the global ones: before a sample is loaded, each is set to a state that depends on the sample's seed and on the number of
+the generator. The random numbers of a sample are then the same for any number of workers, and differ between samples.
 
-Setting one takes 15 us (NumPy's), so it is done from the first task on in which any of them was drawn from; that task is filled
-again. They are found where the source is pickled: by workers, as they unpickle it; for workers=0 and start_method="fork", by
-pickling it to nowhere. Those that are made later (in `start`, or with the first sample) are found among its attributes.
+Setting a generator of NumPy's takes 15 us. So generators are set only from the first task on that uses one; that task is filled
+again. Workers find the generators when they unpickle the source. For workers=0 and start_method="fork" the source is pickled
+just to find them. Generators that are made later (in `start`, or with the first sample) are found among its attributes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-MAX_LOOKED_AT = 2000  # objects, in search of generators that were made later
-MAX_ELEMENTS = 100  # of one of them
-_made: list[Any] = []  # that were unpickled, and not taken yet
+MAX_LOOKED_AT = 2000  # objects that are searched for generators made later
+MAX_ELEMENTS = 100  # of one object that are searched
+_made: list[Any] = []  # generators that were unpickled, and not taken yet
 
 
 class OwnGenerators:
@@ -32,16 +32,16 @@ class OwnGenerators:
         self._found = found
         self._before = self.states()
         self._looked = False
-        self.are_set = False  # for each sample, from now on
+        self.are_set = False  # whether each sample sets them
 
     def set(self, seed: int) -> None:
-        """Set all of them for a sample, if they are."""
+        """Set all of them for a sample, if `are_set`."""
         if self.are_set:
             for number, generator in enumerate(self._found):
                 _set(generator, (seed + number * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
 
     def were_used(self, source: Any) -> bool:
-        """After a task: whether any was drawn from for the first time. Then the task is to be filled again."""
+        """After a task: whether it was the first to use one of them. Then the task must be filled again."""
         if not self._looked:
             self._looked = True
             known = {id(generator) for generator in self._found}
@@ -56,22 +56,22 @@ class OwnGenerators:
         return True
 
     def states(self) -> list[Any]:
-        """As they are now, for `restore`."""
+        """Their states, for `restore`."""
         return [_state(generator) for generator in self._found]
 
     def restore(self, states: list[Any]) -> None:
-        """As they were."""
-        for generator, state in zip(self._found, states, strict=False):  # others may have been found since
+        """Set their states."""
+        for generator, state in zip(self._found, states, strict=False):  # more generators may have been found since
             _restore(generator, state)
 
 
 def reached_from(source: Any) -> OwnGenerators:
-    """Those among the attributes and elements of a source."""
+    """The generators among the attributes and elements of a source."""
     return OwnGenerators(list(_reached_from(source)))
 
 
 def is_generator(value: Any) -> bool:
-    """Whether it is one of NumPy's, Python's or torch's."""
+    """Whether a value is a random generator of NumPy's, Python's or torch's."""
     return isinstance(value, np.random.Generator | np.random.RandomState | random.Random) or _is_torchs(value)
 
 
@@ -81,7 +81,7 @@ def _is_torchs(value: Any) -> bool:
 
 
 def noted(reduced: tuple[Any, ...]) -> tuple[Any, ...]:
-    """How a generator is pickled (`reduced`, by its `__reduce_ex__`) so that it is noted where it is unpickled."""
+    """A generator's `__reduce_ex__`, changed so that the process that unpickles the generator notes it."""
     make, arguments, *rest = reduced
     return note_made, (make, arguments), *rest
 
@@ -94,12 +94,12 @@ def note_made(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def note(generators: list[Any]) -> None:
-    """Note generators that are there already."""
+    """Note generators that exist already."""
     _made.extend(generators)
 
 
 def take_made() -> list[Any]:
-    """Those that were unpickled since this was last called."""
+    """The generators that were noted since the last call."""
     taken, _made[:] = list(_made), []
     return taken
 
@@ -110,7 +110,7 @@ def in_modules(names: list[str]) -> list[tuple[str, str]]:
 
 
 def of_modules(places: list[tuple[str, str]]) -> list[Any]:
-    """Those generators, in this process."""
+    """The generators at these places in this process."""
     found = (vars(sys.modules[module]).get(name) for module, name in places if module in sys.modules)
     return [value for value in found if is_generator(value)]
 
@@ -165,7 +165,7 @@ def _state(generator: Any) -> Any:
 
 
 def _differ(one: Any, other: Any) -> bool:
-    """Whether two states do: dicts, tuples, arrays and tensors of numbers."""
+    """Whether two states differ: dicts, tuples, arrays and tensors of numbers."""
     if isinstance(one, dict):
         return any(_differ(value, other[key]) for key, value in one.items())
     if isinstance(one, tuple):

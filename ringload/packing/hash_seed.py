@@ -1,7 +1,7 @@
-"""Users' code that calls `hash()`, whose numbers for strings workers do not have.
+"""Finds users' code that calls `hash()`, which gives other numbers for strings in workers than in the trainer.
 
-Python chooses a seed for hash(str) anew for each interpreter, unless PYTHONHASHSEED says it, and it cannot be handed on: only
-forks have it. A source that splits its data by hash(name) has another split in workers than in the trainer; so that is said.
+Each interpreter chooses a seed for hash(str), unless PYTHONHASHSEED sets it, and only forks inherit the seed. A source that
+splits its data by hash(name) would have another split in workers than in the trainer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 
 def calls_hash(met: Iterable[Any]) -> str:
-    """Which of these functions, or of the methods of these classes, calls Python's own `hash`, in words; "" if none does, or if
-    PYTHONHASHSEED is set."""
+    """The message for the first of these functions, or methods of these classes, that calls Python's `hash`; "" if none does,
+    or if PYTHONHASHSEED is set."""
     if not sys.flags.hash_randomization or os.environ.get("PYTHONHASHSEED", "random") != "random":
         return ""
     for function in _functions(met):

@@ -1,9 +1,10 @@
-"""Modules that a worker cannot import by name: what is defined in them is sent by value.
+"""Modules that a worker cannot import by name: their functions and classes are sent by value.
 
 A worker is a fresh interpreter with the trainer's `sys.path`. Pickle sends a function or a class by the name of its module, for
-any module in `sys.modules`. Some of those exist in the trainer alone: a script's under the name that multiprocessing gives it
-in a child (`__mp_main__`), one that was loaded from a path or made by `exec`, one whose folder has left `sys.path`, and one in
-whose place `sys.path` would now find another. Installed packages are not asked: some give a module several names, or make it.
+any module in `sys.modules`. Some modules exist only in the trainer: a script under the name that multiprocessing gives it in a
+child (`__mp_main__`), a module that was loaded from a path or made by `exec`, a module whose folder was removed from
+`sys.path`, and a module in whose place `sys.path` would find another. Modules of installed packages are not checked: some have
+several names, or are made at run time.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def _directory() -> str:
 
 @cache
 def _goes_by_name(name: str, module_id: int, path: tuple[str, ...], directory: str) -> bool:
-    """The same; the other arguments are what the answer depends on."""
+    """`goes_by_name`, cached by all that the result depends on."""
     module, package = sys.modules.get(name), sys.modules.get(name.partition(".")[0])
     if not isinstance(module, ModuleType) or is_installed(getattr(package, "__file__", None) or ""):
-        return True  # of what is no module, pickle makes what it can
+        return True  # not a module: pickle treats it in its own way
     file = getattr(module, "__file__", None)
     if file is None:
         return not _has_python_code(module)
@@ -41,11 +42,11 @@ def _goes_by_name(name: str, module_id: int, path: tuple[str, ...], directory: s
         return True
     parent = name.rpartition(".")[0]
     spec = None if parent and not goes_by_name(parent) else _found(name, parent)
-    return spec is not None and spec.has_location and _is_same(file, spec.origin)
+    return spec is not None and spec.has_location and os.path.realpath(file) == os.path.realpath(spec.origin or "")
 
 
 def _has_python_code(module: ModuleType) -> bool:
-    """Whether it was made by `exec`, say, and not by native code."""
+    """Whether a module has functions of Python, as one made by `exec` has, and not of native code."""
     made_there = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
     methods = (method for value in made_there if isinstance(value, type) for method in vars(value).values())
     return any(isinstance(value, FunctionType) for value in (*made_there, *methods))
@@ -53,12 +54,12 @@ def _has_python_code(module: ModuleType) -> bool:
 
 @cache
 def is_users(name: str | None) -> bool:
-    """Whether a module is the user's own: of Python's code, and of no installed package."""
+    """Whether a module is the user's: Python code that is not of an installed package."""
     if name is None or name.partition(".")[0] == "ringload":
         return False
     file = getattr(sys.modules.get(name), "__file__", None)
     if not isinstance(file, str):
-        return name == "__main__"  # of a notebook, or of -c
+        return name == "__main__"  # a notebook, or -c
     return file.endswith((*SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)) and not is_installed(file)
 
 
@@ -69,7 +70,7 @@ def is_installed(file: str) -> bool:
 
 @cache
 def _installed_folders() -> tuple[str, ...]:
-    import site  # workers, which start sooner without, have no use for these
+    import site  # not needed in workers, which start sooner without
     import sysconfig
 
     paths = sysconfig.get_paths()
@@ -78,7 +79,7 @@ def _installed_folders() -> tuple[str, ...]:
 
 
 def _found(name: str, parent: str) -> ModuleSpec | None:
-    """What an import of `name` would find, were it not imported yet."""
+    """The spec that an import of `name` would find, if it was not imported yet."""
     path = getattr(sys.modules.get(parent), "__path__", None) if parent else None
     if parent and path is None:
         return None
@@ -87,7 +88,3 @@ def _found(name: str, parent: str) -> ModuleSpec | None:
         if find is not None and (spec := find(name, path, None)) is not None:
             return spec  # type: ignore[no-any-return]
     return None
-
-
-def _is_same(file: str, origin: str | None) -> bool:
-    return origin is not None and os.path.realpath(file) == os.path.realpath(origin)

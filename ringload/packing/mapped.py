@@ -2,10 +2,10 @@
 
     an address --/proc/self/maps--> a shared mapping of a file, and where in it --> (path or descriptor, offset)
 
-What lies there may be changed by this process, by workers, and by others, and all of them see it: as with torch's workers,
-which are forked. A file that has no name any more (torch's and multiprocessing's have none from their start on) is reached by a
-descriptor of this process's that names the same inode; a copy of that is given to the workers, under the same number.
-Private mappings (np.memmap's mode "c", heap) are not found: they are copied, as workers cannot change them for anybody else.
+This process, workers and other processes may change that memory, and all of them see it, as with torch's forked workers. A
+file without a name (those of torch and multiprocessing never have one) is reached by a descriptor of this process with the same
+inode; workers get a copy of the descriptor under the same number. Private mappings (np.memmap's mode "c", heap) are not found,
+and are copied: no other process sees changes of them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r([w-]).s ([0-9a-f]+) \S+ (\d+) +(/.*)")  # of proc(5), maps
-GONE = " (deleted)"  # what the kernel writes behind a name that the file has no more
 
 
 class SharedFile:
-    """Owns a copy of a descriptor, which workers are given. Closes it when it is collected."""
+    """Owns a copy of a descriptor for workers. Closes it when garbage-collected."""
 
     def __init__(self, fd: int) -> None:
         fds: list[int] = []
-        self._closed = map(os.close, fds)  # taken and closed in one step, which nothing interrupts; so it is made and noted
+        self._closed = map(os.close, fds)  # one step opens and notes it, one step takes and closes it
         fds.extend(starmap(os.dup, ((fd,),)))
         self.fd = fds[0]
 
@@ -55,7 +54,7 @@ class Place(NamedTuple):
 
 
 class UnreachableMemoryError(Exception):
-    """These bytes are shared, but not with workers that are not forked: their file has no name, and nobody has it open."""
+    """Shared bytes that only forked workers can reach: their file has no name, and no descriptor of it is open."""
 
 
 class _Range(NamedTuple):
@@ -68,8 +67,8 @@ class _Range(NamedTuple):
 
 
 class SharedMappings:
-    """The shared mappings of this process, as they are when it is first asked. With `for_workers=False` no descriptor is
-    copied, and a file without a name is called by its inode."""
+    """The shared mappings of this process, read at the first `find`. With `for_workers=False` no descriptor is copied, and a
+    file without a name is named by its inode."""
 
     def __init__(self, for_workers: bool = True) -> None:
         self._for_workers = for_workers
@@ -81,7 +80,7 @@ class SharedMappings:
         with suppress(OSError), open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
             found = (LINE.match(line) for line in lines if "s " in line[:80])
             ranges += [
-                _Range(int(m[1], 16), int(m[2], 16), m[3] == "w", int(m[4], 16), int(m[5]), _unescaped(m[6]))
+                _Range(int(m[1], 16), int(m[2], 16), m[3] == "w", int(m[4], 16), int(m[5]), m[6].replace("\\012", "\n"))
                 for m in found
                 if m
             ]
@@ -92,7 +91,7 @@ class SharedMappings:
         return [one.first for one in self._ranges]
 
     def find(self, address: int, n_bytes: int) -> Place | None:
-        """Where these bytes are shared; None: nowhere.
+        """The place of these bytes in a shared mapping; None if they are in none.
 
         Raises:
             UnreachableMemoryError: workers cannot reach them.
@@ -130,17 +129,13 @@ def _follows(one: _Range, first: _Range, covered: int) -> bool:
 
 
 def _is_of(path: str, mapped: _Range) -> bool:
-    """Whether a path leads to the file that is mapped, and a file that may be mapped by another process."""
+    """Whether a path leads to the mapped file, and other processes can map the file by it."""
     with suppress(OSError):
         status = os.stat(path)
         if status.st_ino != mapped.inode:
             return False
         return not path.startswith("/proc/self/fd/") or os.readlink(path) == mapped.path
     return False
-
-
-def _unescaped(path: str) -> str:
-    return path.replace("\\012", "\n")
 
 
 def bytes_at(place: Place) -> np.ndarray:
@@ -170,7 +165,7 @@ def _whole(fd: int, inode: int, n_bytes: int, prot: int) -> mmap.mmap:
 
 
 def array_in(mappings: SharedMappings, array: np.ndarray) -> tuple[Any, ...] | None:
-    """The arguments of `array_again` for an array that lies in shared memory; None for others."""
+    """The arguments of `array_again` for an array in shared memory; None for others."""
     if array.nbytes == 0:
         return None
     low, high = np.lib.array_utils.byte_bounds(array)
@@ -188,7 +183,7 @@ def array_in(mappings: SharedMappings, array: np.ndarray) -> tuple[Any, ...] | N
 
 
 def array_again(place: Place, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], first: int) -> np.ndarray:
-    """An array in shared memory, of which the entry [0, ...] is at byte `first` of `place`."""
+    """An array in shared memory, whose entry [0, ...] is at byte `first` of `place`."""
     return np.ndarray(shape, dtype, bytes_at(place).data, first, strides)
 
 
@@ -198,7 +193,7 @@ CTYPES = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 
 
 def ctypes_in(mappings: SharedMappings, value: Any) -> tuple[Any, ...] | None:
-    """The arguments of `ctypes_again` for an object that lies in shared memory; None for others."""
+    """The arguments of `ctypes_again` for an object in shared memory; None for others."""
     place = mappings.find(ctypes.addressof(value), ctypes.sizeof(value))
     return place and (place, _type_in_parts(type(value)))
 
@@ -209,7 +204,7 @@ def ctypes_again(place: Place, parts: Any) -> Any:
 
 
 def _type_in_parts(kind: Any) -> Any:
-    """The type; of an array (element's type, length), as such types have no name by which they could be imported."""
+    """The type; for an array type (type of elements, length), as array types cannot be imported by a name."""
     is_array = issubclass(kind, ctypes.Array) and kind.__module__ != "__main__" and "_Array_" in kind.__name__
     return (_type_in_parts(kind._type_), kind._length_) if is_array else kind
 

@@ -1,12 +1,12 @@
 """Packing a source for workers: pickled once, with its large arrays in shared memory.
 
-cloudpickle takes what pickle does not: lambdas, closures, and what is defined in a script or a notebook, or in any other module
-that a worker cannot import (see `importable`). Arrays from `SHARE_FROM_BYTES` on are moved into one segment, which every worker
-maps privately: they cost their memory once, whatever the number of workers, and what a worker writes into them is its own. What
-is in shared memory already is mapped again, and what is written there is everybody's (see `mapped`).
+cloudpickle pickles more than pickle: lambdas, closures, and definitions of a script, of a notebook, or of another module that a
+worker cannot import (see `importable`). Arrays from `SHARE_FROM_BYTES` on are moved into one segment, which every worker maps
+privately: they take their memory once, whatever the number of workers, and a worker's changes stay in that worker. Memory that
+is shared already is mapped again, and all processes see changes of it (see `mapped`).
 
-The pickle is made by this process for its own children, and comes to them by a descriptor that nobody else has. It names
-the descriptors that they have under the same numbers.
+This process makes the pickle for its children, which get it by a descriptor that no other process has. Descriptors that are
+named in the pickle have the same numbers in workers.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ _by_value = new_rlock()  # cloudpickle keeps one list a process of the modules t
 
 
 class InheritOnlyError(Exception):
-    """An object that processes can only inherit."""
+    """An object that only a forked process can have."""
 
 
 class ForkRequiredError(ConfigError):
-    """The source has something that processes can only inherit: a lock, a multiprocessing.Value, a queue."""
+    """The source has an object that only a forked process can have: a lock, a multiprocessing.Value, a queue."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """The user's words for what cannot be packed: `problem` says what cannot be sent to whom, `root` is the name of what was
-    packed (None: its own or its class's; "" for an object whose attributes are what the user knows), `remedy` what can be done.
+    """Texts for messages about an object that cannot be packed: `problem` names it, `root` is its name in a place inside of it
+    (None: its own or its class's; "" if the user knows only its attributes), `remedy` says what to do.
     """
 
     problem: str
@@ -85,8 +85,8 @@ OF_SOURCE = Words(
 
 @dataclass
 class Packed:
-    """A pickled source. `segment` holds its large arrays, `shared_bytes` of them; `files` are those that it shares. They have
-    to stay open."""
+    """A pickled source. `segment` holds its large arrays, `shared_bytes` of them; `files` are files that workers map. They
+    must stay open."""
 
     data: bytes
     segment: Segment | None
@@ -96,11 +96,11 @@ class Packed:
 
     @property
     def owners(self) -> list[Segment | SharedFile]:
-        """What owns the descriptors that workers need."""
+        """The owners of the descriptors that workers need."""
         return [*([self.segment] if self.segment is not None else []), *self.files]
 
     def copy_of(self, array: np.ndarray) -> np.ndarray | None:
-        """What workers have of an array that is still where it was when it was packed; None if nothing is known of it."""
+        """The workers' copy of an array that is at the address where it was packed; None if there is none."""
         place = self.places.get(_where(array))
         return None if place is None else attach(*place)
 
@@ -113,12 +113,12 @@ def pack(
     or_fork: bool = False,
 ) -> Packed:
     """Pickle a source for workers, and with it the state of this process that they need; its large arrays may take
-    `limit_bytes`. Workers call `setup` before they use the source. `words` are those of messages. `or_fork`: they could as
-    well be forked.
+    `limit_bytes`. Workers call `setup` before they use the source. `words` are for messages. `or_fork`: workers may be forked
+    instead.
 
     Raises:
-        ConfigError: something in it cannot be sent; the message names what, and where it is.
-        ForkRequiredError: workers can have it by start_method='fork' only.
+        ConfigError: an object in it cannot be sent; the message names the object and its place.
+        ForkRequiredError: only a forked worker can have the object.
         BudgetError: its arrays do not fit into memory.
     """
     buffer, before = io.BytesIO(), bytearray()
@@ -136,9 +136,9 @@ def pack(
             warn(problem, RuntimeWarning)
     except ConfigError:
         raise
-    except Exception as error:  # a reduce of the user's may raise anything
+    except Exception as error:  # a user's __reduce__ may raise anything
         culprit = culprit_in(source, words.root) or culprit_in(setup, "worker_setup")
-        culprit = culprit or f"pickling it says: {type(error).__name__}: {error}"
+        culprit = culprit or f"pickling it raises {type(error).__name__}: {error}"
         kind = ForkRequiredError if isinstance(error, InheritOnlyError) else ConfigError
         raise kind(f"{words.problem}: {culprit}. {words.remedy}") from error
     files = tuple(pickler.mappings.files.values())
@@ -146,9 +146,9 @@ def pack(
 
 
 def generators_of(source: Any) -> OwnGenerators:
-    """Those of a source that is not sent. In one that cannot be pickled, those that are met before that is found."""
-    collector = _Collector(_Nowhere())
-    with suppress(Exception), collector.sending_by_value():  # what cannot be pickled need not be, here
+    """The generators of a source that is not sent. If it cannot be pickled, only those before the object at fault."""
+    collector = _Collector(_NullFile())
+    with suppress(Exception), collector.sending_by_value():  # nothing needs to be pickled here
         collector.dump(source)
     return OwnGenerators(collector.found + of_modules(in_modules(reachable(collector.modules))))
 
@@ -163,12 +163,12 @@ class Pickler(cloudpickle.Pickler):
         self.shared_bytes = 0
         self.places: dict[Any, tuple[Any, ...]] = {}  # `_where` an array is -> the arguments of `attach` for its copy
         self.mappings = SharedMappings()
-        self.met: list[Any] = []  # functions and classes of the user's
-        self.modules: dict[str, bool] = {}  # that were met: whether cloudpickle was told that they go by value
+        self.met: list[Any] = []  # the user's functions and classes
+        self.modules: dict[str, bool] = {}  # name -> whether cloudpickle sends the module by value
 
     @contextmanager
     def sending_by_value(self) -> Iterator[None]:
-        """While this lasts, what workers cannot import goes by value."""
+        """While this is entered, modules that workers cannot import are sent by value."""
         with _by_value:
             try:
                 yield
@@ -208,16 +208,16 @@ class Pickler(cloudpickle.Pickler):
                 root = root.base if isinstance(root, np.ndarray) else root.obj
             if isinstance(root, mmap.mmap) and array.flags.writeable:
                 raise InheritOnlyError("an array in an anonymous mmap") from None
-            return None  # a driver's, say: a copy is as good
+            return None  # memory of a driver, for example: a copy is as good
 
     def generator(self, generator: Any) -> Any:
-        """How a generator of random numbers is made again."""
+        """The result of `reducer_override` for a random generator."""
         return noted(generator.__reduce_ex__(pickle.HIGHEST_PROTOCOL))
 
     def _tensor(self, tensor: Any) -> Any:
         array = as_array(tensor)
         if array is None:
-            return None  # torch's own way
+            return None  # torch pickles it
         if array.nbytes >= SHARE_FROM_BYTES or is_shared(tensor):
             return tensor_again, (array, tensor.dtype)
         if not array.flags.c_contiguous:
@@ -237,15 +237,15 @@ class Pickler(cloudpickle.Pickler):
             self.modules[name] = True
 
     def share(self, array: np.ndarray) -> tuple[Any, ...]:
-        """Copy a large array into the segment. Returns how it is made again."""
+        """Copy a large array into the segment. Returns its result of `reducer_override`."""
         if self.segment is None:
             self.segment = Segment(0)
         transposed = array.flags.f_contiguous and not array.flags.c_contiguous
         start = self.shared_bytes
         if start + array.nbytes > self._limit_bytes:
             raise BudgetError(
-                f"the source's arrays take {start + array.nbytes:,} bytes or more, and there are {self._limit_bytes:,} for "
-                "them: raise ram_budget, or memory-map them from files (np.load(mmap_mode='r'))"
+                f"the source's arrays take {start + array.nbytes:,} bytes or more, and ram_budget has {self._limit_bytes:,} "
+                "for them: raise ram_budget, or memory-map them from files (np.load(mmap_mode='r'))"
             )
         rows = np.ascontiguousarray(array.T if transposed else array)
         self.segment.write(start, rows)
@@ -258,8 +258,8 @@ class Pickler(cloudpickle.Pickler):
 class _Collector(Pickler):
     """Collects generators, and keeps nothing else."""
 
-    def __init__(self, nowhere: Any) -> None:
-        super().__init__(nowhere)
+    def __init__(self, null_file: Any) -> None:
+        super().__init__(null_file)
         self.found: list[Any] = []
 
     def generator(self, generator: Any) -> Any:
@@ -270,7 +270,7 @@ class _Collector(Pickler):
         return bytes, ()
 
 
-class _Nowhere:
+class _NullFile:
     def write(self, data: Any) -> int:
         return len(data)
 

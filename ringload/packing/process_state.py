@@ -1,14 +1,12 @@
-"""What is set once a process, by a call or in a library's module, as workers are given it: `SWITCHES` and `LIBRARY_GLOBALS`.
+"""Settings of the trainer's process and of its libraries that workers get: `SWITCHES` and `LIBRARY_GLOBALS`.
 
-A worker is a fresh interpreter. It is given this state before it has the source; in a module that is not imported yet, when
-it is. (Globals of the user's own modules: see `module_globals`.) Not sent: handlers of logging; filters of warnings of other
-than Python's own classes; and the seed of hash(str), which Python chooses anew for each interpreter, unless PYTHONHASHSEED
-says it.
+A worker is a fresh interpreter. It sets this state before it has the source; in a module that is not imported yet, after the
+import. (`module_globals` sends globals of the user's modules.) Not sent: handlers of logging; filters for warnings of classes
+that are not Python's; and the seed of hash(str), which each interpreter chooses, unless PYTHONHASHSEED sets it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -20,7 +18,7 @@ from ringload.system.after_import import after_import
 
 
 class Switch(NamedTuple):
-    """State of a module that the trainer has imported. `alters_samples`: as far as bytes go, not only messages."""
+    """State of a module that the trainer has imported. `alters_samples`: it can change samples, not only messages."""
 
     module: str
     read: Callable[[Any], Any]
@@ -29,7 +27,7 @@ class Switch(NamedTuple):
 
 
 SWITCHES = (
-    Switch(  # by its name: a dtype would have every worker import torch
+    Switch(  # by its name: unpickling a dtype would import torch in every worker
         "torch",
         lambda torch: str(torch.get_default_dtype()).removeprefix("torch."),
         lambda torch, value: torch.set_default_dtype(getattr(torch, value)),
@@ -52,7 +50,7 @@ SWITCHES = (
     Switch("csv", lambda csv: csv.field_size_limit(), lambda csv, value: csv.field_size_limit(value)),
     Switch("socket", lambda socket: socket.getdefaulttimeout(), lambda socket, value: socket.setdefaulttimeout(value)),
     Switch(
-        "multiprocessing.process",  # by which processes of one program know each other
+        "multiprocessing.process",  # the key by which processes of one program trust each other
         lambda process: bytes(process.current_process().authkey),
         lambda process, value: setattr(process.current_process(), "authkey", value),
     ),
@@ -67,7 +65,7 @@ LIBRARY_GLOBALS = {
 
 
 def switches(that_alter_samples: bool = False) -> list[tuple[int, Any]]:
-    """What this process has set: (number in SWITCHES, state), and (-1, (module, its globals))."""
+    """The settings of this process: (number in SWITCHES, state), and (-1, (module, its globals))."""
     found: list[tuple[int, Any]] = []
     for number, switch in enumerate(SWITCHES):
         if (switch.alters_samples or not that_alter_samples) and (module := sys.modules.get(switch.module)) is not None:
@@ -79,27 +77,22 @@ def switches(that_alter_samples: bool = False) -> list[tuple[int, Any]]:
 
 
 def set_switches(found: Iterable[tuple[int, Any]]) -> None:
-    """Set in this process what another one had; in a module that is not imported yet, when it is."""
+    """Apply the settings of another process; in a module that is not imported yet, after its import."""
     for number, state in found:
         if number >= 0:
-            after_import(SWITCHES[number].module, partial(_flip, number, state))
+            after_import(SWITCHES[number].module, partial(_apply, number, state))
         else:
             name, values = state
             after_import(name, partial(set_in, values))
 
 
-def _flip(number: int, state: Any, module: types.ModuleType) -> None:
-    if SWITCHES[number].read(module) != state:  # setting may cost more than reading: seconds of imports, for one of torch's
+def _apply(number: int, state: Any, module: types.ModuleType) -> None:
+    if SWITCHES[number].read(module) != state:  # setting may take longer than reading: one of torch's imports for seconds
         SWITCHES[number].set(module, state)
 
 
-def _set_locale(locale: Any, value: str) -> None:
-    with contextlib.suppress(locale.Error):  # what Python's own start has set need not be a name
-        locale.setlocale(locale.LC_ALL, value)
-
-
 def _without_flags(decimal: Any) -> Any:
-    """Flags are raised by computing."""
+    """The context without its flags, which computing sets."""
     context = decimal.getcontext().copy()
     context.clear_flags()
     return context
@@ -118,7 +111,7 @@ def _set_levels(logging: Any, disabled: int, levels: dict[str, int]) -> None:
 
 
 def _filters(warnings: Any) -> list[Any]:
-    """But for those of classes that would have to be imported."""
+    """The filters, without those for classes that would have to be imported."""
     return [one for one in warnings.filters if one[2].__module__ == "builtins"]
 
 

@@ -1,15 +1,15 @@
-"""Whether a source was changed since workers were given it: asked at the beginning of each iteration.
+"""Checks whether a source was changed since workers got it, at the beginning of each iteration.
 
-    source --pickled, without what is large--> a hash          a change is seen at once
-    large containers (from LARGE_LENGTH on)    their elements  which objects they are: at once; what is in those: in turn
-    large arrays (from SHARE_FROM_BYTES on)    their content   in turn; not of arrays that nobody can write to
+    source --pickled, without large parts-->   a hash          a change is seen at once
+    large containers (from LARGE_LENGTH on)    their elements  another element is seen at once; its content is compared in turn
+    large arrays (from SHARE_FROM_BYTES on)    their content   compared in turn, unless nobody can write to the array
 
-In turn: piece after piece, as many as fit into a share of the time since the last look, all of them if that suffices (it does
-for 5 GB in an epoch of a minute: 5 GB/s on a 2-core EPYC VM, November 2026). Else the look goes on next time where it ended
-now; a change of a few elements of very much data is then seen some iterations late, and said to be. What lies in shared memory
-or in mapped files is not looked at: workers see it as it is.
+In turn: piece after piece, as many as fit into a share of the time since the last check, all of them if that suffices (it does
+for 5 GB in an epoch of a minute: 5 GB/s on a 2-core EPYC VM, November 2026). Else the next check goes on where this one ended.
+Then a change of a few elements of very large data is seen some iterations late, and the message says so. Shared memory and
+mapped files are not checked: workers see their changes.
 
-A hash belongs to what one process sends at one time, so it is compared with nothing else.
+A hash is only compared within one process, for one source.
 """
 
 from __future__ import annotations
@@ -39,41 +39,41 @@ PIECE_LENGTH = 1000
 PIECE_BYTES = 1 << 20
 CHANGED = "it was changed"
 LATE = "it was changed, perhaps some iterations ago: large data are compared piece by piece"
-LEAST_S, SHARE = 0.01, 0.02  # how long a look may take: this, or this share of the time since the last one
+LEAST_S, SHARE = 0.01, 0.02  # how long a check may take: this, or this share of the time since the last one
 
 
 class Watch:
-    """Remembers what a source is like, as workers have it.
+    """Remembers the source that workers have.
 
     Raises:
         Exception: what pickling raises. Such a source cannot be watched.
     """
 
     def __init__(self, source: Any, packed: Packed | None = None) -> None:
-        """`packed`, if that is what workers were given, has copies of the arrays, which need not be hashed then."""
-        self._hash, larges = _taken_apart(source)
-        self._known = [_known(one, packed) for one in larges]
-        self._next = 0  # the piece that is looked at first
-        self._looked_s = time.monotonic()
+        """`packed`, if workers got that, has copies of the arrays, which need no hashes then."""
+        self._hash, large_parts = _without_large_parts(source)
+        self._known = [_known(one, packed) for one in large_parts]
+        self._next = 0  # the piece that is checked first
+        self._checked_s = time.monotonic()
 
     def changed(self, source: Any) -> str:
-        """What was changed, in words; "" if nothing was found."""
+        """A text for the change that was found; "" if there is none."""
         begin_s = time.monotonic()
-        until_s = begin_s + max(LEAST_S, SHARE * (begin_s - self._looked_s))
-        self._looked_s = begin_s
+        until_s = begin_s + max(LEAST_S, SHARE * (begin_s - self._checked_s))
+        self._checked_s = begin_s
         try:
-            now, larges = _taken_apart(source)
-        except Exception:  # it has what cannot be sent: who sends it again says what
+            now, large_parts = _without_large_parts(source)
+        except Exception:  # it cannot be pickled any more: sending it again raises the error
             return CHANGED
-        if now != self._hash or len(larges) != len(self._known):
+        if now != self._hash or len(large_parts) != len(self._known):
             return CHANGED
-        pairs = list(zip(self._known, larges, strict=True))
+        pairs = list(zip(self._known, large_parts, strict=True))
         if not all(known.is_like(large) for known, large in pairs):
             return CHANGED
         pieces = [(known, large, number) for known, large in pairs for number in range(known.n_pieces)]
-        for n_looked, (known, large, number) in enumerate(pieces[self._next :] + pieces[: self._next]):
-            if n_looked and time.monotonic() > until_s:
-                self._next = (self._next + n_looked) % len(pieces)
+        for n_checked, (known, large, number) in enumerate(pieces[self._next :] + pieces[: self._next]):
+            if n_checked and time.monotonic() > until_s:
+                self._next = (self._next + n_checked) % len(pieces)
                 break
             if known.differs(large, number):
                 return CHANGED if self._next == 0 else LATE
@@ -82,15 +82,15 @@ class Watch:
         return ""
 
 
-def _taken_apart(source: Any) -> tuple[bytes, list[Any]]:
-    """A hash of the source, and of the state that goes with it, but for what is large; and what is large."""
+def _without_large_parts(source: Any) -> tuple[bytes, list[Any]]:
+    """A hash of the source and of the state that is sent with it, without large parts; and the large parts."""
     buffer = io.BytesIO()
-    pickler = _Skeleton(buffer)
+    pickler = _SmallPartsPickler(buffer)
     with pickler.sending_by_value():
         pickler.dump(source)
         pickler.dump(switches(that_alter_samples=True))
         pickler.dump(globals_of(reachable(pickler.modules)))
-    return digest(buffer.getbuffer()), pickler.larges
+    return digest(buffer.getbuffer()), pickler.large_parts
 
 
 class _Hasher(Pickler):
@@ -104,25 +104,25 @@ class _Hasher(Pickler):
         return bytes, (b"".join(_hash(piece) for piece in _pieces(array)), array.shape, array.dtype)
 
     def generator(self, generator: Any) -> Any:
-        return bytes, (type(generator).__qualname__.encode(),)  # whose state is set for each sample
+        return bytes, (type(generator).__qualname__.encode(),)  # its state is set for each sample
 
 
-class _Skeleton(_Hasher):
-    """Leaves out what is large, and keeps it in a list."""
+class _SmallPartsPickler(_Hasher):
+    """Leaves out large parts, and keeps them in a list."""
 
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer)
-        self.larges: list[Any] = []
+        self.large_parts: list[Any] = []
 
     def persistent_id(self, obj: Any) -> Any:
         kind = type(obj)
         if (kind in CONTAINERS and len(obj) >= LARGE_LENGTH) or (kind in (bytes, str) and len(obj) >= SHARE_FROM_BYTES):
-            self.larges.append(obj)
+            self.large_parts.append(obj)
             return type(obj).__name__, len(obj)
         return None
 
     def share(self, array: np.ndarray) -> Any:
-        self.larges.append(array)
+        self.large_parts.append(array)
         return bytes, (array.shape, array.dtype)
 
 
@@ -133,7 +133,7 @@ def _known(large: Any, packed: Packed | None) -> _Array | _Container | _Constant
 
 
 class _Constant:
-    """What nobody can write to."""
+    """A large part that nobody can write to."""
 
     n_pieces = 0
 
@@ -141,7 +141,7 @@ class _Constant:
         self._large = large
 
     def is_like(self, large: Any) -> bool:
-        """Whether that is the same."""
+        """Whether `large` is the same object."""
         return large is self._large and (not isinstance(large, np.ndarray) or _is_constant(large))
 
     def differs(self, large: Any, number: int) -> bool:
@@ -161,11 +161,11 @@ class _Array:
         return len(self._hashes) if self._copy is None else _n_pieces(self._copy)
 
     def is_like(self, array: Any) -> bool:
-        """Whether that may be the same one, at first sight."""
+        """Whether `array` has the same shape and dtype."""
         return isinstance(array, np.ndarray) and (array.shape, array.dtype) == (self._shape, self._dtype)
 
     def differs(self, array: np.ndarray, number: int) -> bool:
-        """Whether piece `number` of that is another one."""
+        """Whether piece `number` has other content."""
         piece = _piece(array, number)
         if self._copy is not None:
             return not _are_equal(piece, _piece(self._copy, number))
@@ -185,14 +185,14 @@ class _Container:
         return len(self._hashes)
 
     def is_like(self, container: Any) -> bool:
-        """Whether that has the same elements."""
+        """Whether `container` has the same elements."""
         if type(container) is not self._kind:
             return False
         elements = _elements(container)
         return len(elements) == len(self._elements) and all(map(operator.is_, elements, self._elements))
 
     def differs(self, container: Any, number: int) -> bool:
-        """Whether the content of these elements is another one. They are the same objects (`is_like`)."""
+        """Whether the elements of piece `number` have other content. They are the same objects (`is_like`)."""
         return self._hash(self._elements, number) != self._hashes[number]
 
     @staticmethod
@@ -209,7 +209,7 @@ def _elements(container: Any) -> list[Any]:
 
 
 def _is_constant(array: np.ndarray) -> bool:
-    """Whether nobody can write to it, but by asking NumPy for that first."""
+    """Whether nobody can write to it before setting its `flags.writeable`."""
     return array.flags.owndata and not array.flags.writeable
 
 
@@ -230,7 +230,7 @@ def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _as_rows(array: np.ndarray) -> np.ndarray:
-    """Along its first axis in memory, as the copies for workers lie."""
+    """The array with its first axis in memory first, as in the copies for workers."""
     return np.atleast_1d(array.T if array.flags.f_contiguous and not array.flags.c_contiguous else array)
 
 
@@ -243,10 +243,10 @@ def _hash(piece: np.ndarray) -> bytes:
 
 
 def digest(data: Any) -> bytes:
-    """A hash, which is compared within this process alone: without xxhash, another one that takes twice as long or more."""
+    """A hash, which is compared only within this process. Without xxhash it is one that takes twice as long or more."""
     return hashlib.sha256(data).digest() if xxhash is None else xxhash.xxh3_128_digest(data)
 
 
 def _are_equal(one: np.ndarray, other: np.ndarray) -> bool:
-    n = len(one) // 8 * 8  # whole words first: 4 times as fast
+    n = len(one) // 8 * 8  # whole words first: 4 times faster
     return np.array_equal(one[:n].view(np.uint64), other[:n].view(np.uint64)) and np.array_equal(one[n:], other[n:])

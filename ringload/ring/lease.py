@@ -219,7 +219,7 @@ class Batch(Mapping[str, np.ndarray]):
         return f"<Batch {self.number} of epoch {self.epoch}: {content}>"
 
     def release(self) -> None:
-        """End the lease now. Arrays of this batch that are kept show what comes next into the slot. Idempotent."""
+        """End the lease now. Arrays of this batch that are kept then show the next batch of the slot. Idempotent."""
         self._arrays = self._slot = None
         end, self._end = self._end, None
         if end is not None and self._release is not None and (release := self._release()) is not None:

@@ -20,24 +20,24 @@ class Arrays:
 
     In memory: NumPy's arrays and memory maps; lists of numbers, of strings, or of lists of one length; tensors of torch,
     TensorFlow and JAX in CPU memory; columns of pandas and pyarrow. Arrays, maps and tensors are not copied here. Workers
-    share what is in memory, and map files again.
+    share memory with the trainer, and map files again.
 
     On disk: an `h5py.Dataset`, a `zarr.Array`, and any object that has `shape` and `dtype`, gives rows by `x[a:b]`, and can be
-    pickled (dask, xarray). The trainer does not read them. Each worker opens them again and reads the rows that it is asked
-    for, one after another; `y=file["y"][:]` is faster for what is small. An HDF5 file has to be open for reading alone, by its
-    name, and must not change. Where rows are stored in chunks, each row costs reading its chunk; the budget has room for that.
+    pickled (dask, xarray). The trainer does not read them. Each worker opens them again and reads the rows that it needs,
+    one after another; `y=file["y"][:]` is faster for small arrays. An HDF5 file must be open for reading only, by its path,
+    and must not change. Where rows are stored in chunks, each row costs reading its chunk; the budget has room for that.
 
-    Nothing is converted to another dtype. What has no rows of one shape and one dtype is refused: sparse and masked arrays,
-    lists of different lengths, Python objects, columns with missing values, generators.
+    Dtypes are not converted. Arguments without rows of one shape and one dtype are refused: sparse and masked arrays, lists of
+    different lengths, Python objects, columns with missing values, generators.
 
     Raises:
-        ConfigError: an array cannot be used, as above, or the arrays' lengths differ. The message says what can be done.
+        ConfigError: an array cannot be used, as above, or the arrays' lengths differ. The message says what to do.
     """
 
     random = False
 
     def __init__(self, *unnamed: Any, **arrays: Any) -> None:
-        from ringload.sources.array_kinds import rows_of  # workers do without
+        from ringload.sources.array_kinds import rows_of  # workers do not need it
 
         if unnamed:
             raise TypeError("arrays are given by the names of their fields: Arrays(x=..., y=...)")
@@ -65,13 +65,13 @@ class Arrays:
         return self._n_samples
 
     def fingerprint(self) -> Fingerprint:
-        """What a loader's state says of this source: shapes, dtypes, and a checksum of the content, or of parts of it."""
+        """This source in a loader's state: shapes, dtypes, and a checksum of the content, or of parts of it."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of_arrays(self._arrays)
         return self._fingerprint
 
     def start(self, worker: Worker) -> None:
-        """Begin to load in a worker."""
+        """Prepare to load in a worker."""
         if self.scratch_bytes > worker.scratch_bytes:
             self._turn = worker.exclusive
 
@@ -82,6 +82,6 @@ class Arrays:
                 with self._turn():
                     array.read(indices, out[name])
             elif array.flags.c_contiguous and array.dtype.isnative:
-                np.take(array, indices, axis=0, out=out[name], mode="clip")  # "raise" would go through a copy
+                np.take(array, indices, axis=0, out=out[name], mode="clip")  # "raise" would make a copy
             else:
                 out[name][...] = array[indices]  # `take` would copy the whole array first

@@ -1,4 +1,4 @@
-"""Binding a source: what a source does not say of itself gets its default here, once, for whoever uses it."""
+"""Binding a source: attributes that a source lacks get their defaults here, in one place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ringload.fields import Worker
 
 @dataclass(frozen=True)
 class BoundSource:
-    """A source with all that `ringload.protocols.Source` lists. `load` and `load_rows`: one of both may be None.
+    """A source with all attributes of `ringload.protocols.Source`. One of `load` and `load_rows` may be None.
 
     `is_own`: the source is ringload's, so that its `describe` cannot kill a worker.
     """
@@ -38,7 +38,7 @@ class BoundSource:
 
 
 def bind(source: Any) -> BoundSource:
-    """The source with the defaults of what it lacks.
+    """The source, with defaults for attributes that it lacks.
 
     Raises:
         ConfigError: it has neither `load` nor `load_rows`.
@@ -59,7 +59,7 @@ def bind(source: Any) -> BoundSource:
         load_rows=load_rows,
         prefetch=getattr(source, "prefetch", None),
         start=getattr(source, "start", _nothing),
-        describe=getattr(source, "describe", _no_words),
+        describe=getattr(source, "describe", _no_description),
         begin_task=getattr(source, "begin_task", None),
         load_again=getattr(source, "load_again", None),
         scratch_bytes=getattr(source, "scratch_bytes", 0),
@@ -75,5 +75,5 @@ def _nothing(worker: Worker) -> None:
     pass
 
 
-def _no_words(index: int) -> str:
+def _no_description(index: int) -> str:
     return ""

@@ -1,16 +1,16 @@
-"""Classes: which number each class has.
+"""Classes: the number of each class.
 
-The first of these rules that fits holds, and it is the same for a column of classes and for a column of lists of them:
-1. `classes=` says it: a sequence by its order, a dict by its numbers. Classes that no row is of are classes, too.
+The first of these rules that applies is used, for a column of classes and for a column of lists of classes alike:
+1. `classes=` gives the numbers: a sequence by its order, a dict by its values. Classes without rows count, too.
 2. An ordered categorical has the order of its categories.
 3. Bools: False is 0, True is 1.
 4. Integers that are numbers of classes keep them, whichever of them occur: class n is number n, and there are
    `largest + 1` classes. They are such numbers if none is negative, 0 occurs, and the largest is below `KEPT_BELOW` or ten
-   times the number of rows. So a validation table without one of the classes has the numbers of the training table.
-5. Other integers (1..K, -1 and 1, years, ids) are numbered by size, and a warning says so: a table with others of them is
-   numbered otherwise.
-6. All else is numbered in sorted order.
-By 5 and 6 the number of a class depends on which others occur. Where a second table goes with the first, give it
+   times the number of rows. So a validation table that lacks a class has the numbers of the training table.
+5. Other integers (1..K, -1 and 1, years, ids) are numbered by size, with a warning: a table with other such integers is
+   numbered differently.
+6. All other values are numbered in sorted order.
+By rules 5 and 6 the number of a class depends on which other classes occur. Give a second table that belongs to the first
 `classes=first.class_names`.
 """
 
@@ -33,8 +33,8 @@ from ringload.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-KEPT_BELOW = 100_000  # integers that are below are numbers of classes, however few rows there are
-DECIMAL = (float, np.floating, Decimal, Fraction)  # kinds of numbers that are no classes, unless they are asked to be
+KEPT_BELOW = 100_000  # integers below it are numbers of classes, however few rows there are
+DECIMAL = (float, np.floating, Decimal, Fraction)  # types of numbers that are classes only if the user says so
 HOW_TO_GIVE = "give a list of the classes in the order of their numbers, or a dict of class -> number"
 NUMBERS_ONLY = re.compile(r"\[[\s\d.eE+\-]*\]")  # how NumPy prints an array
 
@@ -48,19 +48,19 @@ class Classes:
 
     @classmethod
     def of(cls, names: Sequence[Any]) -> Classes:
-        """By their order."""
+        """Classes that are numbered by their order."""
         return cls(tuple(names), {name: number for number, name in enumerate(names)})
 
 
 def given_classes(classes: Any) -> Classes:
-    """What `classes=` says.
+    """The classes of the argument `classes=`.
 
     Raises:
         ConfigError: it has no order, or its numbers are not 0..K-1.
     """
     names = _by_number(classes) if isinstance(classes, Mapping) else _in_order(classes)
     if not names:
-        raise ConfigError("classes is empty: there is to be at least one, or classes=None for those that occur")
+        raise ConfigError("classes is empty: give at least one class, or classes=None for those that occur")
     try:
         n_different = len(set(names))
     except TypeError as error:
@@ -68,10 +68,10 @@ def given_classes(classes: Any) -> Classes:
     if n_different != len(names):
         twice = next(name for number, name in enumerate(names) if name in names[:number])
         raise ConfigError(
-            f"classes={listed(names)} names a class twice, {short(twice)}; of a column, give the sorted unique values"
+            f"classes={listed(names)} names a class twice, {short(twice)}; for a column, give its sorted unique values"
         )
     if missing := [name for name in names if _is_missing(name)]:
-        raise ConfigError(f"classes={listed(names)} names {short(missing[0])}, a missing value: no row can be of it")
+        raise ConfigError(f"classes={listed(names)} names {short(missing[0])}, a missing value, which is no class")
     return Classes.of(names)
 
 
@@ -82,8 +82,8 @@ def _in_order(classes: Any) -> list[Any]:
         kind = type(classes).__name__
         own = "the dict itself, by its numbers, or " if kind.startswith("dict") else ""
         raise ConfigError(
-            f"classes is a {kind}, which has no order of classes (that of a set differs from process to process): give {own}a "
-            "list, such as sorted(classes)"
+            f"classes is a {kind}, which defines no order of classes (the order of a set differs between processes): give "
+            f"{own}a list, such as sorted(classes)"
         )
     if isinstance(classes, np.ndarray) and classes.ndim != 1:
         raise ConfigError(f"classes is an array of {classes.ndim} dimensions: {HOW_TO_GIVE}")
@@ -98,15 +98,15 @@ def _by_number(classes: Mapping[Any, Any]) -> list[Any]:
     numbers = list(classes.values())
     if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in numbers):
         turned = all(isinstance(name, int | np.integer) for name in classes) and bool(classes)
-        remedy = ": turn it round, {name: number for number, name in classes.items()}" if turned else ""
+        remedy = ": swap them, {name: number for number, name in classes.items()}" if turned else ""
         raise ConfigError(f"classes as a dict is class -> number, an integer; its values are {listed(numbers)}{remedy}")
     names: list[Any] = [None] * len(classes)
     taken: set[int] = set()
     for name, number in classes.items():
         if not 0 <= number < len(classes) or int(number) in taken:
             raise ConfigError(
-                f"classes as a dict gives {len(classes)} classes the numbers {listed(sorted(map(int, numbers)))}: each of 0 to "
-                f"{len(classes) - 1} is to be there once. Name those that no row is of, too"
+                f"classes as a dict gives {len(classes)} classes the numbers {listed(sorted(map(int, numbers)))}: give each "
+                f"of 0 to {len(classes) - 1} once, and name classes without rows, too"
             )
         taken.add(int(number))
         names[int(number)] = name
@@ -121,7 +121,7 @@ def is_ordered(column: pd.Series[Any]) -> bool:
 
 
 def found_classes(found: list[Any], column: pd.Series[Any], quiet: bool = False) -> Classes:
-    """The classes of a column of which the values `found` occur, each once: rules 2 to 6. `quiet`: without the warning.
+    """The classes of a column by rules 2 to 6. `found`: its different values. `quiet`: without the warning.
 
     Raises:
         ConfigError: they have no order.
@@ -138,7 +138,7 @@ def found_classes(found: list[Any], column: pd.Series[Any], quiet: bool = False)
         kinds = sorted({type(value).__name__ for value in found})
         raise ConfigError(
             f"column {short(column.name)} {'mixes' if len(kinds) > 1 else 'holds'} {' and '.join(kinds)}, which have no order: "
-            "make them one type that has, or give classes=[...]"
+            "convert them to one type, or give classes=[...]"
         ) from None
 
 
@@ -150,11 +150,10 @@ def _of_integers(found: list[Any], column: pd.Series[Any], quiet: bool) -> Class
         return Classes.of(names)
     them = listed(names) if len(names) <= 10 else f"sorted(df[{short(column.name)}].unique())"
     warn(
-        f"column {short(column.name)} holds integers from {names[0]} to {names[-1]} that are no numbers of classes (0 to "
-        "K - 1, with 0 among them): "
-        f"they are numbered by size, {names[0]} is 0 and {names[-1]} is {len(names) - 1}. A second table in which others occur "
-        "is numbered otherwise: give it classes=first.class_names, if first is the source of this one. "
-        f"classes={them} does the same as here without this warning"
+        f"column {short(column.name)} holds integers from {names[0]} to {names[-1]} that are not numbers of classes (0 to "
+        f"K - 1, including 0): they are numbered by size, {names[0]} is 0 and {names[-1]} is {len(names) - 1}. A second table "
+        "with other integers is numbered differently: give it classes=first.class_names, where first is the source of this "
+        f"table. classes={them} gives the same numbers without this warning"
     )
     return Classes.of(names)
 
@@ -177,25 +176,35 @@ def have_decimals(kinds: set[type]) -> bool:
 
 
 def refuse_odd_values(found: Iterable[Any], column: pd.Series[Any], row_of: Callable[[int], str]) -> None:
-    """Refuse what is no class, though it can be hashed. `row_of(i)` names a row of the i-th value.
+    """Refuse hashable values that are no classes. `row_of(i)` names a row of the i-th value.
 
     Raises:
         ConfigError: a value is missing, infinite or an array.
     """
     for number, value in enumerate(found):
         if _is_missing(value):
-            said = "which is a missing value: no class"
+            reason = "which is a missing value: no class"
         elif isinstance(value, float) and math.isinf(value):
-            said = "which is infinite: no class"
+            reason = "which is infinite: no class"
         elif hasattr(type(value), "__array__") and not isinstance(value, np.generic):
-            said = f"a {type(value).__name__}: a class is a string, a number or a bool"
+            reason = f"a {type(value).__name__}: a class is a string, a number or a bool"
         else:
             continue
-        raise ConfigError(f"column {short(column.name)} has {short(value)} in row {row_of(number)}, {said}")
+        raise ConfigError(f"column {short(column.name)} has {short(value)} in row {row_of(number)}, {reason}")
+
+
+def refuse_unknown_values(found: Iterable[Any], classes: Classes, column: pd.Series[Any], row_of: Callable[[int], str]) -> None:
+    """Raise ConfigError for a value that is none of `classes`. `row_of(i)` names a row of the i-th value."""
+    for number, value in enumerate(found):
+        if value not in classes.numbers:
+            raise ConfigError(
+                f"column {short(column.name)} has {short(value)} in row {row_of(number)}, which is not among "
+                f"classes={listed(classes.names)}"
+            )
 
 
 def is_list_as_text(value: Any) -> bool:
-    """Whether a string is what becomes of a list in a .csv file: "['a', 'b']", "[1 0 1]"."""
+    """Whether a string looks like a list from a .csv file: "['a', 'b']", "[1 0 1]"."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "(", "{"):
         return False
     if NUMBERS_ONLY.fullmatch(value.strip()):
@@ -207,15 +216,15 @@ def is_list_as_text(value: Any) -> bool:
 
 
 def lists_as_text(column: pd.Series[Any], value: str, row: str) -> ConfigError:
-    """What is said of a column of such strings."""
+    """The error for a column of such strings."""
     name = short(column.name)
     return ConfigError(
-        f"column {name} has the string {short(value)} in row {row}: a list that became text, as in a .csv file. "
-        f"Make a list of each, df[{name}] = df[{name}].map(ast.literal_eval) or json.loads; or give classes=[...] "
+        f"column {name} has the string {short(value)} in row {row}: a list as text, as from a .csv file. "
+        f"Convert each to a list, df[{name}] = df[{name}].map(ast.literal_eval) or json.loads; or give classes=[...] "
         "if each string is a class"
     )
 
 
 def plain(values: Iterable[Any]) -> list[Any]:
-    """Python's own objects for NumPy's numbers and strings."""
+    """The values, with Python objects for NumPy's numbers and strings."""
     return [value.item() if isinstance(value, np.number | np.bool_ | np.str_ | np.bytes_) else value for value in values]

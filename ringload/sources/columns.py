@@ -1,8 +1,8 @@
-"""Tables: a DataFrame, or the file of one; their columns by name, and what is missing in them.
+"""Tables: a DataFrame, or the file of one; columns by their names; missing values.
 
-"NA" in a .csv file. pandas reads the words "NA", "None", "null", "nan" and others as missing values, in columns of strings,
-too, where they may be names: the class "None", the country "NA". Here a column of strings keeps them, and only an empty cell
-is missing; in a column of numbers or of bools they are missing, as in pandas.
+"NA" in a .csv file. pandas reads the words "NA", "None", "null", "nan" and others as missing values, also in columns of
+strings, where they may be names: the class "None", the country "NA". Here a column of strings keeps these words, and only an
+empty cell is missing; in a column of numbers or bools they are missing values, as in pandas.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ import numpy as np
 
 from ringload.checks import listed, named, nearest, short
 from ringload.errors import ConfigError, missing
+from ringload.sources.classes import plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TEXT = re.compile(r"\.(csv|tsv)(\.(gz|bz2|xz|zip|zst))?$", re.IGNORECASE)
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://|(s3|gs|gcs|https?|ftp|hdfs|abfss?|file|hf):/")  # a Path has one slash left
-MISSING_BY_OPTION = {"keep_default_na", "na_values", "na_filter", "converters"}  # of read_csv: who gives one decides
-PLACES_CHANGE = {"usecols", "index_col", "header", "names"}  # options by which columns have other places than in the file
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://|(s3|gs|gcs|https?|ftp|hdfs|abfss?|file|hf):/")  # a Path removes one slash
+MISSING_BY_OPTION = {
+    "keep_default_na",
+    "na_values",
+    "na_filter",
+    "converters",
+}  # options of read_csv: with one, the user decides
+PLACES_CHANGE = {"usecols", "index_col", "header", "names"}  # options that change the places of columns
 
 
 def read_table(df: Any, options: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -40,7 +46,7 @@ def read_table(df: Any, options: Mapping[str, Any] | None = None) -> pd.DataFram
 
     if isinstance(df, pd.DataFrame):
         if options is not None:
-            raise ConfigError("read_options are for the file of a table, and df is a DataFrame: read it with them yourself")
+            raise ConfigError("read_options are for the file of a table, and df is a DataFrame: leave read_options out")
         return df
     if not isinstance(df, str | os.PathLike):
         made = ": give df.to_pandas()" if hasattr(df, "to_pandas") else ""
@@ -51,8 +57,8 @@ def read_table(df: Any, options: Mapping[str, Any] | None = None) -> pd.DataFram
     is_text, is_parquet = TEXT.search(path), path.lower().endswith(".parquet")
     if is_text is None and not is_parquet:
         raise ConfigError(
-            f"the table {path} is neither .csv nor .parquet (.tsv is read, too, and .csv.gz and the like): read it by pandas, "
-            "and give the DataFrame"
+            f"the table {path} is neither .csv nor .parquet (nor .tsv, .csv.gz and the like): read it by pandas, and give "
+            "the DataFrame"
         )
     given = dict(options or {})
     if is_text is not None and is_text[1].lower() == "tsv" and not given.keys() & {"sep", "delimiter"}:
@@ -66,17 +72,19 @@ def read_table(df: Any, options: Mapping[str, Any] | None = None) -> pd.DataFram
         raise ConfigError(f"cannot read the table {path}{extra}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"cannot read the table {path}: {error}. Say which encoding it has: read_options={{'encoding': 'latin-1'}}"
+            f"cannot read the table {path}: {error}. Give its encoding: read_options={{'encoding': 'latin-1'}}"
         ) from error
     except Exception as error:  # pandas, pyarrow and the decompressors have errors of many kinds
         raise ConfigError(f"cannot read the table {path}: {type(error).__name__}: {error}") from error
     if not isinstance(table, pd.DataFrame):
-        raise ConfigError(f"the read_options {listed(list(options or ()))} give a {type(table).__name__}, and no DataFrame")
+        raise ConfigError(
+            f"with the read_options {listed(list(options or ()))} pandas gives a {type(table).__name__}, not a DataFrame"
+        )
     return table
 
 
 def require_pandas(part: str) -> None:
-    """Import pandas, where tables come in; workers do without.
+    """Check that pandas is installed. Workers do not need it.
 
     Raises:
         ImportError: it is not installed.
@@ -88,7 +96,7 @@ def require_pandas(part: str) -> None:
 
 
 def folder_of(df: Any) -> str | None:
-    """The folder of a table's file, from the root of the file system; None for a DataFrame."""
+    """The absolute path of the folder of a table's file; None for a DataFrame."""
     return os.path.dirname(os.path.abspath(_local(df))) if isinstance(df, str | os.PathLike) else None
 
 
@@ -121,7 +129,7 @@ def _read_text(path: str, options: dict[str, Any]) -> Any:
 
 
 def _may_hold_names_of_missing(column: pd.Series[Any]) -> bool:
-    """Whether something is missing in a column of strings, or everything in one that may be of strings."""
+    """Whether a column has missing values, and otherwise strings or nothing."""
     import pandas as pd
 
     missing = column.isna()
@@ -141,10 +149,10 @@ def is_column(table: pd.DataFrame, name: Any) -> bool:
 
 
 def column_of(table: pd.DataFrame, name: Any) -> pd.Series[Any]:
-    """A column by its name. Where columns have levels, it is a tuple; as in pandas, 'a' is short for ('a', '').
+    """A column by its name. Where columns have levels, the name is a tuple; as in pandas, 'a' is short for ('a', '').
 
     Raises:
-        ConfigError: there is none, or there are several.
+        ConfigError: there is no such column, or there are several.
     """
     places = _places(table, name)
     if len(places) == 1:
@@ -170,7 +178,7 @@ def _places(table: pd.DataFrame, name: Any) -> list[int]:
 def _is_same(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
-    except (TypeError, ValueError):  # an array, or of a class that compares nothing else
+    except (TypeError, ValueError):  # an array, or an object that cannot be compared
         return False
 
 
@@ -178,7 +186,7 @@ def present(table: pd.DataFrame, name: Any) -> pd.Series[Any]:
     """A column without missing values.
 
     Raises:
-        ConfigError: there is none, or values are missing.
+        ConfigError: there is no such column, or values are missing.
     """
     column = column_of(table, name)
     missing = np.flatnonzero(column.isna())
@@ -194,22 +202,18 @@ def present(table: pd.DataFrame, name: Any) -> pd.Series[Any]:
 
 
 def row_name(column: pd.Series[Any], place: int) -> str:
-    """What the table's index calls the row at `place`."""
+    """The name of the row at `place` in the table's index."""
     name = column.index[place]
-    return name if isinstance(name, str) else short(tuple(map(_plain, name)) if isinstance(name, tuple) else _plain(name))
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.number | np.str_ | np.bool_) else value
+    return name if isinstance(name, str) else short(tuple(plain(name)) if isinstance(name, tuple) else name)
 
 
 def numbers(column: pd.Series[Any], what: str = "a number") -> np.ndarray:
-    """A column of finite numbers as `(N,) float32`. `what` they are, in messages.
+    """A column of finite numbers as `(N,) float32`. `what`: their name in messages.
 
     Raises:
         ConfigError: it holds something else.
     """
-    with np.errstate(over="ignore"):  # what is too large is said below
+    with np.errstate(over="ignore"):  # values that are too large are refused below
         values = column.to_numpy(np.float32) if column.dtype.kind in "buif" else _converted(column)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])

@@ -1,11 +1,11 @@
-"""Arrays that are not in memory: their rows are read when they are needed, by the process that needs them.
+"""Arrays on disk: the process that needs rows reads them when it needs them.
 
-    Hdf5Array       an h5py.Dataset, which cannot be pickled: each process opens the file again, by its name, and refuses one
-                    that has changed. Where it is forked, HDF5 finds the file that it inherited, and reads it by pread(2),
-                    which has no position to share; h5py holds its lock while a process forks
-    PickledArray    any other (zarr, dask, xarray): it is pickled, and opens itself again
+    Hdf5Array       an h5py.Dataset, which cannot be pickled: each process opens the file again by its path, and refuses a file
+                    that has changed. In a forked process HDF5 reuses the inherited file, and reads it by pread(2), which
+                    shares no position; h5py holds its lock while a process forks
+    PickledArray    any other (zarr, dask, xarray): it is pickled, and opens its store again when it is unpickled
 
-Nothing here imports h5py or zarr: where there is an array of theirs, they were imported.
+This module does not import h5py or zarr: the user who gives such an array has imported them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-READ_BYTES = 1 << 20  # of rows that follow each other, read at once
-CACHE_BYTES = 1 << 20  # of chunks, that HDF5 keeps for each dataset
+READ_BYTES = 1 << 20  # of consecutive rows, read at once
+CACHE_BYTES = 1 << 20  # of chunks that HDF5 keeps for each dataset
 
 
 class DiskArray(Protocol):
@@ -35,7 +35,7 @@ class DiskArray(Protocol):
 
 
 class Hdf5Array:
-    """A dataset, by the name of its file and its name there. `identity`: what `identity_of` says of the file."""
+    """A dataset, by the path of its file and its name in the file. `identity`: `identity_of` the file."""
 
     def __init__(self, h5py: Any, path: str, name: str, dataset: Any, identity: tuple[int, ...]) -> None:
         self._h5py, self._path, self._name, self._identity = h5py, path, name, identity  # a worker imports h5py with the source
@@ -56,19 +56,19 @@ class Hdf5Array:
             self._dataset = self._open()
         try:
             for start, stop, first in _runs(indices, max(1, READ_BYTES // self._row_bytes)):
-                out[start:stop] = self._dataset[first : first + stop - start]  # read_direct is many times as slow
-        except OSError as error:  # HDF5's words tell no file
+                out[start:stop] = self._dataset[first : first + stop - start]  # read_direct is many times slower
+        except OSError as error:  # HDF5's message does not name the file
             raise OSError(f"{self._path}, dataset {self._name}: {error}") from error
 
     def _open(self) -> Any:
         if identity_of(os.stat(self._path)) != self._identity:
-            raise OSError(f"{self._path} has changed since the source was made: make it anew, ringload.Arrays(...)")
+            raise OSError(f"{self._path} has changed since the source was made: make the source again, ringload.Arrays(...)")
         return self._h5py.File(self._path, "r")[self._name]
 
 
 class PickledArray:
-    """An object that gives rows by `array[a:b]`. `first`: what `content_of` says of its first row. A store that is in another
-    process's memory, or at a path that is relative to another folder, can look like one whose values were never written."""
+    """An object that gives rows by `array[a:b]`. `first`: `content_of` its first row, which each process compares: a store in
+    another process's memory, or at a relative path, can look like an array whose values were never written."""
 
     def __init__(self, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_bytes: int, first: bytes | None) -> None:
         self._array, self.shape, self.dtype = array, shape, dtype
@@ -85,29 +85,30 @@ class PickledArray:
             self._is_same = content_of(self._array[0:1]) == self._first
             if not self._is_same:
                 raise OSError(
-                    f"row 0 of the {type(self._array).__name__} is not what it was when the source was "
-                    "made: its store was changed, is in another process's memory, or has a path that is relative to another "
-                    "folder. Give one on disk, by an absolute path"
+                    f"row 0 of the {type(self._array).__name__} is not what it was when the source was made: its store has "
+                    "changed, is in another process's memory, or has a relative path. Give a store on disk by its absolute path"
                 )
         for start, stop, first in _runs(indices, max(1, READ_BYTES // self._row_bytes)):
             rows = np.asarray(self._array[first : first + stop - start])
             if (rows.shape, rows.dtype) != ((stop - start, *self.shape[1:]), self.dtype):
-                raise ValueError(f"rows {first} to {first + stop - start} came as {rows.shape} {rows.dtype}")
+                raise ValueError(
+                    f"rows {first} to {first + stop - start} are {rows.shape} {rows.dtype}, not {self.dtype} of one shape"
+                )
             out[start:stop] = rows
 
 
 def content_of(rows: Any) -> bytes:
-    """A checksum of what is in them."""
+    """A checksum of the content of rows."""
     return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).digest()
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
-    """What changes with a file's content."""
+    """Values that change when the content of a file changes."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _runs(indices: np.ndarray, most: int) -> Iterator[tuple[int, int, int]]:
-    """Parts of at most `most` indices, each one more than the last: (start, stop, the first index)."""
+    """Runs of consecutive indices, each of at most `most`: (start, stop, the first index)."""
     ends = [*(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
     for begin, end in pairwise([0, *ends]):
         for start in range(begin, end, most):

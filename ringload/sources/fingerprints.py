@@ -1,10 +1,10 @@
-"""Fingerprints: what a loader's state says of its source, so that another one, or one in another order, is refused.
+"""Fingerprints: a loader's state has one of its source, so that a state is refused for another source, or another order.
 
-JSON can hold a fingerprint. Of a table it has checksums (XXH3, 128 bits) of all paths, of the labels, and of which rows are
-taken, beside the paths of a few rows, for messages. Measured for 30 million rows (1.3 GB of paths, 2 cores, 28 November 2026):
-0.1 s when the table is given, and 0.4 s when the first state is asked for. Of arrays it has shapes, dtypes and a checksum of
-their content, of large ones of blocks spread over them: reading a file of terabytes would take hours. `root`, decoding and
-augmentation are not in it: files of relative paths may be moved, and a run may go on with other augmentation.
+JSON can hold a fingerprint. That of a table has checksums (XXH3, 128 bits) of all paths, of the labels, and of the numbers of
+the rows that are taken; and the paths of a few rows, for messages. Measured for 30 million rows (1.3 GB of paths, 2 cores, 28
+November 2026): 0.1 s when the table is given, and 0.4 s for the first state. That of arrays has shapes, dtypes and a checksum
+of the content; of a large array, of blocks spread over it, as reading terabytes would take hours. `root`, decoding and
+augmentation are not in it: files with relative paths may be moved, and a run may go on with other augmentation.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 N_SHOWN = 16  # rows of a table whose paths are in its fingerprint
 BLOCK_BYTES = 1 << 20
 N_BLOCKS = 256  # of an array in memory, at most
-N_MAPPED_BLOCKS = 32  # of one that is read from a file, at most
+N_MAPPED_BLOCKS = 32  # of an array in a file, at most
 SEARCH_BYTES = 1 << 26
 
 Fingerprint = dict[str, Any]
 
 
 def checksum(*arrays: np.ndarray) -> str:
-    """Of the content of some arrays."""
+    """The checksum of the content of some arrays."""
     hashed = _new_hash()
     for array in arrays:
         hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -45,7 +45,7 @@ def checksum(*arrays: np.ndarray) -> str:
 
 
 def _new_hash() -> xxhash.xxh3_128:
-    """XXH3, whose digests stand in saved states. A source that is asked for none needs no xxhash."""
+    """XXH3, whose digests are in saved states. xxhash is needed only where a fingerprint is made."""
     try:
         import xxhash
     except ImportError as error:
@@ -58,7 +58,7 @@ def _new_hash() -> xxhash.xxh3_128:
 
 @dataclass(frozen=True)
 class TableFingerprint:
-    """Of a whole table; parts of it have the same. `blob` are its paths, one after another."""
+    """The fingerprint of a whole table, which its parts share. `blob` has its paths, one after another."""
 
     blob: np.ndarray
     n_rows: int
@@ -68,9 +68,9 @@ class TableFingerprint:
 
     @classmethod
     def of(cls, names: Strings, labels: list[Label]) -> TableFingerprint:
-        """Of all rows."""
+        """The fingerprint of all rows."""
         rows = np.unique(np.linspace(0, len(names) - 1, N_SHOWN).astype(np.int64)).tolist()
-        sums = {label.name: checksum(*(part for part in _parts(label) if part is not None)) for label in labels}
+        sums = {label.name: checksum(*label.arrays) for label in labels}
         return cls(names.blob, len(names), checksum(names.lengths), sums, {row: names[row] for row in rows})
 
     @cached_property
@@ -79,7 +79,7 @@ class TableFingerprint:
         return f"{checksum(self.blob)}-{self.lengths}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was computed: a source is not another one because of it."""
+        """Without computed values: they do not change a source."""
         return {name: value for name, value in self.__dict__.items() if name != "paths"}
 
     def of_rows(self, rows: str) -> Fingerprint:
@@ -99,29 +99,25 @@ class TableFingerprint:
         return any(path in self.blob[start : start + SEARCH_BYTES + len(path)].tobytes() for start in starts)
 
 
-def _parts(label: Label) -> tuple[np.ndarray | None, ...]:
-    return label.values, label.starts, label.lengths
-
-
-def _table_difference(there: Mapping[str, Any], here: Mapping[str, Any], table: TableFingerprint) -> str:
-    if there["n_rows"] != here["n_rows"]:
-        return f"the table of the state has {there['n_rows']:,} rows, this one {here['n_rows']:,}"
-    if there["paths"] != here["paths"]:
-        return _other_paths(there["shown"], here["shown"], table)
-    if there["labels"].keys() != here["labels"].keys():
-        return f"the table of the state has the label fields {list(there['labels'])}, this one {list(here['labels'])}"
-    if other := [name for name in here["labels"] if there["labels"][name] != here["labels"][name]]:
+def _table_difference(saved: Mapping[str, Any], current: Mapping[str, Any], table: TableFingerprint) -> str:
+    if saved["n_rows"] != current["n_rows"]:
+        return f"the table of the state has {saved['n_rows']:,} rows, this one {current['n_rows']:,}"
+    if saved["paths"] != current["paths"]:
+        return _other_paths(saved["shown"], current["shown"], table)
+    if saved["labels"].keys() != current["labels"].keys():
+        return f"the table of the state has the label fields {list(saved['labels'])}, this one {list(current['labels'])}"
+    if other := [name for name in current["labels"] if saved["labels"][name] != current["labels"][name]]:
         return f"the table has the same paths as that of the state, and other labels in the fields {other}"
-    return "other rows of the same table are taken: by another split or subset, or in another order"
+    return "the source has other rows of the same table, by another split or subset, or in another order"
 
 
-def _other_paths(there: Mapping[str, str], here: Mapping[str, str], table: TableFingerprint) -> str:
-    differing = [row for row in there if there[row] != here.get(row)]
+def _other_paths(saved: Mapping[str, str], current: Mapping[str, str], table: TableFingerprint) -> str:
+    differing = [row for row in saved if saved[row] != current.get(row)]
     if not differing:
         return "the table has other paths than that of the state, or another order, in some of its rows"
     row = differing[0]
-    what = f"row {row} was {short(there[row])} and is {short(here.get(row))}"
-    if all(table.has(os.fsencode(there[other])) for other in differing):
+    what = f"row {row} was {short(saved[row])} and is {short(current.get(row))}"
+    if all(table.has(os.fsencode(saved[other])) for other in differing):
         return f"the table has another order than that of the state: {what}"
     return f"the table has other paths than that of the state: {what}"
 
@@ -130,8 +126,8 @@ def _other_paths(there: Mapping[str, str], here: Mapping[str, str], table: Table
 
 
 def fingerprint_of_arrays(arrays: Mapping[str, Any]) -> Fingerprint:
-    """Of arrays `(N, ...)`: name -> shape, dtype, checksum. What is no array of NumPy's has `shape`, `dtype` and
-    `read(indices, out)`."""
+    """The fingerprint of arrays `(N, ...)`: name -> shape, dtype, checksum. Arrays that are not NumPy's have `shape`, `dtype`
+    and `read(indices, out)`."""
     return {
         "kind": "arrays",
         "arrays": {name: [list(array.shape), str(array.dtype), _content(array)] for name, array in arrays.items()},
@@ -158,20 +154,21 @@ def _read(array: Any, start: int, stop: int) -> np.ndarray:
 
 
 def _is_in_memory(array: Any) -> bool:
-    """Whether it is an array, and not in a file that is mapped."""
+    """Whether it is an array of NumPy's that is not a mapped file."""
     base = array
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
     return isinstance(array, np.ndarray) and not isinstance(base, np.memmap | mmap.mmap)
 
 
-def _array_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    if there.keys() != here.keys():
-        return f"the state is of the arrays {list(there)}, this source has {list(here)}"
-    for name, (shape, dtype, _) in there.items():
-        if [shape, dtype] != here[name][:2]:
-            return f"array {name!r} of the state is {tuple(shape)} {dtype}, here it is {tuple(here[name][0])} {here[name][1]}"
-    other = [name for name in here if there[name] != here[name]]
+def _array_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    if saved.keys() != current.keys():
+        return f"the state is of the arrays {list(saved)}, this source has {list(current)}"
+    for name, (shape, dtype, _) in saved.items():
+        if [shape, dtype] != current[name][:2]:
+            other_shape, other_dtype, _ = current[name]
+            return f"array {name!r} is {tuple(shape)} {dtype} in the state and {tuple(other_shape)} {other_dtype} here"
+    other = [name for name in current if saved[name] != current[name]]
     return f"the arrays {other} have other content than those of the state, or another order of their rows"
 
 
@@ -179,7 +176,7 @@ def _array_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def fingerprint_of(source: Any) -> Any:
-    """What `source.fingerprint()` says, as JSON gives it back; None if it has no such method.
+    """The result of `source.fingerprint()` after JSON; None if there is no such method.
 
     Raises:
         ConfigError: JSON cannot hold it.
@@ -187,24 +184,24 @@ def fingerprint_of(source: Any) -> Any:
     ask = getattr(source, "fingerprint", None)
     if not callable(ask):
         return None
-    said = ask()
+    made = ask()
     try:
-        return json.loads(json.dumps(said))
+        return json.loads(json.dumps(made))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{type(source).__name__}.fingerprint() gives {short(said)}, which JSON cannot hold ({error}): give a string"
+            f"{type(source).__name__}.fingerprint() returns {short(made)}, which JSON cannot hold ({error}): return a string"
         ) from error
 
 
-def difference(there: Any, here: Any, source: Any) -> str:
-    """What differs between the fingerprint of a state and that of `source`, in words; "" if nothing."""
-    if there == here:
+def difference(saved: Any, current: Any, source: Any) -> str:
+    """A text for the difference between the fingerprint of a state and that of `source`; "" if there is none."""
+    if saved == current:
         return ""
-    if here is None:
+    if current is None:
         return f"the state is of a source with a fingerprint, and this one, a {type(source).__name__}, has none"
-    kinds = [one.get("kind") if isinstance(one, Mapping) else None for one in (there, here)]
+    kinds = [one.get("kind") if isinstance(one, Mapping) else None for one in (saved, current)]
     if kinds == ["table", "table"] and hasattr(source, "table_fingerprint"):
-        return _table_difference(there, here, source.table_fingerprint)
+        return _table_difference(saved, current, source.table_fingerprint)
     if kinds == ["arrays", "arrays"]:
-        return _array_difference(there["arrays"], here["arrays"])
-    return f"the source of the state says {short(there)} of itself, this one, a {type(source).__name__}, {short(here)}"
+        return _array_difference(saved["arrays"], current["arrays"])
+    return f"the fingerprint of the state's source is {short(saved)}, that of this {type(source).__name__} is {short(current)}"

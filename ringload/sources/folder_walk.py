@@ -1,15 +1,15 @@
-"""The walk through folders of images, one a class.
+"""Walks through folders of images, one for each class.
 
-A folder with links is a graph and no tree: a link to a folder above makes a ring. First each class is walked without its links:
-these folders are its own. Then its links are followed, in sorted order.
+Folders with links are a graph, not a tree: a link to a folder above makes a cycle. First each class is walked without links:
+these folders belong to the class. Then its links are followed, in sorted order.
 Guarantees:
 1. The walk ends: for one class no folder (st_dev, st_ino) is walked twice.
-2. A link to the root, to a folder above it, or to one of another class's own is passed over, and a warning names it.
-3. A file (st_dev, st_ino) is one sample of a class, whatever the number of its links and hard links there. Its name is one
+2. A link to the root, to a folder above it, or to a folder that belongs to another class is skipped, and a warning names it.
+3. A file (st_dev, st_ino) is one sample of a class, however many links and hard links the class has to it. Its path is one
    without a link, if there is one; else the first in sorted order.
 4. A file that is in two classes, by links or hard links, is a sample of each, and a warning names it.
-5. A link that leads nowhere is named by a warning; if it is called as images are, it is a sample, and a bad one.
-6. Files that are not called as images are, and not hidden, are counted, and a warning tells how many of which suffix there are.
+5. A warning names each broken link. If its name has a suffix of images, it is a bad sample.
+6. Files without a suffix of images are skipped, and a warning counts them by suffix. Hidden files are not counted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,19 @@ from ringload.checks import listed, warn
 from ringload.errors import ConfigError
 from ringload.images.formats import SUFFIXES
 
-MAX_NAMED, MAX_SUFFIX = 5, 20  # suffixes of files that are passed over, and characters of one
+MAX_NAMED, MAX_SUFFIX = 5, 20  # suffixes of skipped files, and characters of one
 
 Key = tuple[int, int]  # st_dev, st_ino
 
 
 @dataclass
 class _Class:
-    """What was found of one class: paths from the root on, and the files' numbers as their folders tell them."""
+    """What was found of one class: paths relative to the root, and the files' inode numbers as in their folders."""
 
     paths: list[str] = field(default_factory=list)
     inodes: array[int] = field(default_factory=lambda: array("Q"))
     by_link: bytearray = field(default_factory=bytearray)  # whether a link leads there
-    broken: list[str] = field(default_factory=list)  # links that lead nowhere, and are called as images are
+    broken: list[str] = field(default_factory=list)  # broken links with a suffix of images
     links: list[str] = field(default_factory=list)  # to be followed
     walked: set[Key] = field(default_factory=set)
 
@@ -55,14 +56,15 @@ class Walk:
 
     def __init__(self, root: str, follow_links: bool) -> None:
         self._root, self._follow_links = root, follow_links
-        self._above = {_key(os.stat(path)) for path in _with_parents(os.path.realpath(root))}
+        folder = Path(os.path.realpath(root))
+        self._above = {_key(path.stat()) for path in (folder, *folder.parents)}
         self._owner: dict[Key, str] = {}  # a folder without links -> its class
-        self._passed: list[str] = []  # links, by guarantee 2
-        self._nowhere: list[str] = []
+        self._skipped: list[str] = []  # links, by guarantee 2
+        self._broken: list[str] = []
         self._no_images: Counter[str] = Counter()  # files by their suffix
 
     def class_folders(self) -> list[str]:
-        """The names of the classes, sorted. A link to what is no class's own, or to another class, is none."""
+        """The names of the classes, sorted. A link to the root, to a folder above it or to another class is no class."""
         with _entries(self._root) as entries:
             shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
         plain = [entry.name for entry in shown if entry.is_dir(follow_symlinks=False)]
@@ -78,7 +80,7 @@ class Walk:
             if (other := owners.get(key)) in linked:
                 raise ConfigError(f"in {self._root}, {other} and {entry.name} are links to one folder: a folder is one class")
             if key in self._above or other is not None:
-                self._passed.append(entry.name)
+                self._skipped.append(entry.name)
                 continue
             owners[key] = entry.name
             linked.append(entry.name)
@@ -86,7 +88,7 @@ class Walk:
         return sorted(plain + linked)
 
     def images(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """The images of each class, as paths from the root on, sorted.
+        """The images of each class, as paths relative to the root, sorted.
 
         Raises:
             ConfigError: a class has none, or a folder cannot be read.
@@ -104,7 +106,7 @@ class Walk:
             _keep_once(one, self._root)
             if not one.paths and not one.broken:
                 raise ConfigError(f"{os.path.join(self._root, name)} holds no image ({', '.join(SUFFIXES)})")
-        self._tell(several)
+        self._warn_of_findings(several)
         return {name: sorted(one.paths + one.broken) for name, one in classes.items()}
 
     def _walk(self, start: str, one: _Class, name: str, by_link: bool, is_own: bool) -> None:
@@ -119,7 +121,7 @@ class Walk:
                 elif key in one.walked:
                     continue
                 elif key in self._above or self._owner.get(key, name) != name:
-                    self._passed.append(path)
+                    self._skipped.append(path)
                     continue
                 one.walked.add(key)
                 for entry in entries:
@@ -148,37 +150,35 @@ class Walk:
             self._no_images[_suffix(link)] += 1
 
     def _status(self, link: str) -> os.stat_result | None:
-        """Of what a link leads to; None if that is nowhere."""
+        """The status of a link's target; None for a broken link."""
         try:
             return os.stat(os.path.join(self._root, link))
         except OSError:
-            self._nowhere.append(link)
+            self._broken.append(link)
             return None
 
-    def _tell(self, several: list[tuple[str, str]]) -> None:
-        if self._passed:
+    def _warn_of_findings(self, several: list[tuple[str, str]]) -> None:
+        if self._skipped:
             warn(
-                f"in {self._root}, links to folders above or to those of another class are passed over: "
-                f"{listed(self._passed)}. follow_links=False passes over all links"
+                f"in {self._root}, links to folders above or to folders of another class are skipped: "
+                f"{listed(self._skipped)}. follow_links=False skips all links"
             )
-        if self._nowhere:
-            warn(
-                f"in {self._root}, links lead nowhere: {listed(self._nowhere)}. Those that are called as images are bad samples"
-            )
+        if self._broken:
+            warn(f"in {self._root}, links are broken: {listed(self._broken)}. Those with a suffix of images are bad samples")
         if several:
             shown = listed([f"{first} = {second}" for first, second in several])
             warn(
                 f"in {self._root}, {len(several):,} files are in two classes, by links: {shown}. Each is a sample of both. "
-                "follow_links=False leaves links out"
+                "follow_links=False skips links"
             )
         if n_files := self._no_images.total():
             named = self._no_images.most_common(MAX_NAMED)
-            words = [f"{n:,} of {suffix}" for suffix, n in named]
+            counts = [f"{n:,} of {suffix}" for suffix, n in named]
             if n_others := n_files - sum(n for _, n in named):
-                words.append(f"and {n_others:,} others")
+                counts.append(f"and {n_others:,} others")
             warn(
-                f"{n_files:,} files in {self._root} are passed over, since their names do not end as those of images do: "
-                f"{', '.join(words)}"
+                f"{n_files:,} files in {self._root} are skipped, since their names have no suffix of images: "
+                f"{', '.join(counts)}"
             )
 
 
@@ -194,13 +194,6 @@ def _key(status: os.stat_result) -> Key:
     return status.st_dev, status.st_ino
 
 
-def _with_parents(path: str) -> list[str]:
-    paths = [path]
-    while paths[-1] != os.path.dirname(paths[-1]):
-        paths.append(os.path.dirname(paths[-1]))
-    return paths
-
-
 def _entries(folder: str) -> Any:
     try:
         return os.scandir(folder)
@@ -208,11 +201,11 @@ def _entries(folder: str) -> Any:
         raise ConfigError(f"cannot read the folder {folder}: {error.strerror}") from error
 
 
-def _twice(inodes: np.ndarray, paths: Sequence[str], by_link: Sequence[int], root: str) -> list[list[int]]:
-    """Which of some files are the same: groups of two or more, names without a link first.
+def _same_files(inodes: np.ndarray, paths: Sequence[str], by_link: Sequence[int], root: str) -> list[list[int]]:
+    """Groups of two or more paths of the same file, those without a link first.
 
-    Only those that have a number in common are looked at. Some file systems give a number to several files: of two names
-    without a link, the file says that it has them (st_nlink).
+    Only files with the same inode number are looked at. Some file systems give one number to several files: two paths without a
+    link are one file only if it has several hard links (st_nlink).
     """
     order = np.argsort(inodes, kind="stable")
     same = np.zeros(len(order) + 1, bool)
@@ -231,21 +224,21 @@ def _twice(inodes: np.ndarray, paths: Sequence[str], by_link: Sequence[int], roo
 
 
 def _keep_once(one: _Class, root: str) -> None:
-    """Drop all but one name of each file of a class, by guarantee 3."""
-    groups = _twice(np.array(one.inodes, np.uint64), one.paths, one.by_link, root)
+    """Drop all but one path of each file of a class, by guarantee 3."""
+    groups = _same_files(np.array(one.inodes, np.uint64), one.paths, one.by_link, root)
     dropped = {i for group in groups for i in group[1:]}
     if dropped:
         one.paths = [path for i, path in enumerate(one.paths) if i not in dropped]
 
 
 def _in_two_classes(classes: list[_Class], root: str) -> list[tuple[str, str]]:
-    """A path in each of two classes, of each file that is in several."""
+    """For each file that is in several classes: its paths in two of them."""
     inodes = np.concatenate([np.array(one.inodes, np.uint64) for one in classes])
     paths = [path for one in classes for path in one.paths]
     by_link = b"".join(one.by_link for one in classes)
     ends = np.cumsum([len(one.paths) for one in classes])
     found = []
-    for group in _twice(inodes, paths, by_link, root):
+    for group in _same_files(inodes, paths, by_link, root):
         of = np.searchsorted(ends, group, side="right").tolist()
         other = next((i for i, k in zip(group, of, strict=True) if k != of[0]), None)
         if other is not None:

@@ -11,7 +11,7 @@ from ringload.fields import as_fields, in_brief
 
 
 class FunctionSource:
-    """`load(index, rng, out)` with what it does not say of itself: its fields, and how many samples there are."""
+    """A function `load(index, rng, out)` with its fields and number of samples."""
 
     def __init__(self, load: Callable[..., Any], fields: Any, n_samples: int | None) -> None:
         if fields is None or n_samples is None:

@@ -1,4 +1,4 @@
-"""Folders of images, one a class, as a source: a table of what `folder_walk` finds."""
+"""Folders of images, one for each class, as a source: a table of the images that `folder_walk` finds."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def ImageFolder(  # noqa: N802  (named as in torchvision: what it makes is a sou
     follow_links: bool = True,
     **options: Any,
 ) -> ImageFrame:
-    """Images in one folder a class: an ImageFrame of root/CLASS/**/*.jpg, in sorted order.
+    """Images in one folder for each class: an ImageFrame of root/CLASS/**/*.jpg, in sorted order.
 
-    Hidden files and folders are passed over; so are files that do not end as images do, of which a warning tells how many.
-    Classes are sorted as strings: "10" comes before "9"; for another order give `classes`.
+    Hidden files and folders are skipped. So are files without a suffix of images, which a warning counts. Classes are sorted as
+    strings: "10" comes before "9"; for another order give `classes`.
 
     Arguments:
-        root: the folder; `~` is the user's home.
-        classes: which of its folders, as `ImageFrame` has them: in the order of their numbers, or a dict of class -> number;
+        root: the folder; `~` is the user's home directory.
+        classes: which folders are used, as in `ImageFrame`: a list in the order of their numbers, or a dict of class -> number;
             None: all, sorted.
-        follow_links: whether links to folders and files are followed. A ring of links ends: the root, folders above it and
-            those of another class are not walked by a link (a warning names it), and a file is one sample of a class, however
-            many links lead to it. A file that is in two classes by links is a sample of each, and a warning says so. False:
-            no link below the root is looked at, to folders or to files.
-        size, label_mode, options: as ImageFrame has them.
+        follow_links: whether links to folders and files are followed. The walk ends also where links make a cycle: a link to
+            the root, to a folder above it or to a folder of another class is skipped with a warning, and a file is one sample
+            of a class, however many links lead to it. A file in two classes by links is a sample of each, with a warning.
+            False: all links below the root are skipped.
+        size, label_mode, options: as in `ImageFrame`.
 
     Raises:
         ConfigError: it is no folder of folders, a folder cannot be read, or a class has no image.
@@ -56,8 +56,8 @@ def ImageFolder(  # noqa: N802  (named as in torchvision: what it makes is a sou
     walk = Walk(folder, flag("follow_links", follow_links))
     there = walk.class_folders()
     if not there:
-        links = "" if follow_links else ", and links are not followed"
-        raise ConfigError(f"{root} has no folders: there is to be one a class{links}")
+        links = "" if follow_links else " (links are not followed)"
+        raise ConfigError(f"{root} has no folders{links}: make one for each class")
     names = there if classes is None else list(given_classes(classes).names)
     if absent := sorted(set(names) - set(there), key=str):
         raise ConfigError(f"{root} has no folder for the classes {listed(absent)}; it has {listed(there)}")
@@ -66,9 +66,9 @@ def ImageFolder(  # noqa: N802  (named as in torchvision: what it makes is a sou
     labels = [name for name in sorted(names) for _ in found[name]]
     if len(there) == 1 and len(inner := sorted({path.split("/")[1] for path in paths if path.count("/") > 1})) > 1:
         warn(
-            f"{root} has one folder, {there[0]!r}, and so one class; its images are in folders of that, {listed(inner)}. If "
-            f"those are the classes, give ringload.ImageFolder({os.path.join(root, there[0])!r})"
+            f"{root} has one folder, {there[0]!r}, and so one class; its images are in folders inside of it, {listed(inner)}. "
+            f"If those are the classes, use ringload.ImageFolder({os.path.join(root, there[0])!r})"
         )
-    # of objects: a column of strings cannot hold names that are no UTF-8
+    # dtype object: a column of strings cannot hold names that are not UTF-8
     table = pd.DataFrame({"path": pd.Series(paths, dtype=object), "label": pd.Series(labels, dtype=object)})
     return ImageFrame(table, label="label", size=size, root=folder, classes=names, label_mode=label_mode, **options)

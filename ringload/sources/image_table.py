@@ -30,12 +30,12 @@ from ringload.storage.registry import factory_of
 if TYPE_CHECKING:
     import pandas as pd
 
-IMAGE = "image"  # the field beside those of the labels
-UNSAID = "unsaid"  # a transform that nobody has given, nor said that there is none
+IMAGE = "image"  # the name of the field of images
+NOT_GIVEN = "not given"  # the default of eval_transform=
 NO_TRANSFORM = (
-    "split(): the parts after the first are made without this frame's transform, as without flip and random crops. If it does "
-    "what they need, too (normalising, say), give split(..., eval_transform=...) with that; if it is augmentation alone, "
-    "eval_transform=None says so. augment='all' keeps all of it in each part"
+    "split(): the parts after the first have no transform, as they have no flip and no random crops. If the transform also "
+    "does what they need (such as normalising), give that, split(..., eval_transform=...); if it is augmentation alone, give "
+    "eval_transform=None. augment='all' keeps transform, flip and random crops in each part"
 )
 
 
@@ -46,62 +46,62 @@ class ImageFrame:
 
     Arguments:
         df: a DataFrame, or the path of a .csv, .tsv (also .gz, .bz2, .xz, .zip, .zst) or .parquet file of one. In a column of
-            strings of a .csv file an empty cell is missing, and "NA" or "None" is a string; in one of numbers both are missing.
-        path: the column of paths. Relative ones start at `root`, or, without it: those of a table's file at the folder of that
-            file, those of a DataFrame at the present directory. `root` is where they start and no fence: absolute paths, and
-            `..`, lead out of it. `~/` and `~name/` are homes. Only regular files are read, and only as images. A warning says
-            if none of the first files is there. Or all of them are URLs of one scheme, or start at a `root` that is one, and
-            `ringload.register_storage` has said what reads them.
+            strings of a .csv file an empty cell is missing, and "NA" or "None" is a string; in one of numbers they are missing.
+        path: the column of paths. Relative paths start at `root`; without it, at the folder of the table's file, or for a
+            DataFrame at the working directory. `root` is no sandbox: absolute paths and `..` lead out of it. `~/` and `~name/`
+            are home directories. Only regular files are read, and only as images. A warning comes if none of the first files
+            exists. Or all paths are URLs of one scheme, or start at a `root` that is a URL, and a storage is registered for the
+            scheme by `ringload.register_storage`.
         label: a column of classes (strings or ints), of bools, of numbers with decimals (float, Decimal), or of lists; several
-            columns; a dict of field names to these; or None. The field is called `label` but for a dict. Where columns have
-            levels, a tuple names one, and a list of tuples several. A string is one class, "red,blue" too.
+            columns; a dict of field names to these; or None. The field is called `label`, except with a dict. Where
+            columns have levels, a tuple names one, and a list of tuples several. A string is one class, also "red,blue".
         size: (height, width) in pixels.
-        classes: which number each class has: a list (array, Index) of them in the order of their numbers, or a dict of class ->
-            number. None: an ordered categorical has its own order; integers from 0 on keep their numbers, whichever of them
-            occur; all else is sorted, other integers with a warning. So the number of a class may depend on which others are
-            there: give the table of a validation set `classes=train.class_names`. For a dict of labels, a dict of these.
+        classes: the number of each class: a list (array, Index) of the classes in the order of their numbers, or a dict of
+            class -> number. None: an ordered categorical has its own order; integers from 0 on keep their numbers, whichever of
+            them occur; other values are sorted, with a warning for integers. So the number of a class may depend on which
+            others occur: give the table of a validation set `classes=train.class_names`. For a dict of labels, a dict of these.
         label_mode: "auto", "int", "categorical" (one-hot), "binary", "multi_hot" or "float"; see `ringload.sources.labels`.
         weight: a column of sample weights.
         color: "rgb" (C = 3), "gray" (1) or "rgba" (4).
         dtype, scale: "uint8"; or "float32" with 0..255 mapped onto `scale`, (low, high).
-        resize: "stretch" to the size; "crop": the largest part in the middle with its proportions; "random_crop": a part
-            drawn as torchvision's RandomResizedCrop does, with its share of the area in `crop_area` and width / height in
+        resize: "stretch": the whole image; "crop": the largest central part with the proportions of `size`; "random_crop": a
+            random part as in torchvision's RandomResizedCrop, with its share of the area in `crop_area` and width / height in
             `crop_ratio`.
-        interpolation: how images are scaled. "auto" is "antialias": each side by a factor of its own, over all pixels that it
-            stands for, as Pillow's BILINEAR, torchvision and tf.image.resize(antialias=True) do; JPEG as near to that as 45 dB
-            (median of photographs), other formats to one level of 255. By cykooz-resizer, or where that is not installed by
-            Pillow: between the two installations pixels may differ by one level. The others are OpenCV's, faster or for
-            other ends: "linear" takes 2 x 2 pixels at any factor, so it aliases where an image shrinks; "area" averages, if
-            both sides shrink, else it is "linear"; "nearest", "cubic" (4 x 4) and "lanczos" (8 x 8) average nothing. "fast"
-            is "area" from 3 times smaller on (the larger of both factors), else "linear": what "auto" was up to 0.1.
-        flip: mirror every other image, at random. `split` keeps this, random crops and `transform` to the first part.
-        exif: turn images as their EXIF orientation says, or where that is silent XMP, as `ImageOps.exif_transpose` does.
-            False: images are as they are stored, those of TIFF too.
+        interpolation: how images are scaled. "auto" is "antialias": an output pixel averages all pixels that it covers, with a
+            factor for each side, as Pillow's BILINEAR, torchvision and tf.image.resize(antialias=True) do; JPEG files come as
+            close to that as 45 dB (median of photographs), other formats to one level of 255. It is computed by cykooz-resizer,
+            or by Pillow where that is not installed: pixels of the two may differ by one level. The others are OpenCV's, faster
+            or for other purposes: "linear" takes 2 x 2 pixels at any factor, so it aliases where an image shrinks; "area"
+            averages if both sides shrink, else it is "linear"; "nearest", "cubic" (4 x 4) and "lanczos" (8 x 8) do not average.
+            "fast", which was "auto" up to 0.1, is "area" if a side shrinks by 3 or more, else "linear".
+        flip: mirror half of the images, at random. `split` keeps flips, random crops and `transform` in the first part only.
+        exif: turn images by their EXIF orientation, or else by that of XMP, as `ImageOps.exif_transpose` does. False: images
+            are as stored, also those of TIFF files.
         transform: `transform(image (H, W, C) uint8, rng) -> image`, or an albumentations transform; called last, before
             the conversion to float32. It may return float32 itself.
-        max_pixels: larger images are bad samples, and the budget has to hold one of that size. None: images of up to
-            89,478,485 pixels, as far as a half of `ram_budget` allows; larger ones are bad samples.
-        background: what shows where an image is transparent, as (red, green, blue) or one number for a gray, of 0..255. None:
-            color="rgb" and "gray" drop alpha, and the colour that was hidden shows, as with Pillow and torchvision.
-            color="rgba" keeps alpha, and is scaled weighted by it: hidden colours do not bleed.
+        max_pixels: larger images are bad samples, and the budget must hold one image of that size. None: 89,478,485 pixels, or
+            as many as a half of `ram_budget` allows.
+        background: what replaces transparent pixels, as (red, green, blue) or one level of gray, each in 0..255. None:
+            color="rgb" and "gray" drop alpha, so that colours of transparent pixels show, as with Pillow and torchvision.
+            color="rgba" keeps alpha, which weights colours in scaling: colours of transparent pixels do not bleed.
         value_range: (black, white): the values of pixels that become 0 and 255, for files of more than 8 bits a value (PNG,
-            TIFF, PNM). None: by their kind, never by their content: integers of n bits from 0 to 2**n - 1, of PNM to its
-            maximum, floats from 0 to 1; floats outside that and signed integers are bad samples. 12-bit data in a 16-bit
-            file, usual in medicine, come out dark without value_range=(0, 4095).
-        truncated: "refuse" files that are cut short, as bad samples; "pad" what they lack, as Pillow does; None: what Pillow's
-            own switch, `ImageFile.LOAD_TRUNCATED_IMAGES`, says where the image is loaded.
+            TIFF, PNM). None: by their kind, never by their content: 0 to 2**n - 1 for integers of n bits, 0 to the maximum in
+            the header for PNM, 0 to 1 for floats; other floats and signed integers are bad samples. 12-bit data in a 16-bit
+            file, usual in medicine, are dark without value_range=(0, 4095).
+        truncated: for files that are cut short, "refuse": they are bad samples; "pad": missing pixels are filled in, as Pillow
+            does; None: as Pillow's `ImageFile.LOAD_TRUNCATED_IMAGES` is set where the image is loaded.
         read_options: of `pandas.read_csv` or `pandas.read_parquet`, for a table's file: {"sep": ";", "encoding": "latin-1"}.
 
-    Read are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM and PFM, and AVIF where Pillow has it; told by their content. Of
-    animations and TIFF files of several images the first is taken. TIFF of planes, of 2 or more than 4 values a pixel, or
-    of odd bits is read if tifffile is installed. Gray of a JPEG file is its own luma.
+    The formats are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM and PFM, and AVIF where Pillow has it; the content tells the
+    format. Of animations and TIFF files of several images the first is taken. TIFF files with planes, with 2 or more than 4
+    values a pixel, or with odd bits need tifffile. Gray of a JPEG file is its luma.
 
     Attributes: `class_names`, `class_indices` (of one label field); `filenames`, `filepaths`, `samples`, `n`; `labels`, the
-    values of one label field; `rows`, which rows of the table the samples are; `augmentation`, what is done at random. None of
-    them can be set.
+    values of one label field; `rows`, the samples' rows in the table; `augmentation`, what is done at random. None of them
+    can be set.
 
     Raises:
-        ConfigError: the table, a column or an option cannot be used; the message names column and row.
+        ConfigError: the table, a column or an option is not valid; the message names column and row.
     """
 
     @in_our_words()
@@ -161,13 +161,13 @@ class ImageFrame:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"two fields are called {twice.pop()!r}: give the label another name, label={{name: column}}")
         self.table_fingerprint = TableFingerprint.of(self._files.paths.names, list(self._labels))
-        self._rows_checksum = ""  # computed when it is first asked for
+        self._rows_checksum = ""  # computed when it is first needed
         self._table: pd.DataFrame | None = table  # to split by its columns; workers do not get it
         self.rows = np.arange(len(table))
         self.fields: dict[str, Field] = as_fields({IMAGE: self._decoder.field} | {one.name: one.field for one in self._labels})
         self._fixed = ("rows", "fields") if type(self) is ImageFrame else ("rows",)  # a subclass may have more fields
 
-    if not TYPE_CHECKING:  # or else a type checker would accept any attribute
+    if not TYPE_CHECKING:  # a type checker would accept any attribute
         __setattr__ = fixed_once_made
 
     def __repr__(self) -> str:
@@ -185,26 +185,26 @@ class ImageFrame:
 
     @property
     def random(self) -> bool:
-        """Whether loading draws anything."""
+        """Whether loading makes random choices."""
         return self._decoder.augmenter.draws
 
     @property
     def global_random(self) -> bool:
-        """Whether loading may draw from the global generators."""
+        """Whether loading may use the global random generators."""
         return self._decoder.augmenter.transform is not None
 
     @property
     def scratch_bytes(self) -> int:
-        """The most memory that loading one image may take, with what is read ahead."""
+        """The most memory that loading one image takes, including bytes that are read ahead."""
         return worst_scratch_bytes(self._decoder.max_pixels) + self._files.ahead_bytes
 
     @property
     def refuses_large(self) -> bool:
-        """Whether images may be refused that are larger than the budget allows: unless `max_pixels` says what it has to."""
+        """Whether images that the budget does not allow may be refused: not with `max_pixels`, which the budget must hold."""
         return self._decoder.guaranteed_pixels is None
 
     def start(self, worker: Worker) -> None:
-        """Begin to load in a worker."""
+        """Prepare to load in a worker."""
         ahead_bytes = self._files.ahead_bytes
         max_bytes = None if worker.max_bytes is None else worker.max_bytes - ahead_bytes
         self._decoder.start(replace(worker, scratch_bytes=worker.scratch_bytes - ahead_bytes, max_bytes=max_bytes))
@@ -226,7 +226,7 @@ class ImageFrame:
         self._labels.write(index, out)
 
     def _decode(self, index: int, max_bytes: int, rng: np.random.Generator | None, row: np.ndarray) -> None:
-        """The content of the file is gone when this returns, before the turn ends."""
+        """The content of the file is freed when this returns, before the turn ends."""
         self._decoder.load(self._files.read(index, max_bytes), rng, row)
 
     def describe(self, index: int) -> str:
@@ -234,30 +234,27 @@ class ImageFrame:
         return self._files.paths.key(index)
 
     def fingerprint(self) -> Fingerprint:
-        """What a loader's state says of this source: the table, its labels, and which rows of it are taken."""
+        """This source in a loader's state: the table, its labels, and the rows that are taken."""
         self._rows_checksum = self._rows_checksum or checksum(self.rows)
         return self.table_fingerprint.of_rows(self._rows_checksum)
 
-    # -- what users of Keras' flow_from_dataframe read ----------------------------------------------------------------
+    # -- attributes of Keras' flow_from_dataframe ---------------------------------------------------------------------
 
     @property
     def samples(self) -> int:
-        """How many there are."""
+        """The number of samples, also as `n`."""
         return len(self)
 
-    @property
-    def n(self) -> int:
-        """How many there are."""
-        return len(self)
+    n = samples
 
     @property
     def filenames(self) -> list[str]:
-        """The paths, as the table has them."""
+        """The paths as in the table."""
         return [os.fsdecode(path) for path in self._files.paths.names]
 
     @property
     def filepaths(self) -> list[str]:
-        """The paths, from the root of the file system."""
+        """The absolute paths, or URLs."""
         return [self.describe(index) for index in range(len(self))]
 
     @property
@@ -283,8 +280,7 @@ class ImageFrame:
 
     @property
     def augmentation(self) -> dict[str, Any]:
-        """What is done at random, or by the user: `flip`, `resize` and `transform`, as this frame, or this part of one, has
-        them."""
+        """The `flip`, `resize` and `transform` of this frame, or of this part of one."""
         augmenter = self._decoder.augmenter
         return {"flip": augmenter.flip, "resize": augmenter.geometry.resize, "transform": augmenter.transform}
 
@@ -297,39 +293,41 @@ class ImageFrame:
         how: How = "stratify",
         *,
         augment: Literal["first", "all"] = "first",
-        eval_transform: Any = UNSAID,
+        eval_transform: Any = NOT_GIVEN,
     ) -> tuple[ImageFrame, ...]:
         """Two parts or more, for training and validation. All keep the table's order, and depend on `seed` alone.
 
-        Without `by`: round(fraction * N) samples at random are the second part. by=column, how="stratify": of each value's n
-        samples round(fraction * n). how="group": whole groups, in random order, until the second part has at least `fraction`
-        of all samples, and so on; no value is in two parts.
+        Without `by`, the second part has round(fraction * N) random samples. With by=column and how="stratify", it has
+        round(fraction * n) of the n samples of each value. With how="group", it gets whole groups in random order until it has
+        at least `fraction` of all samples; no value is in two parts. More parts are filled alike.
 
         Only the first part is augmented. The others are made without `flip`, with resize="crop" in place of "random_crop", and
-        with `eval_transform` in place of `transform`: their `augmentation` says so. Split again, they stay as they are.
+        with `eval_transform` in place of `transform`: their `augmentation` shows it. If they are split again, they stay so.
 
         Arguments:
-            fraction: that of the second of two parts; or those of all parts, which sum to 1: (0.7, 0.2, 0.1).
+            fraction: the share of the second of two parts; or the shares of all parts, which sum to 1: (0.7, 0.2, 0.1).
             by: a column to stratify or group by; missing values are one value.
-            augment: "first", or "all": each part as this frame is.
-            eval_transform: the `transform` of the parts after the first, where images need one that is no augmentation, such
-                as normalising; None for none. If it is not given, and this frame has a `transform`, there is none, and a
+            augment: "first"; or "all": each part is augmented as this frame is.
+            eval_transform: the `transform` of the parts after the first, for steps that are no augmentation, such as
+                normalising; None: no transform. If it is not given, they have no transform, and if this frame has one, a
                 warning says so.
 
         Raises:
             ConfigError: there is no such column, or a part would be empty.
         """
-        if one_of("augment", augment, ("first", "all")) == "all" and eval_transform is not UNSAID:
-            raise ConfigError("augment='all' keeps transform in all parts, and eval_transform is one for the others: give one")
+        if one_of("augment", augment, ("first", "all")) == "all" and eval_transform is not NOT_GIVEN:
+            raise ConfigError(
+                "augment='all' keeps transform in all parts, and eval_transform= replaces it in some: give one of both"
+            )
         if by is not None and self._table is None:
-            raise ConfigError(f"this frame was pickled, which leaves its table behind: split by {short(by)} before that")
+            raise ConfigError(f"this frame has no table, as it was pickled: split by {short(by)} before it is pickled")
         if by is None and how == "group":
             raise ConfigError("how='group' needs by=, the column whose values are the groups")
         values = None if by is None or self._table is None else column_of(self._table, by).iloc[self.rows]
         parts = [self.subset(rows) for rows in rows_of_parts(len(self), fraction, seed, values, how)]
-        if augment == "all" or (self._is_plain and eval_transform is UNSAID):
+        if augment == "all" or (self._is_plain and eval_transform is NOT_GIVEN):
             return tuple(parts)
-        if eval_transform is UNSAID:
+        if eval_transform is NOT_GIVEN:
             eval_transform = None
             if self._decoder.augmenter.transform is not None:
                 warn(NO_TRANSFORM)
@@ -340,26 +338,26 @@ class ImageFrame:
         frame's."""
         if transform is not None and not callable(transform):
             raise ConfigError(f"a transform is a function transform(image, rng) -> image, or None, not {short(transform)}")
-        part = self._twin(_decoder=self._decoder.twin(self._decoder.augmenter.plain(transform)))
+        part = self._copy_with(_decoder=self._decoder.copy_with(self._decoder.augmenter.plain(transform)))
         part._is_plain = True
         return part
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageFrame:
-        """The samples `indices`, in that order; or those where a mask of bools is True. They are augmented as those of this
-        frame are: for validation, `subset(...).without_augmentation()`.
+        """The samples `indices`, in that order; or those where a mask of bools is True. They are augmented as in this frame:
+        for validation use `subset(...).without_augmentation()`.
 
         Raises:
-            ConfigError: there are none, or no such ones.
+            ConfigError: `indices` are empty, or not valid.
         """
         rows = chosen_rows(indices, len(self))
         files, labels = self._files.of(self._files.paths.take(rows)), self._labels.take(rows)
-        return self._twin(rows=self.rows[rows], _rows_checksum="", _files=files, _labels=labels)
+        return self._copy_with(rows=self.rows[rows], _rows_checksum="", _files=files, _labels=labels)
 
-    def _twin(self, **changes: Any) -> ImageFrame:
-        own = {"_decoder": self._decoder.twin(), "_files": self._files.of(self._files.paths), "_table": self._table}
-        twin: ImageFrame = object.__new__(type(self))
-        twin.__dict__.update(self.__getstate__() | own | changes)
-        return twin
+    def _copy_with(self, **changes: Any) -> ImageFrame:
+        own = {"_decoder": self._decoder.copy_with(), "_files": self._files.of(self._files.paths), "_table": self._table}
+        copied: ImageFrame = object.__new__(type(self))
+        copied.__dict__.update(self.__getstate__() | own | changes)
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None, "_rows_checksum": ""}

@@ -1,4 +1,4 @@
-"""Fields of labels: what each row of the table has in them."""
+"""Fields of labels, with their values for each row of a table."""
 
 from __future__ import annotations
 
@@ -32,9 +32,14 @@ class Label:
     lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.values, self.starts, self.lengths):
-            if array is not None and array.flags.owndata:
-                array.flags.writeable = False  # what nobody can write to need not be compared with what workers have
+        for array in self.arrays:
+            if array.flags.owndata:
+                array.flags.writeable = False  # so it is not compared with the workers' copies
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The arrays of its values."""
+        return [array for array in (self.values, self.starts, self.lengths) if array is not None]
 
     def write(self, row: int, view: np.ndarray) -> None:
         """Write a row's value into its view."""
@@ -84,10 +89,10 @@ class LabelFields:
         return LabelFields(tuple(label.take(rows) for label in self.fields))
 
     def only(self) -> Label:
-        """The one that there is.
+        """The only field of labels.
 
         Raises:
-            ConfigError: there are none, or several.
+            ConfigError: there is no field of labels, or there are several.
         """
         labels = [label for label in self.fields if label.name != WEIGHT]
         if len(labels) != 1:
@@ -95,10 +100,10 @@ class LabelFields:
         return labels[0]
 
     def named(self, name: str) -> Label:
-        """One by its name.
+        """A field of labels by its name.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such field.
         """
         for label in self.fields:
             if label.name == name:

@@ -7,10 +7,10 @@
     "multi_hot"    (K,) float32      a column of lists of classes, or several columns of 0 and 1
     "float"        () or (K,) float32  a column of numbers, or of vectors of one length, or several columns
     "auto"         bool: binary; numbers with decimals (float, Decimal): float; other classes: int; lists: float if they are
-                   vectors (of one length, of decimals or of nothing but 0 and 1), else multi_hot; several columns: multi_hot
+                   vectors (of one length, of decimals or only of 0 and 1), else multi_hot; several columns: multi_hot
                    if all are 0 and 1, else float
-Which number a class has: `ringload.sources.classes`. A string is one class: "red,blue" is neither split nor a list; make lists
-of such, `df["colors"].str.split(",")`.
+`ringload.sources.classes` says which number a class has. A string is one class: "red,blue" is not split. Make lists of such
+strings by `df["colors"].str.split(",")`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ringload.sources.classes import (
     lists_as_text,
     plain,
     refuse_odd_values,
+    refuse_unknown_values,
 )
 from ringload.sources.columns import is_column, numbers, present, row_name
 from ringload.sources.label_field import Label
@@ -58,7 +59,7 @@ def encode(table: pd.DataFrame, label: Any, classes: Any, mode: Any) -> list[Lab
     """
     if label is None:
         if classes is not None:
-            raise ConfigError("classes= is given without label=: say which column the classes are in")
+            raise ConfigError("classes= is given without label=: give the column of the classes")
         return []
     if not isinstance(label, dict):
         return [_encode(table, "label", label, classes, mode)]
@@ -66,7 +67,7 @@ def encode(table: pd.DataFrame, label: Any, classes: Any, mode: Any) -> list[Lab
     for what, given in (("classes", classes), ("label_mode", modes)):
         if not isinstance(given, Mapping) or (unknown := sorted(given.keys() - label.keys(), key=str)):
             wrong = f"{unknown} are no label fields" if isinstance(given, Mapping) else f"it is {short(given)}"
-            raise ConfigError(f"with several label fields, {what} is a dict of {list(label)} (not of all, maybe): {wrong}")
+            raise ConfigError(f"with several label fields, {what} is a dict of {list(label)} (or some of them): {wrong}")
     return [_encode(table, name, columns, classes.get(name), modes.get(name, "auto")) for name, columns in label.items()]
 
 
@@ -106,14 +107,14 @@ def _names_several(table: pd.DataFrame, columns: Any) -> bool:
 
 
 def _mode_of(column: pd.Series[Any]) -> str:
-    """What "auto" is for a column of one value a row."""
+    """The mode that "auto" is for a column of one value a row."""
     import pandas as pd
 
     kind = getattr(column.dtype, "kind", "O")
     if kind != "O":
         return {"b": "binary", "f": "float"}.get(kind, "int")
     if isinstance(column.dtype, pd.CategoricalDtype) or isinstance(column.iloc[0], str):
-        return "int"  # without a look at each of millions of strings
+        return "int"  # without checking millions of strings
     return "float" if have_decimals(set(map(type, column))) else "int"
 
 
@@ -133,12 +134,7 @@ def _classes(name: str, column: pd.Series[Any], given: Any, mode: str) -> Label:
     else:
         _refuse_lists_as_text(column, found, row_of)
         classes = _two_classes(found, column) if mode == "binary" else found_classes(found, column)
-    for number, value in enumerate(found):
-        if value not in classes.numbers:
-            raise ConfigError(
-                f"column {short(column.name)} has {short(value)} in row {row_of(number)}, which is not among "
-                f"classes={listed(classes.names)}"
-            )
+    refuse_unknown_values(found, classes, column, row_of)
     names, values = classes.names, np.array([classes.numbers[value] for value in found], np.int64)[codes]
     if mode == "binary":
         if len(names) != 2:
@@ -150,7 +146,7 @@ def _classes(name: str, column: pd.Series[Any], given: Any, mode: str) -> Label:
 
 
 def _two_classes(found: list[Any], column: pd.Series[Any]) -> Classes:
-    """The classes of label_mode="binary". Both occur, or they are 0 and 1: other tables of the kind are numbered alike."""
+    """The classes of label_mode="binary". Both must occur, or be 0 and 1, so that a similar table has the same numbers."""
     if not set(found) - {0, 1} and not is_ordered(column):
         return Classes.of((0, 1))
     if len(found) != 2 and not is_ordered(column):
@@ -161,7 +157,7 @@ def _two_classes(found: list[Any], column: pd.Series[Any]) -> Classes:
 
 
 def _refuse_lists_as_text(column: pd.Series[Any], found: list[Any] | None = None, row_of: Any = None) -> None:
-    """`found`: its different values; None: its first one, as the others are refused for what they are."""
+    """`found`: the column's different values; None: its first value only, as the caller refuses any string."""
     if found is None:
         found, row_of = [column.iloc[0]], lambda _: row_name(column, 0)
     for number, value in enumerate(found):

@@ -1,4 +1,4 @@
-"""Labels of several values a row: a column of lists, or several columns. Modes and rules: `labels` and `classes`."""
+"""Labels of several values a row: a column of lists, or several columns. `labels` and `classes` have the rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import numpy as np
 from ringload.checks import listed, short
 from ringload.errors import ConfigError
 from ringload.fields import Field
-from ringload.sources.classes import found_classes, given_classes, have_decimals, plain, refuse_odd_values
+from ringload.sources.classes import (
+    found_classes,
+    given_classes,
+    have_decimals,
+    plain,
+    refuse_odd_values,
+    refuse_unknown_values,
+)
 from ringload.sources.columns import numbers, present, row_name
 from ringload.sources.label_field import Label
 
@@ -39,7 +46,7 @@ def rows_of_lists(column: pd.Series[Any]) -> list[Any] | None:
 
 
 def _holds_many(kind: type) -> bool:
-    """Whether values of this class are lists, or arrays, or what gives one (tensors)."""
+    """Whether values of this class are lists or arrays, or can be converted to an array (tensors)."""
     return issubclass(kind, CONTAINERS) or (hasattr(kind, "__array__") and not issubclass(kind, np.generic))
 
 
@@ -63,7 +70,7 @@ def label_of_lists(name: str, column: pd.Series[Any], lists: list[Any], classes:
 
 
 def _are_vectors(lists: list[Any], kinds: set[type]) -> bool:
-    """Whether they are vectors, of decimals or of 0 and 1, and not lists of classes."""
+    """Whether the lists are vectors, of decimals or of 0 and 1, and not lists of classes."""
     if have_decimals(kinds):
         return True
     numbers_only = all(issubclass(kind, bool | int | float | np.generic) for kind in kinds)
@@ -90,11 +97,7 @@ def _multi_hot(name: str, column: pd.Series[Any], lists: list[Any], given: Any) 
             f"column {short(column.name)} names a class twice in row {row_name(column, twice)}: {short(list(lists[twice]))}. "
             "For vectors use label_mode='float'"
         )
-    if unknown := [number for number, value in enumerate(found) if value not in classes.numbers]:
-        raise ConfigError(
-            f"column {short(column.name)} has {short(found[unknown[0]])} in row {row_of(unknown[0])}, which is not among "
-            f"classes={listed(classes.names)}"
-        )
+    refuse_unknown_values(found, classes, column, row_of)
     values = np.array([classes.numbers[value] for value in flat], np.int64)
     starts = np.zeros(len(lists), np.int64)
     np.cumsum(lengths[:-1], out=starts[1:])
@@ -122,7 +125,7 @@ def _vectors(name: str, column: pd.Series[Any], lists: list[Any]) -> Label:
 
 
 def label_of_columns(table: pd.DataFrame, name: str, columns: list[Any], classes: Any, mode: str) -> Label:
-    """One number a column."""
+    """A field of one number for each column."""
     if not columns:
         raise ConfigError("label is an empty list of columns; label=None is for no labels")
     if classes is not None:

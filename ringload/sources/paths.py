@@ -1,16 +1,15 @@
-"""Paths of a table: where relative ones start, and what is said of those that lead nowhere.
+"""The paths of a table: where relative paths start, and the messages for paths that cannot be read.
 
-    /data/1.jpg     as it is
-    ~/1.jpg         in the user's home, ~name/1.jpg in another's (a file called ~1.jpg is one like others)
-    a/1.jpg         starts at `root`: the one that is given; else, if the table is a file, the folder of that; else the working
-                    directory
+    /data/1.jpg     an absolute path
+    ~/1.jpg         in the user's home directory; ~name/1.jpg in that of another user (~1.jpg is a plain name)
+    a/1.jpg         starts at `root`, if it is given; else at the folder of the table's file; else at the working directory
     file:///1.jpg   the path /1.jpg
-    s3://b/1.jpg    a key of the storage that is registered for s3. All paths of a table are of one scheme. If `root` is a
-                    URL, paths that are none start there
+    s3://b/1.jpg    a key of the storage that is registered for s3. All paths of a table have one scheme. If `root` is a URL,
+                    paths that are not URLs start there
     C:\\...         paths of Windows are refused
 
-A table of millions of paths is not looked through, and its files are not looked for: some rows are, spread over the table. What
-is wrong with the others is said when they are loaded.
+A table may have millions of paths. So only some, spread over the table, are checked when the table is given, and only the first
+files are looked for. Errors of the others come when they are loaded.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from ringload.storage.registry import LOCAL, SCHEME, is_registered, not_register
 if TYPE_CHECKING:
     import pandas as pd
 
-N_READ = 10_000  # paths, at least where there are as many, that are looked at when the table is given: 10 ms
-N_LOOKED_FOR = 5  # files that are looked for then: the first ones
+N_CHECKED = 10_000  # paths, at least, if there are as many, that are checked when the table is given: 10 ms
+N_LOOKED_FOR = 5  # the first files, which are looked for then
 URL_BYTES = re.compile(URL.pattern.encode())
 WINDOWS = re.compile(rb"[A-Za-z]:[\\/]|\\\\")  # C:\ and C:/, \\server
-MIXED = "its scheme is not that of the first path, and one storage reads all paths of a table"
+MIXED = "its scheme is not that of the first path, and all paths of a table must have one scheme"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Paths:
         return len(self.names)
 
     def key(self, index: int) -> str:
-        """What the storage knows a path by: the path from the root of the file system, or a URL."""
+        """The storage's key for a path: the absolute path, or a URL."""
         return os.fsdecode(self._full(self.names[index]))
 
     def _full(self, name: bytes) -> bytes:
@@ -72,8 +71,8 @@ class Paths:
         name = self.names[index]
         return scheme_of(name if SCHEME.match(name) else self.root)
 
-    def in_words(self, error: OSError, index: int) -> OSError:
-        """What a storage says of a path; of a local file, with what is known of such names."""
+    def explained(self, error: OSError, index: int) -> OSError:
+        """A storage's error for a path; for a local file, with a hint if its name is unusual."""
         if self.scheme != LOCAL:
             return error
         name = self.names[index]
@@ -83,7 +82,7 @@ class Paths:
         return OSError(error.errno, f"{error.strerror} ({hint})" if hint else error.strerror, self.key(index))
 
     def take(self, rows: np.ndarray) -> Paths:
-        """Those of some rows."""
+        """The paths of some rows."""
         return replace(self, names=self.names.take(rows))
 
 
@@ -91,8 +90,8 @@ def paths_of(column: pd.Series[Any], df: Any, root: str | os.PathLike[str] | Non
     """The paths of a column of the table `df`, or of its file.
 
     Raises:
-        ConfigError: a value is no path, or not of a file of this machine or of a storage that is registered; or, with a
-        table's file, they were meant to start at the working directory.
+        ConfigError: a value is no path, or neither a path of this machine nor a URL of a registered storage; or the paths
+        in a table's file start at the working directory.
     """
     names = Strings.of(column, f"column {short(column.name)}, row", lambda row: row_name(column, row))
     of_file = folder_of(df)
@@ -105,7 +104,7 @@ def paths_of(column: pd.Series[Any], df: Any, root: str | os.PathLike[str] | Non
     home = os.path.join(os.path.expanduser(b"~"), b"")
     paths = Paths(names, os.path.join(os.fsencode(folder), b""), home)
     paths = replace(paths, scheme=paths.scheme_of(0))
-    for row in range(0, len(names), max(1, len(names) // N_READ)):
+    for row in range(0, len(names), max(1, len(names) // N_CHECKED)):
         if wrong := _wrong(paths, row):
             text = os.fsdecode(names[row])
             raise ConfigError(f"column {short(column.name)} has {short(text)} in row {row_name(column, row)}: {wrong}")
@@ -115,10 +114,10 @@ def paths_of(column: pd.Series[Any], df: Any, root: str | os.PathLike[str] | Non
 
 
 def root_of(root: str | os.PathLike[str], is_url_too: bool = False) -> str:
-    """The folder `root`, from the root of the file system; or, if it `is_url_too`, a URL whose scheme has a storage.
+    """The absolute path of the folder `root`; or, if `is_url_too`, a URL whose scheme has a storage.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: `root` is no such folder or URL.
     """
     try:
         path = os.path.expanduser(os.fsencode(root))
@@ -130,14 +129,14 @@ def root_of(root: str | os.PathLike[str], is_url_too: bool = False) -> str:
     elif not is_registered(scheme):
         wrong = not_registered(scheme)
     else:
-        wrong = "" if is_url_too else "only folders of this machine are looked through: give ImageFrame a table of the URLs"
+        wrong = "" if is_url_too else "only folders of this machine can be searched: give ImageFrame a table of the URLs"
     if wrong:
         raise ConfigError(f"root={short(root)}: {wrong}")
     return os.fsdecode(os.path.abspath(_of_file_url(path) or path) if scheme == LOCAL else path)
 
 
 def _wrong(paths: Paths, row: int) -> str:
-    """What is said of a path that the storage of its table cannot read; else ""."""
+    """The message for a path that the storage of its table cannot read; else ""."""
     scheme = paths.scheme_of(row)
     if not is_registered(scheme):
         return not_registered(scheme)
@@ -147,14 +146,14 @@ def _wrong(paths: Paths, row: int) -> str:
 
 
 def _foreign(path: bytes) -> str:
-    """What is said of a path that is no URL of a storage, and not one of a file of this machine either; else ""."""
+    """The message for a path that is neither a URL of a storage nor a path of this machine; else ""."""
     if path.startswith(b"file:/") and not _of_file_url(path):
         return f"give the path itself, {short('/' + os.fsdecode(path).removeprefix('file:').lstrip('/'))}"
     if WINDOWS.match(path):
         return "a path of Windows, and this is Linux: give the paths as they are on this machine, with /"
     if URL_BYTES.match(path) and not SCHEME.match(path):
         scheme = path.partition(b":")[0].decode().lower()
-        return "a URL that a Path has taken a slash of: give a str" if is_registered(scheme) else not_registered(scheme)
+        return "a URL that has lost a slash, as it is a Path: give a str" if is_registered(scheme) else not_registered(scheme)
     return ""
 
 
@@ -164,7 +163,7 @@ def _of_file_url(path: bytes) -> bytes:
 
 
 def _look_for_some(paths: Paths, column: Any, whence: str, is_of_file: bool) -> None:
-    """Warn if none of the first files is there. One that is there is enough: the others may be made later."""
+    """Warn if none of the first files exists. One is enough: the others may be made later."""
     rows = range(min(N_LOOKED_FOR, len(paths)))
     errors = [error for row in rows if (error := _why_not_there(paths, row)) is not None]
     if len(errors) < len(rows):
@@ -173,24 +172,24 @@ def _look_for_some(paths: Paths, column: Any, whence: str, is_of_file: bool) -> 
     here = [os.path.join(os.getcwdb(), paths.names[row]) for row in rows] if is_of_file and is_relative else []
     if there := [path for path in here if os.path.exists(path)]:
         raise ConfigError(
-            f"{short(errors[0].filename)} is not there, and {short(os.fsdecode(there[0]))} is: relative paths in the file of a "
-            "table start at the folder of that file. For the working directory give root='.'"
+            f"{short(errors[0].filename)} does not exist, but {short(os.fsdecode(there[0]))} does: relative paths in the file "
+            "of a table start at the folder of that file. To start at the working directory, give root='.'"
         )
     start = f"; relative paths start at {whence}" if is_relative else ""
-    said = f"{errors[0].strerror}: {short(errors[0].filename)}{start}"
-    warn(f"none of the first {len(rows)} files of column {short(column)} is there: {said}. Each such sample will be a bad one")
+    reason = f"{errors[0].strerror}: {short(errors[0].filename)}{start}"
+    warn(f"none of the first {len(rows)} files of column {short(column)} exists: {reason}. Such samples will be bad samples")
 
 
 def _why_not_there(paths: Paths, row: int) -> OSError | None:
     try:
         os.stat(paths.key(row))
     except OSError as error:
-        return paths.in_words(error, row)
+        return paths.explained(error, row)
     return None
 
 
 @functools.lru_cache(maxsize=1024)
 def home_of(user: bytes) -> bytes | None:
-    """The home of `~name`, with a slash at its end; None if there is no such user."""
+    """The home directory of `~name`, with a slash at its end; None if there is no such user."""
     home = os.path.expanduser(user)
     return None if home == user else os.path.join(home, b"")

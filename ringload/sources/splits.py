@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ringload.checks import integer, one_of, short
+from ringload.checks import checked_seed, one_of, short
 from ringload.errors import ConfigError
 from ringload.order.permutation import permute, round_keys
 
@@ -24,7 +24,7 @@ def rows_of_parts(n: int, fraction: Any, seed: Any, values: pd.Series[Any] | Non
     `values`: what to stratify or group by. Missing values are one more value.
 
     Raises:
-        ConfigError: they cannot be, or a part would be empty.
+        ConfigError: an argument is not valid, or a part would be empty.
     """
     fractions = _fractions(fraction)
     parts = _part_of_rows(n, fractions, seed, values, how)
@@ -38,7 +38,7 @@ def chosen_rows(indices: Any, n: int) -> np.ndarray:
     """The rows that `ImageFrame.subset` takes of `n`.
 
     Raises:
-        ConfigError: there are none, or no such ones.
+        ConfigError: there are no indices, or they are not valid.
     """
     chosen = np.asarray(indices)
     if chosen.dtype == bool and chosen.shape == (n,):
@@ -54,18 +54,18 @@ def _fractions(fraction: Any) -> list[float]:
     """The shares of the parts after the first.
 
     Arguments:
-        fraction: that of the second of two parts; or those of all parts, the first included.
+        fraction: the share of the second of two parts; or the shares of all parts, including the first.
 
     Raises:
-        ConfigError: they are no shares, or do not sum to 1.
+        ConfigError: they are not between 0 and 1, or do not sum to 1.
     """
     if isinstance(fraction, Sequence | np.ndarray) and not isinstance(fraction, str | bytes):
         shares = [_share(one) for one in fraction]
         if len(shares) < 2:
-            raise ConfigError(f"fractions are those of two parts or more, the first included, not {short(fraction)}")
+            raise ConfigError(f"give the fractions of two parts or more, including the first, not {short(fraction)}")
         if abs(sum(shares) - 1) > SUM_TOLERANCE:
             raise ConfigError(
-                f"the fractions {short(fraction)} sum to {sum(shares):.6g}, not to 1: give that of each part, the first, too"
+                f"the fractions {short(fraction)} sum to {sum(shares):.6g}, not to 1: give those of all parts, with the first"
             )
         return shares[1:]
     return [_share(fraction)]
@@ -80,23 +80,18 @@ def _share(value: Any) -> float:
 def _part_of_rows(n: int, fractions: list[float], seed: Any, values: pd.Series[Any] | None, how: How) -> np.ndarray:
     """Which part each of `n` rows goes to, `(n,) int64`. `fractions`: of the parts after the first."""
     one_of("how", how, ("stratify", "group"))
-    seed = integer("seed", seed, 0)
-    if seed >= 1 << 64:
-        raise ConfigError(f"seed is an integer from 0 to 2**64 - 1, not {seed}")
+    seed = checked_seed(seed)
     order = permute(np.arange(n), n, round_keys(seed, 0))
     if values is None:
-        parts = _by_rank(order, np.array([n]), fractions)
-    else:
-        import pandas as pd
+        return _by_rank(order, np.array([n]), fractions)
+    import pandas as pd
 
-        codes, uniques = pd.factorize(values, use_na_sentinel=False)
-        counts = np.bincount(codes, minlength=len(uniques))
-        if how == "stratify":
-            by_value = np.argsort(codes[order], kind="stable")  # value by value, at random within each
-            parts = _by_rank(order[by_value], counts, fractions)
-        else:
-            parts = _by_group(counts, fractions, n, seed)[codes]
-    return parts
+    codes, uniques = pd.factorize(values, use_na_sentinel=False)
+    counts = np.bincount(codes, minlength=len(uniques))
+    if how == "group":
+        return _by_group(counts, fractions, n, seed)[codes]
+    by_value = np.argsort(codes[order], kind="stable")  # value by value, at random within each
+    return _by_rank(order[by_value], counts, fractions)
 
 
 def _by_rank(order: np.ndarray, counts: np.ndarray, fractions: list[float]) -> np.ndarray:
@@ -116,8 +111,8 @@ def _by_rank(order: np.ndarray, counts: np.ndarray, fractions: list[float]) -> n
 
 
 def _by_group(counts: np.ndarray, fractions: list[float], n: int, seed: int) -> np.ndarray:
-    """The part of each group. In random order they go to the second part until it has its share, then to the third; the rest
-    go to the first."""
+    """The part of each group. Groups go in random order to the second part until it has its share, then to the third; the
+    rest go to the first."""
     groups = permute(np.arange(len(counts)), len(counts), round_keys(seed, 0))
     before = np.cumsum(counts[groups]) - counts[groups]  # samples of the groups before
     parts = np.zeros(len(counts), np.int64)

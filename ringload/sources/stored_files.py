@@ -11,13 +11,13 @@ from ringload.protocols import Storage
 from ringload.sources.paths import Paths
 from ringload.storage.registry import LOCAL, Factory
 
-AHEAD_BYTES = 16 << 20  # of each worker's scratch: for what a storage reads ahead, if it is not the kernel that keeps it
+AHEAD_BYTES = 16 << 20  # of each worker's scratch, for bytes that a storage reads ahead (local ones are in the kernel's cache)
 
 
 class StoredFiles:
     """File `index` is the one that path `index` names.
 
-    Owns its storage, which is made in each process, when a file is first asked for there.
+    Owns its storage, which each process makes when it first needs a file.
     """
 
     _storage: Storage | None = None
@@ -28,7 +28,7 @@ class StoredFiles:
         self.ahead_bytes = 0 if paths.scheme == LOCAL else AHEAD_BYTES
 
     def of(self, paths: Paths) -> StoredFiles:
-        """The files of other paths of the same scheme, by a storage of its own."""
+        """The files of other paths of the same scheme, with a separate storage."""
         return StoredFiles(paths, self._factory)
 
     def prefetch(self, indices: np.ndarray) -> None:
@@ -40,10 +40,10 @@ class StoredFiles:
         try:
             return self._own().read(self.paths.key(index), max_bytes)
         except OSError as error:
-            raise self.paths.in_words(error, index) from None
+            raise self.paths.explained(error, index) from None
 
     def _own(self) -> Storage:
-        if self._storage is None or self._pid != os.getpid():  # a fork does not use its parent's
+        if self._storage is None or self._pid != os.getpid():  # a fork makes a new one
             self._storage, self._pid = self._factory(), os.getpid()
         return self._storage
 

@@ -25,7 +25,7 @@ NO_FILES = (
     "ImageFrame reads files by their paths: write the images to files, or give the loader a function load(index, rng, out) "
     "that decodes them"
 )
-CHUNK = 1 << 16  # strings encoded at a time: what is in flight is small beside the column
+CHUNK = 1 << 16  # strings encoded at a time, so that temporary arrays are small
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Strings:
 
     def __post_init__(self) -> None:
         for array in (self.blob, self.starts, self.lengths):
-            array.flags.writeable = False  # what nobody can write to need not be compared with what workers have
+            array.flags.writeable = False  # so it is not compared with the workers' copies
 
     @classmethod
     def of(cls, values: pd.Series[Any], what: str, name_of: Callable[[int], str] = str) -> Strings:
@@ -55,10 +55,10 @@ class Strings:
             row += len(counted)
         starts = np.zeros(len(values), np.int64)
         np.cumsum(lengths[:-1], out=starts[1:])
-        return cls(np.concatenate(blobs), starts, lengths)  # a copy: the table's memory may be that of a file, which changes
+        return cls(np.concatenate(blobs), starts, lengths)  # a copy: the table's memory may be a mapped file, which may change
 
     def take(self, rows: np.ndarray) -> Strings:
-        """Those of some rows."""
+        """The strings of some rows."""
         return Strings(self.blob, self.starts[rows], self.lengths[rows])
 
     def __len__(self) -> int:
@@ -98,11 +98,11 @@ def _of_arrow(values: pd.Series[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _of_python(values: pd.Series[Any], what: str, name_of: Callable[[int], str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(bytes, lengths) of some rows, and of the next."""
+    """(bytes, lengths) of CHUNK rows at a time."""
     for start in range(0, len(values), CHUNK):
         try:
             chunk = values.iloc[start : start + CHUNK].tolist()
-        except UnicodeDecodeError as error:  # as Arrow's own rules forbid, and its from_buffers allows
+        except UnicodeDecodeError as error:  # Arrow forbids it, but its from_buffers allows it
             raise ConfigError(
                 f"{what} {start} or a later one is no UTF-8 ({error}), and another is empty, missing or holds a NUL: drop "
                 "that, or give the paths as bytes"
@@ -126,8 +126,8 @@ def _joined(values: list[Any]) -> bytes:
         return b"\0".join([*map(os.fsencode, values), b""])
 
 
-def _image_in_words(value: Any) -> str:
-    """What an image is that is given in place of its path; "" for what is none."""
+def _image_text(value: Any) -> str:
+    """A text for an image that is given in place of its path; "" if the value is no image."""
     from ringload.images.formats import HEAD_BYTES, format_of
 
     if isinstance(value, bytes | bytearray) and b"\0" in value and (name := format_of(bytes(value[:HEAD_BYTES]))):
@@ -141,10 +141,10 @@ def _image_in_words(value: Any) -> str:
 
 
 def _what_is_wrong(values: Sequence[Any], start: int, what: str, name_of: Callable[[int], str]) -> str:
-    """The first value that is no path, in words; the first of all is in row `start`."""
+    """The message for the first value that is no path. `values` begin in row `start`."""
     for number, value in enumerate(values, start):
         row = f"{what} {name_of(number)}"
-        if image := _image_in_words(value):
+        if image := _image_text(value):
             return f"{row} has {image}"
         try:
             encoded = os.fsencode(value)
@@ -154,6 +154,6 @@ def _what_is_wrong(values: Sequence[Any], start: int, what: str, name_of: Callab
             return f"{row} is empty: drop it, or name a file"
         if b"\0" in encoded:
             if isinstance(value, bytes):
-                return f"{row} has {len(value):,} bytes with NULs, the content of a file, maybe, and no path. {NO_FILES}"
+                return f"{row} has {len(value):,} bytes with NULs, maybe the content of a file, and no path. {NO_FILES}"
             return f"{row} is {short(value)}: a path cannot hold a NUL"
-    raise AssertionError("one of them is wrong")
+    raise AssertionError("all values are paths")

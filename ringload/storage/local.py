@@ -1,7 +1,7 @@
 """Local files as a storage: a key is a path.
 
-Contents of up to `KEPT_BYTES` are read into one buffer, which is used again; a larger one gets memory of its own. What is
-read ahead stays in the kernel's page cache.
+Contents of up to `KEPT_BYTES` are read into one buffer, which is used again; a larger one gets new memory. Data read
+ahead stays in the kernel's page cache.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ class LocalStorage:
         self._ahead.ask(keys)
 
     def read(self, key: str, max_bytes: int) -> memoryview:
-        """The content of a file; less, if the file has shrunk since it was opened.
+        """The content of a file; shorter if the file has shrunk since it was opened.
 
         Raises:
-            OSError: it cannot be opened or read. ValueError: it is no regular file, or empty. ContentTooLargeError.
+            OSError: it cannot be opened or read. ValueError: it is no regular file, or empty. ContentTooLargeError: it is
+            larger than `max_bytes`.
         """
         fds: list[int] = []
-        closed = map(os.close, fds)  # each is taken and closed in one step, which no interruption divides
+        closed = map(os.close, fds)  # each is taken and closed in one step, which nothing interrupts
         try:
             n_bytes = self._ahead.open(key, fds)
             if n_bytes > max_bytes:
@@ -51,7 +52,7 @@ class LocalStorage:
 
     def _buffer(self, n_bytes: int) -> memoryview:
         if n_bytes > KEPT_BYTES:
-            return np.empty(n_bytes, np.uint8).data  # in huge pages, where there are, and not filled with zeros first
+            return np.empty(n_bytes, np.uint8).data  # in huge pages where possible, and not zeroed first
         if n_bytes > len(self._kept):
             self._kept = bytearray(min(n_bytes + n_bytes // 4, KEPT_BYTES))
         return memoryview(self._kept)[:n_bytes]

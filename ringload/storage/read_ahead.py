@@ -1,9 +1,9 @@
-"""Opening local files before they are needed, so that the latency of a disk or a network is hidden behind decoding.
+"""Opens local files before they are needed, so that the latency of a disk or a network is hidden behind decoding.
 
-`ReadAhead.ask` opens files and asks the kernel to read them (posix_fadvise WILLNEED, which returns at once); `take` hands
-over one that was asked for. Where opening is slow in itself (NFS, FUSE, a disk that sleeps), threads do it.
+`ReadAhead.ask` opens files and asks the kernel to read them (posix_fadvise WILLNEED, which returns at once); `take` returns
+such a file. Where opening itself is slow (NFS, FUSE, a disk that sleeps), threads open the files.
 
-Nothing but regular files is opened for reading: a FIFO would block for good, a device may never end.
+Only regular files are read: a FIFO would block forever, and a device may have no end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import starmap
 
 MAX_OPEN = 256  # files that are open at once; many systems allow a process 1,024
-SLOW_OPEN_S = 0.0005  # mean time of opening a file from which on threads do it; on a local disk it takes 0.00001
+SLOW_OPEN_S = 0.0005  # threads open files if the mean time is longer; on a local disk it is 0.00001
 N_THREADS = 16
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 KINDS = {
@@ -35,8 +35,8 @@ Opened = tuple[int, int]  # descriptor, size in bytes
 def open_regular(path: str, fds: list[int]) -> int:
     """Open a file for reading, and return its size in bytes. This waits for no other process.
 
-    The descriptor is noted in `fds` in the step in which the kernel gives it, so that no interruption loses it. The caller
-    closes what is in `fds`, also where the file is refused.
+    The descriptor is opened and appended to `fds` in one step, so that no interruption loses it. The caller closes all of
+    `fds`, also if the file is refused.
 
     Raises:
         OSError: it cannot be opened. ValueError: it is no regular file, or empty.
@@ -52,16 +52,16 @@ def open_regular(path: str, fds: list[int]) -> int:
 
 
 class ReadAhead:
-    """Files that were asked for, by their paths. Owns their descriptors until they are taken."""
+    """Files that are opened ahead, by their paths. Owns their descriptors until they are taken."""
 
     def __init__(self) -> None:
         self._ready: dict[str, Opened | Exception | Future[Opened]] = {}
         self._max_open = min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        self._open_s = 0.0  # running mean of what opening takes
+        self._open_s = 0.0  # running mean of the time to open a file
         self._threads: ThreadPoolExecutor | None = None
 
     def ask(self, paths: Iterable[str]) -> None:
-        """Have files opened and read. What cannot be opened says so when it is taken."""
+        """Have files opened and read. The error of a file that cannot be opened is raised when the file is taken."""
         begin_s, n_opened = time.monotonic(), 0
         for path in paths:
             if path in self._ready:
@@ -78,13 +78,13 @@ class ReadAhead:
             except (OSError, ValueError) as error:
                 if is_full(error):
                     break
-                self._ready[path] = error.with_traceback(None)  # whose frames hold this object
+                self._ready[path] = error.with_traceback(None)  # the traceback's frames would keep this object alive
             n_opened += 1
         if n_opened:
             self._open_s += ((time.monotonic() - begin_s) / n_opened - self._open_s) * (1 - (7 / 8) ** n_opened)
 
     def open(self, path: str, fds: list[int]) -> int:
-        """The file that was asked for, or else is opened now: as `open_regular`."""
+        """As `open_regular`, for a file that was opened ahead or is opened now."""
         opened = self.take(path)
         if opened is not None:
             fds.append(opened[0])
@@ -94,12 +94,12 @@ class ReadAhead:
         except OSError as error:
             if not is_full(error) or not self._ready:
                 raise
-        self.close()  # those that were opened ahead have taken the descriptor that this one needs
+        self.close()  # files that were opened ahead have used up the descriptors
         return open_regular(path, fds)
 
     def take(self, path: str) -> Opened | None:
-        """A file that was asked for; the descriptor is the caller's. None if it was not asked for, or there was no descriptor
-        for it then.
+        """A file that was opened ahead; the caller owns the descriptor. None if the file was not asked for, or if no descriptor
+        was left for it.
 
         Raises:
             OSError, ValueError: as `open_regular`.
@@ -116,10 +116,10 @@ class ReadAhead:
                 return None
             raise
         finally:
-            del ready  # or its exception would hold this frame, which holds it
+            del ready  # an exception in it holds this frame: a reference cycle
 
     def close(self) -> None:
-        """Close what was not taken. Idempotent."""
+        """Close the files that were not taken. Idempotent."""
         for path in list(self._ready):
             try:
                 opened = self.take(path)
@@ -133,7 +133,7 @@ class ReadAhead:
 
 
 def is_full(error: Exception) -> bool:
-    """Whether it says that there are no descriptors left, which is no fault of the file's."""
+    """Whether the error says that no descriptors are left, which is not the file's fault."""
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 

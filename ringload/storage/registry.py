@@ -1,9 +1,9 @@
 """Which storage reads a path: by the scheme of its URL.
 
     /data/1.jpg, file:///data/1.jpg     local files
-    s3://bucket/1.jpg                   what was registered for "s3"
+    s3://bucket/1.jpg                   the storage that was registered for "s3"
 
-The table is the trainer's: a source looks the factory of its storage up when it is made, and takes it to the workers.
+Only the trainer has the table: a source looks up the factory of its storage when it is made, and is sent to workers with it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ _factories: dict[str, Factory] = {LOCAL: LocalStorage}
 
 
 def register_storage(scheme: str, factory: Factory) -> None:
-    """Have the URLs of a scheme read by a storage of your own. Call this before a source with such paths is made.
+    """Have the URLs of a scheme read by your own storage. Call this before a source with such paths is made.
 
-    A later call for the same scheme counts for sources that are made after it.
+    A later call for the same scheme affects only sources that are made after it.
 
     Arguments:
         scheme: what URLs have before "://", such as "s3".
-        factory: makes a `ringload.Storage`: a class, or any function without arguments. It is called in each process that
-            reads, and gets there with the source, pickled by cloudpickle.
+        factory: makes a `ringload.Storage`: a class, or any function without arguments. It is sent with the
+            source by cloudpickle, and called in each process that reads.
 
     Raises:
-        ConfigError: the scheme or the factory cannot be one.
+        ConfigError: the scheme or the factory is not valid.
     """
     if not isinstance(scheme, str) or not SCHEME.fullmatch(f"{scheme}://".encode()) or scheme.lower() == "file":
-        raise ConfigError(f"a scheme is what URLs have before '://', such as 's3', and not 'file'; not {short(scheme)}")
+        raise ConfigError(f"a scheme is what URLs have before '://', such as 's3', except 'file', not {short(scheme)}")
     if not callable(factory):
         raise ConfigError(f"factory is a class or function that makes a Storage, without arguments, not {short(factory)}")
     _factories[scheme.lower()] = factory
 
 
 def scheme_of(path: bytes) -> str:
-    """The scheme of a URL, in small letters; `LOCAL` of a path, and of file://."""
+    """The scheme of a URL, in lower case; `LOCAL` for a path, and for file://."""
     match = SCHEME.match(path)
     scheme = match[1].decode().lower() if match else LOCAL
     return LOCAL if scheme == "file" else scheme
@@ -57,12 +57,12 @@ def is_registered(scheme: str) -> bool:
 
 
 def factory_of(scheme: str) -> Factory:
-    """What makes the storage of a scheme that is registered."""
+    """The factory of a registered scheme."""
     return _factories[scheme]
 
 
 def not_registered(scheme: str) -> str:
-    """What is said of a path whose scheme has no storage."""
+    """The message for a path whose scheme has no storage."""
     schemes = ", ".join(one for one in _factories if one != LOCAL) or "none"
     return (
         f"URLs are not read: no storage is registered for {scheme}:// (registered: {schemes}). Download the files; or register "

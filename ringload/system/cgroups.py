@@ -64,7 +64,7 @@ def require(n_bytes: int) -> None:
     """
     usable = usable_memory()
     if n_bytes + ROOM_BYTES > usable.n_bytes:
-        raise BudgetError(f"{n_bytes:,} bytes more of it are needed, and {usable.n_bytes:,} are {usable.bound}")
+        raise BudgetError(f"{n_bytes:,} more bytes are needed, and {usable.n_bytes:,} are {usable.bound}")
 
 
 class OomKills:

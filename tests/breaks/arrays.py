@@ -6,7 +6,7 @@ TABLE = (
     Break(
         "an HDF5 dataset is read whole into the trainer",
         (),
-        (Edit("sources/array_kinds.py", "        return _of_h5py(value, told)\n", "        return np.asarray(value)\n"),),
+        (Edit("sources/array_kinds.py", "        return _of_h5py(value, type_text)\n", "        return np.asarray(value)\n"),),
         ("test_disk_arrays.py::test_the_trainer_reads_nothing",),
         r"Unable to allocate",
     ),

@@ -122,7 +122,7 @@ TABLE = (
         (
             Edit(
                 "images/decoder.py",
-                "                self._has_turn = False\n                give_back()\n",
+                "                self._has_turn = False\n                trim_heap()\n",
                 "                self._has_turn = False\n",
             ),
         ),

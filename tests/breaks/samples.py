@@ -138,7 +138,7 @@ TABLE = (
     Break(
         "what libtiff says goes to stderr",
         (),
-        (Edit("images/captured_output.py", "(hear_warnings, hear_libtiff, *hear_loggers)", "(hear_warnings, *hear_loggers)"),),
+        (Edit("images/captured_output.py", "(warnings_hook, libtiff_hook, *logger_hooks)", "(warnings_hook, *logger_hooks)"),),
         ("test_formats.py::test_what_decoders_print_belongs_to_the_sample[2]",),
         r"assert",
         60,
