@@ -664,7 +664,7 @@ def test_paths_of_other_places(path: str, said: str) -> None:
 
 
 def test_a_wrong_root_is_told_when_the_source_is_made_and_as_text() -> None:
-    with pytest.warns(UserWarning, match=r"none of the first 4 files of column 'path' is there: .*'/nowhere/0\.jpg'; relative"):
+    with pytest.warns(UserWarning, match=r"none of the first 4 files of column 'path' exists: .*'/nowhere/0\.jpg'; relative"):
         source = ImageFrame(TABLE, size=SIZE, root="/nowhere")
     with Loader(source, 2, workers=0, shuffle=False) as made:
         message = told(SampleError, lambda: next(iter(made)))
