@@ -419,7 +419,7 @@ class Loader:
 
     @property
     def stats(self) -> Stats:
-        """The counts so far. This only reads: what workers have reported is counted at the next `next()`, or by `poll()`."""
+        """The counts so far. This only reads: reports of workers are counted at the next `next()`, or by `poll()`."""
         counters = self._engine.counters
         return Stats(
             n_batches=counters.n_batches,
@@ -436,9 +436,9 @@ class Loader:
         )
 
     def poll(self) -> Stats:
-        """Read what workers have reported, take slots back whose arrays are gone, and have the next batches loaded: what
-        `next()` does, but for the batch. Returns the statistics then. Needed only where no batch is taken for long, so that
-        the ring fills meanwhile."""
+        """Do all that `next()` does, except taking a batch: read reports of workers, free slots whose arrays are gone, and post
+        the next batches. Returns the statistics. Call it only if you take no batch for long, so that the ring fills
+        meanwhile."""
         self._engine.poll()
         return self.stats
 

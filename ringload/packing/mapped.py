@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
 
 class UnreachableMemoryError(Exception):
-    """These bytes are shared, but not with workers that are not forked: their file has no name, and nobody has it open."""
+    """Shared bytes that only forked workers can reach: their file has no name, and no descriptor of it is open."""
 
 
 class _Range(NamedTuple):

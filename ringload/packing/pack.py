@@ -117,8 +117,8 @@ def pack(
     instead.
 
     Raises:
-        ConfigError: something in it cannot be sent; the message names what, and where it is.
-        ForkRequiredError: workers can have it by start_method='fork' only.
+        ConfigError: an object in it cannot be sent; the message names the object and its place.
+        ForkRequiredError: only a forked worker can have the object.
         BudgetError: its arrays do not fit into memory.
     """
     buffer, before = io.BytesIO(), bytearray()

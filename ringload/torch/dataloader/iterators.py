@@ -55,8 +55,7 @@ class Pass:
         self._spec = loader.worker_spec(keys.base_seed)
         self._is_pinned = loader.pin_memory and torch.cuda.is_available()
         if loader.pin_memory and not self._is_pinned:
-            text = "pin_memory=True has no effect, because there is no CUDA device"
-            warn(text, RuntimeWarning)
+            warn("pin_memory=True has no effect, because there is no CUDA device", RuntimeWarning)
 
     def __iter__(self) -> Pass:
         return self
