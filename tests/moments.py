@@ -22,7 +22,6 @@ from tests.conftest import leftovers
 
 # Where Python alone can lose what is raised, or a descriptor that the kernel has just given.
 UNTOUCHED = {"__del__", "_pipe", "socketpair"}
-GIVES_DESCRIPTOR = {"eventfd"}
 WEAK = {"weakref", "_weakrefset"}  # whose callbacks are finalizers, too; they begin in a function of these modules
 HOME = str(Path(ringload.__file__).parent)
 
@@ -62,8 +61,6 @@ class Moment:
         sys.setprofile(None)
 
     def _profile(self, frame: Any, event: str, argument: Any) -> None:
-        if event == "c_return" and argument.__name__ in GIVES_DESCRIPTOR:
-            return
         if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR:
             return  # perhaps one that is entered to be ended: Python swallows what is raised there
         if event not in ("call", "c_return") or os.getpid() != self.pid or not inside(frame):

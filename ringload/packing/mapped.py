@@ -17,31 +17,21 @@ import re
 from bisect import bisect_right
 from contextlib import suppress
 from functools import cache, cached_property
-from itertools import starmap
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ringload.system.interrupts import FdOwner
+
 LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r([w-]).s ([0-9a-f]+) \S+ (\d+) +(/.*)")  # of proc(5), maps
 
 
-class SharedFile:
-    """Owns a copy of a descriptor for workers. Closes it when garbage-collected."""
+class SharedFile(FdOwner):
+    """Owns a copy of a descriptor for workers."""
 
     def __init__(self, fd: int) -> None:
-        fds: list[int] = []
-        self._closed = map(os.close, fds)  # one step opens and notes it, one step takes and closes it
-        fds.extend(starmap(os.dup, ((fd,),)))
-        self.fd = fds[0]
-
-    def close(self) -> None:
-        """Close the descriptor. Idempotent."""
-        for _ in self._closed:
-            pass
-
-    def __del__(self) -> None:
-        if hasattr(self, "_closed"):
-            self.close()
+        super().__init__()
+        self.fd = self._open(os.dup, fd)
 
 
 class Place(NamedTuple):

@@ -18,12 +18,42 @@ the lock taken).
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain, starmap
 from typing import Any, cast
 
 WITH_IS_ONE_STEP = sys.version_info < (3, 14)
+
+
+class FdOwner:
+    """Owns descriptors. Closes each of them once: by `close`, or when the object is collected."""
+
+    _closed: Iterator[None] = iter(())  # of an object whose constructor was interrupted
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        self._closed = map(os.close, self._fds)  # takes a descriptor and closes it in one step
+
+    def _open(self, call: Callable[..., int], *arguments: object) -> int:
+        """The descriptor that a system call returns: opened and noted in one step."""
+        self._fds.extend(starmap(call, (arguments,)))
+        return self._fds[-1]
+
+    def _open_pipe(self) -> tuple[int, int]:
+        """The same of a pipe: (read end, write end)."""
+        self._fds.extend(chain.from_iterable(map(os.pipe2, (os.O_CLOEXEC,))))
+        return self._fds[-2], self._fds[-1]
+
+    def close(self) -> None:
+        """Close the descriptors. Idempotent; after an interruption the next call closes the rest."""
+        for _ in self._closed:
+            pass
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def acquire_now(lock: threading.Lock) -> Iterator[bool]:

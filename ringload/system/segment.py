@@ -16,11 +16,11 @@ import mmap
 import os
 import resource
 from contextlib import suppress
-from itertools import starmap
 
 import numpy as np
 
 from ringload.errors import BudgetError, ConfigError, RingloadError
+from ringload.system.interrupts import FdOwner
 
 PAGE_BYTES = mmap.PAGESIZE
 FAULT_AROUND_BYTES = 1 << 16  # what the kernel maps at once when a page is read that exists already
@@ -32,15 +32,13 @@ def round_up(n_bytes: int, unit: int = PAGE_BYTES) -> int:
     return -(-n_bytes // unit) * unit
 
 
-class Segment:
-    """Owns a memfd of `n_bytes`, of which a growing prefix is reserved. Closes its descriptor when it is collected."""
+class Segment(FdOwner):
+    """Owns a memfd of `n_bytes`, of which a growing prefix is reserved. Mappings stay valid when it is closed."""
 
     def __init__(self, n_bytes: int) -> None:
+        super().__init__()
         self.n_bytes = n_bytes
-        fds: list[int] = []
-        self._closed = map(os.close, fds)  # taken and closed in one step, which nothing interrupts; so it is made and noted
-        fds.extend(starmap(os.memfd_create, (("ringload", os.MFD_CLOEXEC),)))
-        self.fd = fds[0]
+        self.fd = self._open(os.memfd_create, "ringload", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, n_bytes)
         except OSError as error:  # RLIMIT_FSIZE counts memfds too
@@ -79,15 +77,6 @@ class Segment:
         """Hold nothing but the contiguous array `data`."""
         self.resize(0)
         self.write(0, data)
-
-    def close(self) -> None:
-        """Close the descriptor; mappings stay valid. Idempotent."""
-        for _ in self._closed:
-            pass
-
-    def __del__(self) -> None:
-        if hasattr(self, "_closed"):
-            self.close()
 
 
 def reserve(fd: int, start: int, stop: int) -> None:

@@ -45,6 +45,7 @@ from dataclasses import dataclass
 
 from ringload.ring.layout import FLAG_DONE, FLAG_DONE_WITH_REPORTS, MAX_TASKS
 from ringload.ring.slots import TaskResult
+from ringload.system.interrupts import FdOwner
 from ringload.workers.records import (
     BAD,
     DONE,
@@ -73,20 +74,17 @@ class ChannelFds:
     wake_fd: int
 
 
-class Channel:
+class Channel(FdOwner):
     """The trainer's side: owns all descriptors of both directions."""
 
     def __init__(self) -> None:
-        fds: list[int] = []
-        self._closed = map(os.close, fds)  # each is taken and closed in one step, which nothing interrupts
-        self._tasks_out, self._tasks_in = _pipe()
-        fds += self._tasks_out, self._tasks_in
-        self._results_out, self._results_in = _pipe()
-        fds += self._results_out, self._results_in
-        self._free = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
-        fds.append(self._free)
-        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        fds.append(self.wake_fd)
+        super().__init__()
+        self._tasks_out, self._tasks_in = self._open_pipe()
+        self._results_out, self._results_in = self._open_pipe()
+        self._free = self._open(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self.wake_fd = self._open(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for pipe in (self._tasks_in, self._results_in):
+            _enlarge(pipe)
         os.set_blocking(self._tasks_in, False)  # the write end is the trainer's alone: it never waits for workers
         os.set_blocking(self._results_out, False)
         os.set_blocking(self._results_in, False)  # a worker that finds it full notifies first, then waits for room
@@ -166,15 +164,6 @@ class Channel:
         finally:
             os.set_blocking(self._tasks_out, True)
 
-    def close(self) -> None:
-        """Close all descriptors. Idempotent; after an interruption the next call closes the rest."""
-        for _ in self._closed:
-            pass
-
-    def __del__(self) -> None:
-        if hasattr(self, "_closed"):
-            self.close()
-
 
 class WorkerChannel:
     """A worker's side of the channel, and of the done flags."""
@@ -251,11 +240,9 @@ class WorkerChannel:
                 self._room.poll(NOTIFY_AGAIN_MS)  # that ring may have gone unheard, beside one for a full slot
 
 
-def _pipe() -> tuple[int, int]:
-    out, into = os.pipe2(os.O_CLOEXEC)
+def _enlarge(pipe: int) -> None:
     try:
-        fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     except OSError as error:
         if error.errno != errno.EPERM:
             raise  # EPERM: this user's pipes are at their limit; the default size holds 2,048 records
-    return out, into

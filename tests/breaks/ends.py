@@ -193,14 +193,14 @@ TABLE = (
     Break(
         "whatever the trainer starts inherits the ring",
         (r"subprocess.Popen\(close_fds=False\) while loaders are made",),
-        (Edit("system/segment.py", '("ringload", os.MFD_CLOEXEC)', '("ringload", 0)'),),
+        (Edit("system/segment.py", '"ringload", os.MFD_CLOEXEC)', '"ringload", 0)'),),
         ("test_several_loaders.py::test_what_is_started_meanwhile_inherits_no_descriptor",),
         r"memfd:ringload",
     ),
     Break(
         "whatever the trainer starts inherits the pipes",
         (r"subprocess.Popen\(close_fds=False\) while loaders are made",),
-        (Edit("workers/channel.py", "os.pipe2(os.O_CLOEXEC)", "os.pipe2(0)"),),
+        (Edit("system/interrupts.py", "map(os.pipe2, (os.O_CLOEXEC,))", "map(os.pipe2, (0,))"),),
         ("test_several_loaders.py::test_what_is_started_meanwhile_inherits_no_descriptor",),
         r"pipe:",
     ),

@@ -4,8 +4,8 @@ from tests.breaks import Break, Edit
 
 IN_DEV_SHM = Edit(
     "system/segment.py",
-    'fds.extend(starmap(os.memfd_create, (("ringload", os.MFD_CLOEXEC),)))',
-    'fds.extend(starmap(os.open, (("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600),)))',
+    'self._open(os.memfd_create, "ringload", os.MFD_CLOEXEC)',
+    'self._open(os.open, "/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600)',
 )
 
 
