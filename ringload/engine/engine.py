@@ -294,6 +294,7 @@ class Engine:
             self._life.refuse()
         if self._life.state is INCONSISTENT:
             self._recovery.start_over()
+            self._life.state = OPEN
 
     def _fail(self, error: BaseException) -> None:
         self._life.fail(error)

@@ -147,7 +147,8 @@ class Recovery:
         2. Do what has to be done while there are none.
         3. Act on the other events since then: slots that were reserved.
         4. Keep what the trainer has; all other slots are free.
-        5. Start workers, and post from the batch that is due.
+        5. Post from the batch that is due, and start workers. Workers are started last, so that no later interruption has
+           to end them again, and few batches are posted: a reset that takes longer than interruptions come never ends.
         """
         state = self._state
         heard = state.workers.clear()  # 1
@@ -161,5 +162,5 @@ class Recovery:
         state.ring = Ring(state.n_reserved, lent)
         state.unposted = []
         state.leases.forget_prepared()
-        self.start()  # 5
-        self._schedule.post()
+        self._schedule.post(1 + 2 * state.workers.n_workers)  # 5
+        self.start()

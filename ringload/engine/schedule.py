@@ -39,7 +39,7 @@ class Schedule:
         # several at once, if the ring is large enough not to miss them
         self.housekeeping_every = min(MAX_HOUSEKEEPING_EVERY, n_reserved // 4) or 1
 
-    def post(self) -> None:
+    def post(self, at_most: int = MAX_HOUSEKEEPING_EVERY) -> None:
         """Post batches into free slots, those first that were posted before a reset."""
         state = self._state
         if state.unposted:
@@ -50,7 +50,7 @@ class Schedule:
         newest = ring.newest()
         epoch, number = state.due if newest is None else self.after(newest.epoch, newest.number)
         batches = []
-        for _ in range(min(MAX_HOUSEKEEPING_EVERY, ring.n_free, state.workers.max_ahead - ring.n_in_flight)):
+        for _ in range(min(at_most, ring.n_free, state.workers.max_ahead - ring.n_in_flight)):
             if state.settings.epochs is not None and epoch >= state.settings.epochs:
                 break
             rows = order.rows(epoch, number)

@@ -50,6 +50,12 @@ def split_into_tasks(n_rows: int, rows_per_task: int) -> TaskSplit:
     return TaskSplit(tuple((start, min(start + rows_per_task, n_rows)) for start in range(0, n_rows, rows_per_task)))
 
 
+@lru_cache(maxsize=2)
+def _descending(n_slots: int) -> tuple[int, ...]:
+    """All slots, the last first. Kept: a reset has to be fast, as interruptions may come each millisecond."""
+    return tuple(reversed(range(n_slots)))
+
+
 class InFlightBatch:
     """A batch in a slot, from its posting to the end of its lease. Its lease names it by (slot, serial).
 
@@ -104,7 +110,9 @@ class Ring:
 
     def __init__(self, n_slots: int, lent: dict[int, InFlightBatch] | None = None) -> None:
         self._lent: dict[int, InFlightBatch] = dict(lent or {})
-        self._free = [slot for slot in reversed(range(n_slots)) if slot not in self._lent]
+        self._free = list(_descending(n_slots))
+        for slot in sorted(self._lent):
+            del self._free[n_slots - 1 - slot]
         self._in_flight: deque[InFlightBatch] = deque()
         self._cancelled: dict[int, InFlightBatch] = {}
         self._by_slot: dict[int, InFlightBatch] = {}  # whose tasks may still be reported: in flight, cancelled, or just lent

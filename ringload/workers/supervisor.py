@@ -70,6 +70,7 @@ class WorkerSupervisor:
         self._goal: int | None = None
         self._n_oom_kills = 0  # there were when the present workers were started
         self._n_clears = 0  # how often `clear` was asked for: an answer that nobody waited for is told from the present one
+        self._may_run = False  # whether workers may have been started since the last `clear`
         self.pids: list[int] = []
         forks.keep(self)
 
@@ -86,6 +87,7 @@ class WorkerSupervisor:
         """Have workers started, and the slots from `n_reserved` on reserved. Does not wait for either."""
         self._n_reserved = max(self._n_reserved, n_reserved)
         self._n_oom_kills = oom_kills()
+        self._may_run = True
         if not self._server:
             try:
                 self._start_server()
@@ -120,6 +122,8 @@ class WorkerSupervisor:
         if not self._server:  # one came after its end
             self._close_fds()
             return event
+        if not self._may_run:  # the interruption of a reset came after its `clear`
+            return event
         deadline_s = time.monotonic() + END_S
         self._n_clears += 1
         self._send({"clear": self._n_clears})
@@ -130,7 +134,7 @@ class WorkerSupervisor:
             if not packet:
                 event.server_died = True
             elif self._note(json.loads(packet), event):
-                self.pids = []
+                self.pids, self._may_run = [], False
                 return event
         self._end_server(kill=True)
         return event
