@@ -219,7 +219,7 @@ def test_a_sample_that_always_kills_is_an_error_of_its_batch() -> None:
 
 def test_workers_that_die_too_often() -> None:
     loader = DataLoader(Deadly(None, {2}), 4, restarts=0, **FORK)
-    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed.*sample 2 "):
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed.*sample 2\b"):
         list(loader)
 
 
