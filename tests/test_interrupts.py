@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from PIL import Image, ImageFile
 
 from ringload import Batch, ImageFolder, ImageFrame, Loader
 from ringload.engine.lifecycle import State
-from ringload.engine.schedule import Schedule
 from ringload.protocols import Event
 from ringload.workers.supervisor import WorkerSupervisor
 from tests.conftest import Injected, Times, descriptors
@@ -273,17 +273,21 @@ def test_an_interruption_before_any_line_of_starting_a_server(method: str, injec
     assert len(lines) >= 5
 
 
+def then_interrupt(call: Callable[..., Any], pool: WorkerSupervisor, *arguments: Any) -> None:
+    """Interrupt when `start` is done, or in place of `_recv`."""
+    if arguments:
+        call(pool, *arguments)
+    interrupt()
+
+
 def test_no_answer_to_an_interrupted_clear_is_taken_for_another(monkeypatch: pytest.MonkeyPatch, injected: Injected) -> None:
     """When `clear` returns, no worker is left, also where answers to earlier ones are still to be read."""
     with make() as made:
         trial, engine = Iterating(made), made._engine
         for _ in range(5):
             trial.next()
-            for place, name in (
-                (WorkerSupervisor, "_recv"),
-                (Schedule, "post"),
-            ):  # with the answer on its way; when all are started again
-                once(lambda *arguments: interrupt(), monkeypatch, place, name)
+            for name in ("_recv", "start"):  # with the answer on its way; when all are started again
+                once(partial(then_interrupt, getattr(WorkerSupervisor, name)), monkeypatch, WorkerSupervisor, name)
                 engine._state.life.state = State.INCONSISTENT  # as an interruption leaves it
                 with pytest.raises(KeyboardInterrupt):
                     trial.take()
