@@ -12,6 +12,7 @@ import pytest
 
 from ringload import ConfigError, Field, WorkerDiedError
 from ringload.engine.engine import Engine
+from ringload.engine.lifecycle import State
 from ringload.engine.state import Settings
 from ringload.order.explicit import ExplicitOrder
 from ringload.protocols import Job, Rows
@@ -112,6 +113,17 @@ def test_kills_and_layouts_at_random(times: Times, injected: Injected) -> None:
     assert fed.feed._workers._supervisor.server_pid == server
     fed.feed.close()
     injected("a worker of listed batches is killed, while layouts change", n_kills)
+
+
+def test_workers_are_not_started_anew_to_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an interruption came before the end: then nothing is known of what they have in hand."""
+    fed = Fed()
+    fed.receive()
+    engine = fed.feed._engine
+    monkeypatch.setattr(engine._state.workers, "start", lambda *arguments: pytest.fail("workers are started"))
+    engine._life.state = State.INCONSISTENT
+    engine.drain(5.0)
+    fed.feed.close()
 
 
 def test_the_server_is_killed_after_a_rebuild() -> None:

@@ -32,6 +32,7 @@ from PIL import Image, ImageFile
 
 from ringload import Batch, ImageFolder, ImageFrame, Loader
 from ringload.engine.lifecycle import State
+from ringload.engine.schedule import Schedule
 from ringload.protocols import Event
 from ringload.workers.supervisor import WorkerSupervisor
 from tests.conftest import Injected, Times, descriptors
@@ -298,6 +299,43 @@ def test_no_answer_to_an_interrupted_clear_is_taken_for_another(monkeypatch: pyt
             trial.interrupted()
         trial.next()
     injected("Ctrl-C between a question to the server and its answer", 5)
+
+
+def test_a_reset_that_is_interrupted_ends_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it might never end, if an interruption comes each millisecond."""
+    with make() as made:
+        trial, engine = Iterating(made), made._engine
+        trial.next()
+        pool = engine._state.workers._supervisor
+        engine._state.life.state = State.INCONSISTENT
+        for _ in range(3):
+            once(lambda *arguments: interrupt(), monkeypatch, Schedule, "post")
+            with pytest.raises(KeyboardInterrupt):
+                trial.take()
+            assert members(made)[1:] == []
+        n_clears = pool._n_clears
+        trial.interrupted()
+        trial.next()
+        assert pool._n_clears == n_clears == 1
+
+
+def test_one_reset_is_enough_where_the_epoch_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`next()` finds that out after it, and gives no batch."""
+    with make() as made:
+        iterator = iter(made)
+        for _ in range(len(made)):
+            check(next(iterator))
+        made._engine._state.life.state = State.INCONSISTENT  # as an interruption leaves it
+        starts: list[int] = []
+        start = WorkerSupervisor.start
+
+        def counted(*arguments: Any) -> None:
+            starts.append(1)
+            start(*arguments)
+
+        monkeypatch.setattr(WorkerSupervisor, "start", counted)
+        assert next(iterator, None) is None
+        assert len(starts) == 1
 
 
 @pytest.mark.parametrize(

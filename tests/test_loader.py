@@ -727,6 +727,19 @@ def test_stats_count_what_was_received() -> None:
         assert "96 samples" in str(stats)
 
 
+def test_stats_and_plan_only_read() -> None:
+    """What has ended is entered by `next` and `poll`."""
+    with loader() as made:
+        del (batch := [next(iter(made))])[:]
+        ended, lent = made._engine._state.leases.released, made._engine._state.ring.lent
+        assert (ended.qsize(), len(lent)) == (1, 1)
+        assert made.stats.n_batches == 1
+        assert made.plan().n_slots == made.stats.n_slots
+        assert (ended.qsize(), len(lent), batch) == (1, 1, [])
+        assert made.poll().n_batches == 1
+        assert (ended.qsize(), len(lent)) == (0, 0)
+
+
 def test_workers_auto_leaves_one_cpu_for_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert n_workers("auto") == max(1, usable_cpus() - 1)
     monkeypatch.setattr("ringload.options.usable_cpus", lambda: 12)

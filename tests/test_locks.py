@@ -88,6 +88,24 @@ def test_a_lock_is_one(kind: str) -> None:
     assert is_free(lock)
 
 
+def test_a_finalizer_goes_on_after_an_interruption() -> None:
+    """And is not called again for another error."""
+    calls: list[BaseException] = []
+
+    def end(error: BaseException) -> None:
+        calls.append(error)
+        if len(calls) == 1:
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.finalize(lambda: end(KeyboardInterrupt()))
+    assert len(calls) == 2
+    calls.clear()
+    with pytest.raises(OSError, match="once"):
+        interrupts.finalize(lambda: end(OSError("once")))
+    assert len(calls) == 1
+
+
 def test_threads_wait_for_each_other() -> None:
     lock, inside, most = interrupts._OneStep(threading.Lock()), [0], [0]
 

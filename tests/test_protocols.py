@@ -177,6 +177,33 @@ def test_bad_samples_of_threads(tmp_path: Path, frame: pd.DataFrame) -> None:
         assert [one.index for one in loader.stats.bad] == [5]
 
 
+class Growth(Observer):
+    """What it was told of the ring."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def on_growth(self, n_slots: int, goal: int) -> None:
+        self.seen.append((n_slots, goal))
+
+
+def test_growth_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again when workers have died, and their server says again how much is reserved."""
+    monkeypatch.setattr("ringload.loader.FIRST_BYTES", 1)
+    growth = Growth()
+    with Loader(Truth(400), 4, workers=2, ram_budget="200MB", restarts=None, observers=[growth]) as loader:
+        n_slots = loader.plan().n_slots
+        while not growth.seen or growth.seen[-1] != (n_slots, n_slots):
+            loader.poll()
+        for n_restarts in range(1, 4):
+            kill_all(members(loader)[1:])
+            while loader.stats.n_restarts < n_restarts:
+                loader.set_epoch(0)
+                for _, batch in zip(range(50), loader, strict=False):
+                    check(batch)
+        assert growth.seen == sorted(set(growth.seen))
+
+
 # -- observers and logging --------------------------------------------------------------------------------------------
 
 

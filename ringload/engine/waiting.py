@@ -116,9 +116,8 @@ class Waiting:
         state.life.state = State.INCONSISTENT
         if not has_ended:
             is_alone &= _other_threads_s() - others_s < OTHERS_SHARE * step_s  # threads of native code work without Python
-            self._look_at_lent(
-                begin_s, is_alone and only_this_thread()
-            )  # again: a thread that just started is not seen at once
+            is_alone = is_alone and only_this_thread()  # again: a thread that just started is not seen at once
+            self._look_at_lent(begin_s, is_alone)
 
     def _for_end(self, until_s: float) -> bool:
         """Until a lease has ended, or until then. `get(timeout=...)` of the queue would never return if a signal handler ran

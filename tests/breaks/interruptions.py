@@ -145,6 +145,66 @@ TABLE = (
         r"assert .*(descriptors|gone|Counter)",
     ),
     Break(
+        "a reset ends workers again that it has ended",
+        ("Ctrl-C at every moment of a reset",),
+        (Edit("workers/supervisor.py", "        if not self._may_run:", "        if False:"),),
+        ("test_interrupts.py::test_a_reset_that_is_interrupted_ends_workers_once",),
+        r"assert \d == \d",
+    ),
+    Break(
+        "after a reset a loader is still inconsistent",
+        ("Ctrl-C at every moment of a reset",),
+        (
+            Edit(
+                "engine/engine.py",
+                "            self._recovery.start_over()\n            self._life.state = OPEN\n",
+                "            self._recovery.start_over()\n",
+            ),
+        ),
+        ("test_interrupts.py::test_one_reset_is_enough_where_the_epoch_is_over",),
+        r"assert 2 == 1",
+    ),
+    Break(
+        "a finalizer that is interrupted leaves the rest",
+        (r"Ctrl-C at every moment of close\(\)",),
+        (Edit("system/interrupts.py", "    except KeyboardInterrupt:\n        end()\n", "    except KeyboardInterrupt:\n"),),
+        ("test_locks.py::test_a_finalizer_goes_on_after_an_interruption",),
+        r"assert 1 == 2",
+    ),
+    Break(
+        "workers are started anew to be ended",
+        (r"Ctrl-C at every moment of close\(\)",),
+        (Edit("engine/engine.py", "            if self._life.state is not OPEN:", "            if False:"),),
+        ("test_explicit_order.py::test_workers_are_not_started_anew_to_be_ended",),
+        r"workers are started",
+    ),
+    Break(
+        "statistics enter what has ended",
+        ("Ctrl-C at every moment of release",),
+        (
+            Edit(
+                "loader.py",
+                "        counters = self._engine.counters\n",
+                "        self._engine.poll()\n        counters = self._engine.counters\n",
+            ),
+        ),
+        ("test_loader.py::test_stats_and_plan_only_read",),
+        r"assert",
+    ),
+    Break(
+        "observers are told again of a ring that has not grown",
+        (r"kill -9 of all workers at once",),
+        (
+            Edit(
+                "engine/recovery.py",
+                "        if (state.n_reserved, state.goal) != before:\n",
+                "        if event.n_reserved is not None or event.goal is not None:\n",
+            ),
+        ),
+        ("test_protocols.py::test_growth_is_told_once",),
+        r"assert",
+    ),
+    Break(
         "what was made of a loader is not closed when the rest is interrupted",
         ("Ctrl-C at every moment of making a loader",),
         (
