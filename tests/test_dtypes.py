@@ -98,7 +98,7 @@ with ringload.Loader(source, 4, workers=1, shuffle=False) as made:
     for field, name in zip(truths, dtypes):
         try: check(made, [field])
         except ringload.ConfigError as error:
-            assert f"field {field!r} is" in str(error) and "has no dtype" in str(error), error
+            assert "has no dtype" in str(error) and f"the dtype of field {field!r}" in str(error), error
             found[name] = None
         else: taken.append(field)
     every = list(batches(made, taken))

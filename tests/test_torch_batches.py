@@ -99,8 +99,8 @@ with loader(source=source) as made:
     assert seen == 40 == len(Batches(made, fields="number")) * 5
     for field, dtype in (("name", "|S20"), ("pair", "[('a', '<i4'), ('b', '<f4')]"), ("swapped", ">f4")):
         said = refused(ConfigError, lambda: Batches(made, fields=["number", field]))
-        assert f"field '{field}' is {dtype}, for which torch has no dtype: leave it out of fields=" in said, said
-    assert "field 'name' is |S20" in refused(ConfigError, lambda: Batches(made))
+        assert f"torch has no dtype {dtype}, the dtype of field '{field}': leave it out of fields=" in said, said
+    assert "torch has no dtype |S20, the dtype of field 'name'" in refused(ConfigError, lambda: Batches(made))
     del memory, batch, tensor
 
 with loader(23, last="pad", shuffle=False) as made:

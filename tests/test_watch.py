@@ -13,7 +13,7 @@ import pytest
 from ringload import Arrays, ConfigError, ImageFrame, Loader
 from ringload.packing import watch as watch_module
 from ringload.packing.pack import pack
-from ringload.packing.watch import LATE, PIECE_BYTES, Watch
+from ringload.packing.watch import CHANGED, LATE, PIECE_BYTES, Watch
 from tests.helpers import run_quietly
 
 METHODS = ["forkserver", "spawn", "fork"]
@@ -58,8 +58,7 @@ CHANGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_change_between_epochs_is_seen_in_the_next(change: str, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "LEAST_S", 60.0)  # all pieces, however slow this machine is
+def test_a_change_between_epochs_is_seen_in_the_next(change: str, method: Any) -> None:
     source = Source()
     with Loader(source, 4, workers=2, ram_budget="400MB", start_method=method) as loader:
         assert [of_one_epoch(loader) for _ in range(2)] == [{0}, {0}]
@@ -178,17 +177,24 @@ def test_a_change_while_a_worker_is_killed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_large_data_are_looked_at_in_turn_and_what_is_found_late_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "LEAST_S", 0.0)
-    monkeypatch.setattr(watch_module, "SHARE", 0.0)  # one piece a look
+    monkeypatch.setattr(watch_module, "LEAST_PIECES", 1)
+    monkeypatch.setattr(watch_module, "SHARE", 0.0)
     array = np.zeros(5 * BIG, np.int64)
     watch = Watch([array], pack([array]))
     array[4 * BIG + 1] = 1
     assert [watch.changed([array]) for _ in range(5)] == ["", "", "", "", LATE]
 
 
+def test_small_data_are_compared_whole_however_slow_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "SHARE", 0.0)
+    for source in (np.zeros(64 * BIG, np.int64), np.zeros((64_000, 1), np.int64)):
+        watch = Watch([source])
+        source[-1:] = 1  # an element of the last piece
+        assert [watch.changed([source]) for _ in range(2)] == [CHANGED, CHANGED]
+
+
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_arrays_of_all_layouts_are_compared_by_their_content(is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "LEAST_S", 60.0)  # all pieces, however slow this machine is
+def test_arrays_of_all_layouts_are_compared_by_their_content(is_packed: bool) -> None:
     array = np.arange(600_000.0).reshape(1000, 600)
     sources = [array, array.T, array[:, ::2], array[::-1], array.astype(">f4"), array.astype("S9"), array.view("i2")]
     for source in sources:
@@ -226,9 +232,7 @@ def test_strings_and_bytes_are_compared_by_identity() -> None:
 def test_tensors_of_a_list_are_compared() -> None:
     code = """
         import torch
-        import ringload.packing.watch
         from ringload.packing.watch import Watch
-        ringload.packing.watch.LEAST_S = 60.0
         data = [(torch.full((10,), float(i)), i) for i in range(3000)]
         watch = Watch(data)
         print(repr(watch.changed(data)))

@@ -4,8 +4,9 @@
     large containers (from LARGE_LENGTH on)    their elements  another element is seen at once; its content is compared in turn
     large arrays (from SHARE_FROM_BYTES on)    their content   compared in turn, unless nobody can write to the array
 
-In turn: piece after piece, as many as fit into a share of the time since the last check, all of them if that suffices (it does
-for 5 GB in an epoch of a minute: 5 GB/s on a 2-core EPYC VM, November 2026). Else the next check goes on where this one ended.
+In turn: piece after piece. LEAST_PIECES are always compared, which are 64 MB of arrays; and as many more as fit into a share of
+the time since the last check (5 GB in an epoch of a minute: 5 GB/s on a 2-core EPYC VM, November 2026). If those are not all,
+the next check goes on where this one ended.
 Then a change of a few elements of very large data is seen some iterations late, and the message says so. Shared memory and
 mapped files are not checked: workers see their changes.
 
@@ -39,7 +40,8 @@ PIECE_LENGTH = 1000
 PIECE_BYTES = 1 << 20
 CHANGED = "it was changed"
 LATE = "it was changed, perhaps some iterations ago: large data are compared piece by piece"
-LEAST_S, SHARE = 0.01, 0.02  # how long a check may take: this, or this share of the time since the last one
+LEAST_PIECES = 64  # are compared in each check, however long that takes
+SHARE = 0.02  # more pieces are compared for this share of the time since the last check
 
 
 class Watch:
@@ -59,7 +61,7 @@ class Watch:
     def changed(self, source: Any) -> str:
         """A text for the change that was found; "" if there is none."""
         begin_s = time.monotonic()
-        until_s = begin_s + max(LEAST_S, SHARE * (begin_s - self._checked_s))
+        until_s = begin_s + SHARE * (begin_s - self._checked_s)
         self._checked_s = begin_s
         try:
             now, large_parts = _without_large_parts(source)
@@ -72,7 +74,7 @@ class Watch:
             return CHANGED
         pieces = [(known, large, number) for known, large in pairs for number in range(known.n_pieces)]
         for n_checked, (known, large, number) in enumerate(pieces[self._next :] + pieces[: self._next]):
-            if n_checked and time.monotonic() > until_s:
+            if n_checked >= LEAST_PIECES and time.monotonic() > until_s:
                 self._next = (self._next + n_checked) % len(pieces)
                 break
             if known.differs(large, number):

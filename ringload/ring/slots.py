@@ -91,6 +91,12 @@ class InFlightBatch:
         return not self.undone >> task & 1
 
     @property
+    def is_full(self) -> bool:
+        """Whether all its tasks are done: they were reported, or their flags say so."""
+        flags = bytes(self.flags_now)
+        return not self.undone or (flags != b"" and 0 not in flags)
+
+    @property
     def is_over(self) -> bool:
         """Whether no worker will write to its slot or its flags any more."""
         return not self.undone and 0 not in self.flags_now
@@ -143,7 +149,7 @@ class Ring:
     @property
     def n_full(self) -> int:
         """Batches that are full, and are not lent yet. Any thread may ask."""
-        return sum(not posted.undone or 0 not in bytes(posted.flags_now) for posted in list(self._in_flight))
+        return sum(posted.is_full for posted in list(self._in_flight))
 
     @property
     def lent(self) -> dict[int, InFlightBatch]:

@@ -177,7 +177,7 @@ def _look(loader: Loader, name: Any) -> Callable[[np.ndarray], torch.Tensor]:
     dtype = loader.fields[name].dtype
     if (look := looks_into(dtype)) is None:
         raise ConfigError(
-            f"field {name!r} is {dtype}, for which torch has no dtype: leave it out of fields=, and read it from batches "
+            f"torch has no dtype {dtype}, the dtype of field {name!r}: leave it out of fields=, and read it from batches "
             "of the Loader; or let the source give numbers of the machine's byte order"
         )
     return look
