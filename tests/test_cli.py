@@ -4,11 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import ringload.images.jpeg
+import ringload.images.resample
 from ringload.insight.cli import main
 from tests.helpers import run
 
@@ -25,6 +28,19 @@ def test_the_plan_of_the_readme() -> None:
     assert code == 0
     for said in ("64.0 GB", "38.5 MB", "12"):
         assert said in output
+
+
+def test_the_version_says_what_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, output = call("--version")
+    assert code == 0
+    assert output.startswith(f"ringload {ringload.__version__}\nJPEG: ")
+    assert f"resampling: cykooz-resizer {version('cykooz-resizer')}" in output
+    monkeypatch.setattr(ringload.images.jpeg, "native", None)
+    monkeypatch.setattr(ringload.images.resample, "cykooz_resizer", None)
+    code, output = call("--version")
+    assert code == 0
+    assert f"JPEG: simplejpeg {version('simplejpeg')}. _jpeg.c is not built" in output
+    assert f"resampling: pillow {version('pillow')}" in output
 
 
 @pytest.mark.parametrize("ram", ["auto", "0.5", "50%", "1.0", "2e11", "80GiB", "80 G", "80_000_000_000"])

@@ -20,6 +20,7 @@ from ringload.images.decoder import ImageDecoder
 from ringload.images.formats import Scratch
 from ringload.images.geometry import Geometry
 from ringload.images.jpeg import Jpeg, is_held_whole
+from ringload.images.resample import Resampler
 from tests.helpers import photo, run_quietly
 
 SIZE = (60, 80)
@@ -155,6 +156,23 @@ def test_images_of_any_size_come_near_to_pillows_result(tmp_path: Path, name: st
     with Image.open(path) as original:
         expected = np.asarray(original.resize((80, 60), Image.Resampling.BILINEAR))
     assert difference(decode(path), expected) < 3
+
+
+def test_the_part_is_drawn_first_then_the_flip(tmp_path: Path) -> None:
+    """So that a seed gives the pixels that it has always given."""
+    path = save(tmp_path / "a.png", photo(1, 90, 70))
+    geometry = Geometry(20, 30, "random_crop")
+    seen = set()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        box = geometry.box(90, 70, rng)
+        is_mirrored = rng.random() < 0.5
+        truth = np.empty((20, 30, 3), np.uint8)
+        Resampler("auto").write(photo(1, 90, 70), box, truth)
+        row = decode(path, np.random.default_rng(seed), geometry, flip=True)
+        assert np.array_equal(row, truth[:, ::-1] if is_mirrored else truth)
+        seen.add(is_mirrored)
+    assert seen == {False, True}
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])

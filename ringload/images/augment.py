@@ -1,7 +1,7 @@
-"""Augmentation: the random choices for an image, the user's transform, and the conversion into the row.
+"""Augmentation: the random choices for an image, and the user's transform.
 
-    part        chooses the part of the image that is shown, before decoding: a JPEG file is decoded no larger than needed
-    finish      mirrors the part, calls the user's transform, and converts uint8 to the dtype of the row
+    choices     the part of the image that is shown, and whether it is mirrored, chosen before decoding: only that is decoded
+    finish      calls the user's transform, and converts its result to the dtype of the row
 
 Decoding (`decoder`), which comes between the two, is deterministic.
 """
@@ -26,6 +26,28 @@ Transform = Callable[[np.ndarray, np.random.Generator], Any]
 SCALE = (-1.0, 1.0)  # the default of scale=
 
 
+class Choices:
+    """What is chosen for one image. It is drawn from `rng` when it is first asked for: the part, then `is_mirrored`."""
+
+    def __init__(self, geometry: Geometry, flip: bool, rng: np.random.Generator | None) -> None:
+        self._geometry, self._flip, self._rng = geometry, flip, rng
+        self._drawn: dict[tuple[int, int], Box] = {}
+        self._is_mirrored: bool | None = None
+
+    def part(self, height: int, width: int) -> Box:
+        """The part of an image of that size, as it is shown, that is wanted. The same size gives the same part."""
+        if (height, width) not in self._drawn:
+            self._drawn[height, width] = self._geometry.box(height, width, self._rng)
+        return self._drawn[height, width]
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether left and right are exchanged."""
+        if self._is_mirrored is None:
+            self._is_mirrored = self._flip and self._rng is not None and self._rng.random() < 0.5
+        return self._is_mirrored
+
+
 class Augmenter:
     """Chooses the part of an image that is shown, and writes that part into a row of `field`. Arguments as of `ImageDecoder`.
 
@@ -43,8 +65,7 @@ class Augmenter:
         self.field = Field((geometry.height, geometry.width, n_channels), dtype)
         self._call: Transform | None = _SeededAlbumentations(transform) if _is_albumentations(transform) else transform
         self._dtype, self._scale = dtype, _scale(scale, dtype)
-        self._levels = None if dtype == "uint8" else np.linspace(*self._scale, 256, dtype=np.float32)
-        self.is_plain = self._levels is None and not flip and transform is None  # `finish` is not needed
+        self.levels = None if dtype == "uint8" else np.linspace(*self._scale, 256, dtype=np.float32)  # (256,): of each byte
 
     def plain(self, transform: Any) -> Augmenter:
         """One that makes no random choice itself: without `flip`, "crop" in place of "random_crop", and with `transform`."""
@@ -56,31 +77,20 @@ class Augmenter:
         """Whether the result depends on the random generator."""
         return self.flip or self.transform is not None or self.geometry.resize == "random_crop"
 
-    def part(self, rng: np.random.Generator | None) -> Callable[[int, int], Box]:
-        """A function from an image's height and width to the part that is shown. The same size gives the same part."""
-        drawn: dict[tuple[int, int], Box] = {}
-
-        def part_of(height: int, width: int) -> Box:
-            if (height, width) not in drawn:
-                drawn[height, width] = self.geometry.box(height, width, rng)
-            return drawn[height, width]
-
-        return part_of
+    def choices(self, rng: np.random.Generator | None) -> Choices:
+        """The choices for an image that `rng` is for."""
+        return Choices(self.geometry, self.flip, rng)
 
     def finish(self, image: np.ndarray, rng: np.random.Generator | None, row: np.ndarray) -> None:
-        """Write `image (H, W, C) uint8` into `row (H, W, C)`. The user's transform may keep `image`.
+        """Call the transform, and write its result into `row (H, W, C)`. It may keep `image (H, W, C) uint8`.
 
         Raises:
             ValueError: the transform did not return an image of that size.
         """
-        if self.flip and rng is not None and rng.random() < 0.5:
-            image = np.ascontiguousarray(image[:, ::-1])
         if self._call is not None and rng is not None:
             image = self._checked(self._call(image, rng))
-        if self._levels is not None and image.dtype == np.uint8:
-            height, width, n_channels = row.shape
-            flat = (height, width * n_channels)
-            cv2.LUT(np.ascontiguousarray(image).reshape(flat), self._levels, dst=row.reshape(flat))
+        if self.levels is not None and image.dtype == np.uint8:
+            put_levels(np.ascontiguousarray(image), self.levels, row)
         else:
             write_exactly(row, image, "image")
 
@@ -88,8 +98,15 @@ class Augmenter:
         if isinstance(image, np.ndarray) and image.shape == self.field.shape:
             return image
         got = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        also = " or float32" if self._levels is not None else ""
+        also = " or float32" if self.levels is not None else ""
         raise ValueError(f"transform returned {got}; it has to return an array {self.field.shape} uint8{also}")
+
+
+def put_levels(image: np.ndarray, levels: np.ndarray, row: np.ndarray) -> None:
+    """Write the level, of `levels (256,) float32`, of each byte of `image (H, W, C)` into `row (H, W, C) float32`."""
+    height, width, n_channels = row.shape
+    flat = (height, width * n_channels)
+    cv2.LUT(image.reshape(flat), levels, dst=row.reshape(flat))
 
 
 def _scale(given: Any, dtype: Dtype) -> tuple[float, float]:

@@ -1,10 +1,11 @@
 """Images: from the bytes of a file to a row `(H, W, C)` of the ring, in two steps.
 
-    decode      content -> decoder (scaled, if JPEG) -> part -> resample -> EXIF orientation -> (H, W, C) uint8
-    augment     flip, transform, float32. (The part is chosen before decoding: see `augment`)
+    decode      content -> decoder (scaled, if JPEG) -> part -> resample -> EXIF orientation -> mirror -> float32, if no
+                transform follows
+    augment     chooses part and mirroring, before decoding; then the transform, and float32
 
-Decoding is deterministic: its pixels depend on the content and the part alone. Where no augmentation follows, it resamples
-straight into the row.
+Decoding is deterministic: its pixels depend on the content and the choices alone. Where no transform follows, it writes into
+the row. Most JPEG files are decoded, resampled and mirrored by one call of _jpeg.c, if that was built: see `jpeg`.
 
 Memory: the header tells how much memory decoding takes, before any is allocated. An image that needs more than this worker's
 scratch waits for its turn (`Worker.exclusive`), so that only one such image is decoded at a time. An image that needs more
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -26,14 +27,13 @@ from ringload.checks import one_of
 from ringload.errors import ConfigError
 from ringload.fields import Field, Worker
 from ringload.images import pillow
-from ringload.images.augment import SCALE, Augmenter, Dtype
+from ringload.images.augment import SCALE, Augmenter, Choices, Dtype
 from ringload.images.formats import N_CHANNELS, Color, Scratch, Truncated, Wanted
-from ringload.images.geometry import Box, Geometry, orient, upright
+from ringload.images.geometry import Box, Geometry
 from ringload.images.jpeg import Jpeg
+from ringload.images.output import Output
 from ringload.images.pillow import PillowImage
 from ringload.images.resample import INTERPOLATIONS, Interpolation, Resampler
-
-PartOf = Callable[[int, int], Box]  # (height, width) of an image, as it is shown -> the part that is wanted
 
 MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's limit too, a quarter of a GB in RGB
 FIXED_BYTES = 2 << 20  # memory that decoding the smallest image takes: libjpeg's buffers
@@ -116,20 +116,22 @@ class ImageDecoder:
         Raises:
             OSError, ValueError, ...: the decoder refuses the file, for the reason in its text.
         """
-        augmenter = self.augmenter
-        image: Any = row if augmenter.is_plain else np.empty(self.field.shape, np.uint8)  # a new one: the transform may keep it
-        self.decode(memoryview(content), augmenter.part(rng), image)
-        if not augmenter.is_plain:
-            augmenter.finish(image, rng, row)
+        augmenter, data = self.augmenter, memoryview(content)
+        choices = augmenter.choices(rng)
+        if augmenter.transform is None:
+            self.decode(data, choices, row, augmenter.levels)
+            return
+        image = np.empty(self.field.shape, np.uint8)  # a new one: the transform may keep it
+        self.decode(data, choices, image)
+        augmenter.finish(image, rng, row)
 
-    def decode(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> None:
-        """Decode a content, and write the wanted part of the image into `out (H, W, C) uint8`, of any size.
-
-        `part_of` is called twice for a JPEG file that only Pillow can read.
-        """
+    def decode(self, data: memoryview, choices: Choices, out: np.ndarray, levels: np.ndarray | None = None) -> None:
+        """Decode a content, and write the chosen part of the image into `out (H, W, C)`, of any size. `out` is uint8; or
+        float32, and gets the level, of `levels (256,) float32`, of each byte."""
         self.check_content(len(data))
-        if data[: len(JPEG_BEGIN)] != JPEG_BEGIN or not self._decode_jpeg(data, part_of, out):
-            self._decode_by_pillow(data, part_of, out)
+        output = Output(out, choices, levels)
+        if data[: len(JPEG_BEGIN)] != JPEG_BEGIN or not self._decode_jpeg(data, output):
+            self._decode_by_pillow(data, output)
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -188,20 +190,19 @@ class ImageDecoder:
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
-    def _decode_jpeg(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> bool:
-        """Try the fast decoder. False: it cannot decode the file."""
+    def _decode_jpeg(self, data: memoryview, output: Output) -> bool:
+        """Try the fast decoders. False: they cannot decode the file."""
         try:
             jpeg = Jpeg(data, self.color, self._scratch)
         except Exception:  # whatever it raises: Pillow, which is tried next, says what is wrong
             return False
         self._check(jpeg.height, jpeg.width)
-        orientation = jpeg.orientation() if self.exif else 1
-        height, width = upright(jpeg.height, jpeg.width, orientation)
-        box = part_of(height, width).stored(height, width, orientation)
-        shown = upright(out.shape[0], out.shape[1], orientation)
+        output.orientation = jpeg.orientation() if self.exif else 1
+        box = output.box(jpeg.height, jpeg.width)
+        height, width = output.stored_size
         eighths = jpeg.eighths(
-            -(-shown[0] * jpeg.height // box.height),  # of the whole image, so that the box is large enough
-            -(-shown[1] * jpeg.width // box.width),
+            -(-height * jpeg.height // box.height),  # of the whole image, so that the box is large enough
+            -(-width * jpeg.width // box.width),
             self._resampler.antialiases,
         )
         self._check_fits(jpeg.needed_bytes(eighths), "{:,} x {:,} pixels", jpeg.height, jpeg.width)
@@ -209,9 +210,27 @@ class ImageDecoder:
         with self._turn(needed_bytes):
             keep = not self._is_large(needed_bytes)
             part = jpeg.shown(box, eighths, self._resampler.antialiases)
-            return self._show_jpeg(jpeg, eighths, part, orientation, out, keep)
+            if jpeg.is_native and self._show_part(jpeg, eighths, part, output, keep):
+                return True
+            return self._show_whole(jpeg, eighths, part, output, keep)
 
-    def _show_jpeg(self, jpeg: Jpeg, eighths: int, box: Box, orientation: int, out: np.ndarray, keep: bool) -> bool:
+    def _show_part(self, jpeg: Jpeg, eighths: int, part: Box, output: Output, keep: bool) -> bool:
+        """Decode no more than `part`, by _jpeg.c. False: it refuses the file."""
+        if not self._resampler.antialiases:
+            part = part.rounded(*jpeg.size(eighths))
+            decoded = jpeg.decode_part(eighths, part, keep)
+            if decoded is not None:
+                self._show(decoded, Box(0, 0, part.height, part.width), True, output)
+            return decoded is not None
+        if output.orientation == 1:
+            return jpeg.write(eighths, part, output.array, output.choices.is_mirrored, output.levels)
+        pixels = output.pixels()
+        if not jpeg.write(eighths, part, pixels, False, None):
+            return False
+        output.finish(pixels)
+        return True
+
+    def _show_whole(self, jpeg: Jpeg, eighths: int, part: Box, output: Output, keep: bool) -> bool:
         """False: the file is damaged, and Pillow may recover it. The pixels are freed before the turn ends."""
         try:
             pixels = jpeg.decode(eighths, keep)
@@ -219,32 +238,27 @@ class ImageDecoder:
             raise
         except Exception:
             return False
-        self._show(pixels, box, orientation, True, out)
+        self._show(pixels, part, True, output)
         return True
 
-    def _decode_by_pillow(self, data: memoryview, part_of: PartOf, out: np.ndarray) -> None:
+    def _decode_by_pillow(self, data: memoryview, output: Output) -> None:
         with self._turn(2 * len(data)):  # a PNG file that Pillow refuses is copied in part
             image = PillowImage(data, self._wanted)
         self._check(image.height, image.width)
         self._check_fits(image.needed_bytes(), "{:,} x {:,} pixels", image.height, image.width)
         with self._turn(len(data) + image.needed_bytes()):
-            self._show_pillows(image, part_of, out)
+            self._show_pillows(image, output)
 
-    def _show_pillows(self, image: PillowImage, part_of: PartOf, out: np.ndarray) -> None:
+    def _show_pillows(self, image: PillowImage, output: Output) -> None:
         """The pixels are freed when this returns, before the turn ends."""
-        pixels, orientation = image.decode(self.exif)
-        height, width = upright(pixels.shape[0], pixels.shape[1], orientation)
-        self._show(pixels, part_of(height, width).stored(height, width, orientation), orientation, False, out)
+        pixels, output.orientation = image.decode(self.exif)
+        self._show(pixels, output.box(*pixels.shape[:2]), False, output)
 
-    def _show(self, pixels: np.ndarray, box: Box, orientation: int, is_opaque: bool, out: np.ndarray) -> None:
-        """Write the part `box` of `pixels (h, w, C)`, which are as stored in the file, into `out (H, W, C)`."""
-        if orientation == 1:
-            self._resampler.write(pixels, box, out, is_opaque)
-            return
-        size = upright(out.shape[0], out.shape[1], orientation)
-        shown = np.empty((*size, out.shape[2]), np.uint8)
-        self._resampler.write(pixels, box, shown, is_opaque)
-        np.copyto(out, orient(shown, orientation))
+    def _show(self, decoded: np.ndarray, box: Box, is_opaque: bool, output: Output) -> None:
+        """Write the part `box` of `decoded (h, w, C)`, which is as stored in the file, to the output."""
+        pixels = output.pixels()
+        self._resampler.write(decoded, box, pixels, is_opaque)
+        output.finish(pixels)
 
 
 def trim_heap() -> None:

@@ -1,4 +1,7 @@
-"""JPEG by libjpeg-turbo (simplejpeg), which scales while it decodes, and writes into a buffer that is used again.
+"""JPEG by libjpeg-turbo, which scales while it decodes: in two ways, which give the same pixels to the bit.
+
+    _jpeg.c       built where the headers of libjpeg-turbo are found: decodes only the part that is shown, and writes the row
+    simplejpeg    decodes the whole image into a buffer that is used again; for what _jpeg.c was not built for, or refuses
 
 Scaling by n/8 in the DCT domain averages over blocks of 8/n pixels. The result is smaller by exactly that factor, so the last
 pixel of a side may cover fewer pixels of the file than the others. Only 1/8, 1/4, 3/8 and 1/2 are used: the transforms of 5/8
@@ -21,7 +24,10 @@ Photographs of 59 cameras, which are less sharp, come 2 to 5 dB closer at each f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -29,6 +35,13 @@ from PIL import Image
 
 from ringload.images.formats import N_CHANNELS, Color, Scratch, orientation_of
 from ringload.images.geometry import Box
+
+try:  # here, so that the fork server imports it once, before it forks workers
+    from ringload.images import _jpeg
+
+    native: Any = _jpeg
+except ImportError:  # it was not built, or the library of libjpeg-turbo is not there any more
+    native = None
 
 SPACES: dict[Color, str] = {"rgb": "RGB", "gray": "GRAY", "rgba": "RGBA"}
 GAPS = {1: 1.9, 2: 1.6, 3: 1.6, 4: 1.6}  # eighths -> how many times larger than the target
@@ -45,7 +58,7 @@ EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class Jpeg:
-    """A JPEG file, by simplejpeg.
+    """A JPEG file. `is_native`: _jpeg.c has read its header, and may decode it.
 
     Raises:
         Exception: its header is not understood, or its colours are not those of a photograph (CMYK). simplejpeg raises
@@ -54,9 +67,16 @@ class Jpeg:
 
     def __init__(self, data: memoryview, color: Color, scratch: Scratch) -> None:
         self._data, self._color, self._scratch = data, color, scratch
+        self.is_native = False
+        if native is not None:
+            with suppress(ValueError):  # simplejpeg, which is tried next, may understand it
+                self.height, self.width, self._is_held_whole = native.header(data)
+                self.is_native = True
+                return
         self.height, self.width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space not in ("YCbCr", "RGB", "Gray", "GRAY"):
             raise ValueError(f"a JPEG file with the colours {space}")
+        self._is_held_whole = is_held_whole(data)
 
     def orientation(self) -> int:
         """The orientation 1..8 by EXIF, or else by XMP, as Pillow reads it."""
@@ -98,12 +118,28 @@ class Jpeg:
         """Memory that `decode` takes, and resampling after it."""
         height, width = self.size(eighths)
         n_bytes = height * width * N_CHANNELS[self._color] * COPIES + BASELINE_BYTES
-        if is_held_whole(self._data):
+        if self._is_held_whole:
             n_bytes += self.height * self.width * COEFFICIENT_BYTES
         return n_bytes
 
+    def write(self, eighths: int, part: Box, out: np.ndarray, is_mirrored: bool, levels: np.ndarray | None) -> bool:
+        """Scale the part `part` of the image at this scale to `out (H, W, C)`, as "antialias" does, by _jpeg.c. `out` is uint8;
+        or float32, and gets the level, of `levels (256,) float32`, of each byte. False: `decode` may know more."""
+        try:
+            native.decode(self._data, eighths, part, out, is_mirrored, levels)
+        except ValueError:
+            return False
+        return True
+
+    def decode_part(self, eighths: int, part: Box, keep: bool = True) -> np.ndarray | None:
+        """A part, in whole pixels, of the image at this scale, by _jpeg.c: `(h, w, C)`, in scratch. None: as `write`."""
+        shape = int(part.height), int(part.width), N_CHANNELS[self._color]
+        n_bytes = math.prod(shape)
+        pixels = self._scratch.pixels(n_bytes, keep)[:n_bytes].reshape(shape)
+        return pixels if self.write(eighths, part, pixels, False, None) else None
+
     def decode(self, eighths: int, keep: bool = True) -> np.ndarray:
-        """The image at this scale: `(h, w, C)`, in scratch.
+        """The image at this scale, by simplejpeg: `(h, w, C)`, in scratch.
 
         Raises:
             Exception: the file is damaged.

@@ -43,6 +43,11 @@ CODES = {
 INTERPOLATIONS = ("auto", "antialias", "fast", *CODES)
 
 
+def library() -> str:
+    """The package that computes "antialias" in this installation."""
+    return "pillow" if cykooz_resizer is None else "cykooz-resizer"
+
+
 class Resampler:
     """Scales by one filter. It keeps its buffers for the next image; after unpickling it has none."""
 

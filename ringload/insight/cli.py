@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ringload
 from ringload.errors import RingloadError, missing
 from ringload.fields import Field
 from ringload.options import n_workers
@@ -61,8 +62,29 @@ class Sized(click.Command):
         return super().parse_args(ctx, args)
 
 
+def _print_version(ctx: click.Context, param: click.Parameter, is_given: bool) -> None:
+    """Print the version, and which decoder and resampler this installation uses."""
+    if not is_given or ctx.resilient_parsing:
+        return
+    try:
+        from ringload.images.engines import engines
+    except ImportError as error:
+        lines = [f"images: not available ({error})"]
+    else:
+        lines = engines()
+    click.echo("\n".join((f"ringload {ringload.__version__}", *lines)))
+    ctx.exit()
+
+
 @click.group()
-@click.version_option(package_name="ringload")
+@click.option(
+    *("--version", "-V"),
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="print versions and exit",
+)
 def main() -> None:
     """Feeds a training loop from a dataset far larger than memory."""
 

@@ -6,6 +6,7 @@ from tests.breaks import (
     deaths,
     dropin,
     ends,
+    images,
     interruptions,
     leases,
     limits,
@@ -30,5 +31,6 @@ TABLE: tuple[Break, ...] = (
     *tables.TABLE,
     *dropin.TABLE,
     *arrays.TABLE,
+    *images.TABLE,
     *packages.TABLE,
 )
