@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from ringload import Batch, ImageFolder, ImageFrame, Loader
+from ringload.engine.engine import Engine
 from ringload.engine.lifecycle import State
 from ringload.engine.schedule import Schedule
 from ringload.protocols import Event
@@ -533,6 +535,30 @@ def test_the_drop_in_is_interrupted_at_every_moment_from_its_making_to_its_end(t
     finally:
         sys.unraisablehook = hook
     injected("Ctrl-C at every moment of the drop-in's", len(at))
+
+
+def test_a_finalizer_that_is_interrupted_while_it_drains_does_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ringload.torch import DataLoader
+
+    printed: list[type] = []
+    drain, n_calls = Engine.drain, count(1)
+
+    def interrupted(engine: Engine, limit_s: float) -> None:
+        if next(n_calls) == 1:
+            raise KeyboardInterrupt
+        drain(engine, limit_s)
+
+    before = descriptors()
+    iterator = iter(DataLoader(Numbered(), batch_size=4, num_workers=1, multiprocessing_context="fork"))
+    assert next(iterator)[:, 0].tolist() == [0, 1, 2, 3]
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: printed.append(one.exc_type))
+    monkeypatch.setattr(Engine, "drain", interrupted)
+    del iterator
+    gc.collect()
+    assert printed == [KeyboardInterrupt]
+    assert not gone()
+    assert descriptors() == before
+    assert next(n_calls) > 1
 
 
 def test_a_lease_whose_end_an_interruption_took_along_is_not_lent_for_ever(injected: Injected) -> None:

@@ -2,13 +2,14 @@
 
 from tests.breaks import Break, Edit
 
-BOOKS_TORN = Edit(
-    "engine/engine.py",
-    "        self._engine._ensure_consistent()\n        self._engine._inconsistent = True\n",
-    "        self._engine._ensure_consistent()\n",
-)
-
 TABLE = (
+    Break(
+        "a finalizer that goes on after an interruption drains workers that are closed",
+        (),
+        (Edit("torch/dataloader/feed.py", "        engines.clear()", "        pass"),),
+        ("test_interrupts.py::test_a_finalizer_that_is_interrupted_while_it_drains_does_the_rest",),
+        r"OSError",
+    ),
     Break(
         "a file's descriptor is noted in a step of its own",
         ("Ctrl-C at every moment of loading images in the trainer",),

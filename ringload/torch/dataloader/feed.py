@@ -200,10 +200,11 @@ class Feed:
 
 
 def _end(workers: ProcessWorkers, engines: list[Engine], are_forked: bool) -> None:
-    """Of a feed that was collected: as `close`."""
+    """Of a feed that was collected: as `close`. It is called again after an interruption."""
     try:
         if are_forked:
             for engine in engines:
                 engine.drain(DRAIN_S)
     finally:
+        engines.clear()  # then the next call does not drain workers that are closed
         workers.close()
