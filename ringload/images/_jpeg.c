@@ -46,6 +46,7 @@ enum { MAX_SIDE = 65500 };   /* of what is written: the sum of all sizes fits in
 typedef struct {
     int n_out;
     int n_weights;    /* of an output pixel, at most; a multiple of 4 */
+    int n_groups;     /* how many times 4 weights are used, at most */
     int precision;    /* weights are multiplied by 2**precision */
     int32_t *first;   /* (n_out,) the first input pixel */
     int32_t *n_used;  /* (n_out,) how many input pixels follow */
@@ -90,6 +91,7 @@ static int make_taps(Taps *taps, int n_in, double begin, double end, int n_out, 
         }
         taps->first[at] = begun;
         taps->n_used[at] = n;
+        taps->n_groups = (n + 3) / 4 > taps->n_groups ? (n + 3) / 4 : taps->n_groups;
     }
     for (taps->precision = 0; taps->precision < MAX_PRECISION; taps->precision++)
         if (round(highest * (1 << (taps->precision + 1))) >= 1 << 15)
@@ -136,10 +138,10 @@ static void mix_rows(const uint8_t *in, size_t stride, const int16_t *weights, i
     }
 }
 
-/* Output pixels from..n_out of a row of pixels with `n_channels` values. */
-static void mix_columns(const uint8_t *in, const Taps *taps, int n_channels, int from, uint8_t *out)
+/* A row of output pixels from a row of pixels with `n_channels` values. */
+static void mix_columns(const uint8_t *in, const Taps *taps, int n_channels, uint8_t *out)
 {
-    for (int x = from; x < taps->n_out; x++) {
+    for (int x = 0; x < taps->n_out; x++) {
         const int16_t *weights = taps->weights + (size_t)x * taps->n_weights;
         const uint8_t *pixel = in + (size_t)taps->first[x] * n_channels;
         for (int c = 0; c < n_channels; c++) {
@@ -153,14 +155,18 @@ static void mix_columns(const uint8_t *in, const Taps *taps, int n_channels, int
 
 #ifdef HAS_AVX2_CODE
 
-/* As `mix_rows`, 16 values at a time and two rows at a time. It reads up to 15 bytes behind each row. */
+/* As `mix_rows`, 16 values at a time, the last ones perhaps twice, and two rows at a time. */
 __attribute__((target("avx2"))) static void mix_rows_avx2(
     const uint8_t *in, size_t stride, const int16_t *weights, int n_used, int precision, uint8_t *out, int n)
 {
     __m256i half = _mm256_set1_epi32(1 << (precision - 1));
     __m128i shift = _mm_cvtsi32_si128(precision);
-    int x = 0;
-    for (; x + 16 <= n; x += 16) {
+    if (n < 16) {
+        mix_rows(in, stride, weights, n_used, precision, out, n);
+        return;
+    }
+    for (int begin = 0; begin < n; begin += 16) {
+        int x = begin + 16 <= n ? begin : n - 16;
         const uint8_t *column = in + x;
         __m256i low = half, high = half;
         for (int i = 0; i < n_used; i += 2) {
@@ -179,38 +185,69 @@ __attribute__((target("avx2"))) static void mix_rows_avx2(
         __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         _mm_storeu_si128((__m128i *)(out + x), bytes);
     }
-    mix_rows(in + x, stride, weights, n_used, precision, out + x, n - x);
 }
 
-/* As `mix_columns` for 3 and 4 channels, four input pixels at a time. It reads up to PADDING bytes behind the row. */
-__attribute__((target("avx2"))) static void mix_columns_avx2(const uint8_t *in, const Taps *taps, int n_channels, uint8_t *out)
+/* The sums, of 32 bits, of a pixel of 3 or 4 values: 4 * n_groups input pixels, the last ones with weights of 0. */
+__attribute__((target("avx2"), always_inline)) static inline __m128i mix_pixel(
+    const uint8_t *pixel, const int16_t *weights, int n_groups, int n_channels, __m256i order, __m256i half)
+{
+    const __m256i lanes = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    __m256i sum = half;
+    for (int i = 0; i < n_groups; i++) {
+        __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(pixel + i * 4 * n_channels)));
+        __m256i pairs = _mm256_castsi128_si256(_mm_loadl_epi64((const __m128i *)(weights + i * 4)));
+        pairs = _mm256_permutevar8x32_epi32(pairs, lanes);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_shuffle_epi8(bytes, order), pairs));
+    }
+    return _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+}
+
+/* As `mix_columns` for 3 and 4 channels, four output pixels at a time, the last ones perhaps twice. It reads up to PADDING bytes behind the row. */
+__attribute__((target("avx2"), always_inline)) static inline void mix_columns_of(
+    int n_groups, const uint8_t *in, const Taps *taps, int n_channels, uint8_t *out)
 {
     enum { O = -128 }; /* makes a 0 */
     const __m256i three = _mm256_setr_epi8(0, O, 3, O, 1, O, 4, O, 2, O, 5, O, O, O, O, O,
                                            6, O, 9, O, 7, O, 10, O, 8, O, 11, O, O, O, O, O);
     const __m256i four = _mm256_setr_epi8(0, O, 4, O, 1, O, 5, O, 2, O, 6, O, 3, O, 7, O,
                                           8, O, 12, O, 9, O, 13, O, 10, O, 14, O, 11, O, 15, O);
-    const __m256i order = n_channels == 3 ? three : four, lanes = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-    __m256i half = _mm256_setr_epi32(1 << (taps->precision - 1), 1 << (taps->precision - 1), 1 << (taps->precision - 1),
-                                     1 << (taps->precision - 1), 0, 0, 0, 0);
-    __m128i shift = _mm_cvtsi32_si128(taps->precision);
-    int x = 0;
-    for (; x < taps->n_out - 1; x++) { /* 4 bytes are stored: behind the last pixel is no room for a fourth */
-        const int16_t *weights = taps->weights + (size_t)x * taps->n_weights;
-        const uint8_t *pixel = in + (size_t)taps->first[x] * n_channels;
-        __m256i sum = half;
-        for (int i = 0; i < taps->n_used[x]; i += 4) {
-            __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(pixel + i * n_channels)));
-            __m256i pairs = _mm256_castsi128_si256(_mm_loadl_epi64((const __m128i *)(weights + i)));
-            pairs = _mm256_permutevar8x32_epi32(pairs, lanes);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_shuffle_epi8(bytes, order), pairs));
-        }
-        __m128i words = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-        words = _mm_packs_epi32(_mm_sra_epi32(words, shift), words);
-        int32_t four_bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
-        memcpy(out + (size_t)x * n_channels, &four_bytes, 4);
+    const __m128i close_up = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, O, O, O, O); /* without a fourth value */
+    const __m256i order = n_channels == 3 ? three : four;
+    const __m256i half = _mm256_zextsi128_si256(_mm_set1_epi32(1 << (taps->precision - 1)));
+    const __m128i shift = _mm_cvtsi32_si128(taps->precision);
+    const size_t n = taps->n_weights;
+    if (taps->n_out < 4) {
+        mix_columns(in, taps, n_channels, out);
+        return;
     }
-    mix_columns(in, taps, n_channels, x, out);
+    for (int begin = 0; begin < taps->n_out; begin += 4) {
+        int x = begin + 4 <= taps->n_out ? begin : taps->n_out - 4;
+        const int32_t *first = taps->first + x;
+        const int16_t *weights = taps->weights + x * n;
+        __m128i a = mix_pixel(in + first[0] * n_channels, weights, n_groups, n_channels, order, half);
+        __m128i b = mix_pixel(in + first[1] * n_channels, weights + n, n_groups, n_channels, order, half);
+        __m128i c = mix_pixel(in + first[2] * n_channels, weights + 2 * n, n_groups, n_channels, order, half);
+        __m128i d = mix_pixel(in + first[3] * n_channels, weights + 3 * n, n_groups, n_channels, order, half);
+        __m128i low = _mm_packs_epi32(_mm_sra_epi32(a, shift), _mm_sra_epi32(b, shift));
+        __m128i high = _mm_packs_epi32(_mm_sra_epi32(c, shift), _mm_sra_epi32(d, shift));
+        __m128i bytes = _mm_packus_epi16(low, high);
+        if (n_channels == 3)
+            bytes = _mm_shuffle_epi8(bytes, close_up);
+        if ((taps->n_out - x) * n_channels >= 16)
+            _mm_storeu_si128((__m128i *)(out + (size_t)x * n_channels), bytes);
+        else
+            memcpy(out + (size_t)x * n_channels, &bytes, 4 * n_channels);
+    }
+}
+
+__attribute__((target("avx2"))) static void mix_columns_avx2(const uint8_t *in, const Taps *taps, int n_channels, uint8_t *out)
+{
+    if (taps->n_groups == 1 && n_channels == 3) /* the usual cases, so that the compiler unrolls them */
+        mix_columns_of(1, in, taps, 3, out);
+    else if (taps->n_groups == 2 && n_channels == 3)
+        mix_columns_of(2, in, taps, 3, out);
+    else
+        mix_columns_of(taps->n_groups, in, taps, n_channels, out);
 }
 
 static int has_avx2;
@@ -238,7 +275,7 @@ static void columns_to_row(const uint8_t *in, const Taps *taps, int n_channels, 
         return;
     }
 #endif
-    mix_columns(in, taps, n_channels, 0, out);
+    mix_columns(in, taps, n_channels, out);
 }
 
 /* -- a call ----------------------------------------------------------------------------------------------------------- */
