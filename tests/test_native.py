@@ -302,9 +302,11 @@ def test_refusals_do_not_leak(native: ModuleType) -> None:
 
 
 CHILD = """
-import resource, sys, tempfile
+import io, resource, sys, tempfile
 sys.path.insert(0, {root!r})
 from pathlib import Path
+import numpy as np
+from PIL import Image
 from ringload.images import jpeg
 from tests import fuzzing
 from tests.native import load
@@ -313,6 +315,16 @@ fuzzing.ADDRESS_BYTES = resource.RLIM_INFINITY  # the sanitizer maps terabytes
 fuzzing.MEMORY_BYTES = 1 << 40
 fuzzing.INPUT_S = 60
 fuzzing.WEIGHTS = {{"JPEG": 10, "PROGRESSIVE": 6}}
+for height, width in ((3, 4000), (4000, 3), (700, 900)):  # an exact number of bytes is allocated for each
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", subsampling=0)
+    for n_channels in (1, 3, 4):
+        for size in ((1, 1), (2, 5), (3, 7), (50, 60), (600, 700), (5, 1000), (1000, 5)):
+            for begin in (0.0, 0.3, 1.0):
+                part = (begin, begin, height - begin, width - begin)
+                row = np.zeros((*size, n_channels), np.uint8)
+                jpeg.native.decode(file.getvalue(), 8, part, row, False, None)
 with tempfile.NamedTemporaryFile() as progress:
     fuzzing.main(20261129, 0, {n}, progress.name)
 """

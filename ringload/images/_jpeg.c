@@ -187,11 +187,16 @@ __attribute__((target("avx2"))) static void mix_rows_avx2(
     }
 }
 
-/* The sums, of 32 bits, of a pixel of 3 or 4 values: 4 * n_groups input pixels, the last ones with weights of 0. */
+/* The sums, of 32 bits, of output pixel `x` of 3 or 4 values. 4 input pixels are taken at a time, the last ones with weights of
+   0: `most_groups` times, or, if that is 0, as many times as this pixel needs. So up to 7 pixels behind those that are used, and
+   4 bytes, are read. */
 __attribute__((target("avx2"), always_inline)) static inline __m128i mix_pixel(
-    const uint8_t *pixel, const int16_t *weights, int n_groups, int n_channels, __m256i order, __m256i half)
+    const uint8_t *in, const Taps *taps, int x, int most_groups, int n_channels, __m256i order, __m256i half)
 {
     const __m256i lanes = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    const uint8_t *pixel = in + taps->first[x] * n_channels;
+    const int16_t *weights = taps->weights + (size_t)x * taps->n_weights;
+    int n_groups = most_groups ? most_groups : (taps->n_used[x] + 3) / 4;
     __m256i sum = half;
     for (int i = 0; i < n_groups; i++) {
         __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(pixel + i * 4 * n_channels)));
@@ -202,9 +207,9 @@ __attribute__((target("avx2"), always_inline)) static inline __m128i mix_pixel(
     return _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
 }
 
-/* As `mix_columns` for 3 and 4 channels, four output pixels at a time, the last ones perhaps twice. It reads up to PADDING bytes behind the row. */
+/* As `mix_columns` for 3 and 4 channels, four output pixels at a time, the last ones perhaps twice. See `mix_pixel`. */
 __attribute__((target("avx2"), always_inline)) static inline void mix_columns_of(
-    int n_groups, const uint8_t *in, const Taps *taps, int n_channels, uint8_t *out)
+    int most_groups, const uint8_t *in, const Taps *taps, int n_channels, uint8_t *out)
 {
     enum { O = -128 }; /* makes a 0 */
     const __m256i three = _mm256_setr_epi8(0, O, 3, O, 1, O, 4, O, 2, O, 5, O, O, O, O, O,
@@ -215,19 +220,16 @@ __attribute__((target("avx2"), always_inline)) static inline void mix_columns_of
     const __m256i order = n_channels == 3 ? three : four;
     const __m256i half = _mm256_zextsi128_si256(_mm_set1_epi32(1 << (taps->precision - 1)));
     const __m128i shift = _mm_cvtsi32_si128(taps->precision);
-    const size_t n = taps->n_weights;
     if (taps->n_out < 4) {
         mix_columns(in, taps, n_channels, out);
         return;
     }
     for (int begin = 0; begin < taps->n_out; begin += 4) {
         int x = begin + 4 <= taps->n_out ? begin : taps->n_out - 4;
-        const int32_t *first = taps->first + x;
-        const int16_t *weights = taps->weights + x * n;
-        __m128i a = mix_pixel(in + first[0] * n_channels, weights, n_groups, n_channels, order, half);
-        __m128i b = mix_pixel(in + first[1] * n_channels, weights + n, n_groups, n_channels, order, half);
-        __m128i c = mix_pixel(in + first[2] * n_channels, weights + 2 * n, n_groups, n_channels, order, half);
-        __m128i d = mix_pixel(in + first[3] * n_channels, weights + 3 * n, n_groups, n_channels, order, half);
+        __m128i a = mix_pixel(in, taps, x, most_groups, n_channels, order, half);
+        __m128i b = mix_pixel(in, taps, x + 1, most_groups, n_channels, order, half);
+        __m128i c = mix_pixel(in, taps, x + 2, most_groups, n_channels, order, half);
+        __m128i d = mix_pixel(in, taps, x + 3, most_groups, n_channels, order, half);
         __m128i low = _mm_packs_epi32(_mm_sra_epi32(a, shift), _mm_sra_epi32(b, shift));
         __m128i high = _mm_packs_epi32(_mm_sra_epi32(c, shift), _mm_sra_epi32(d, shift));
         __m128i bytes = _mm_packus_epi16(low, high);
@@ -242,12 +244,12 @@ __attribute__((target("avx2"), always_inline)) static inline void mix_columns_of
 
 __attribute__((target("avx2"))) static void mix_columns_avx2(const uint8_t *in, const Taps *taps, int n_channels, uint8_t *out)
 {
-    if (taps->n_groups == 1 && n_channels == 3) /* the usual cases, so that the compiler unrolls them */
+    if (taps->n_groups == 1 && n_channels == 3) /* the usual cases, which the compiler unrolls */
         mix_columns_of(1, in, taps, 3, out);
     else if (taps->n_groups == 2 && n_channels == 3)
         mix_columns_of(2, in, taps, 3, out);
     else
-        mix_columns_of(taps->n_groups, in, taps, n_channels, out);
+        mix_columns_of(0, in, taps, n_channels, out);
 }
 
 static int has_avx2;
