@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,8 @@ def installed_modules(*roots: Any) -> tuple[str, ...]:
         value = waiting.pop()
         if id(value) not in seen:
             seen[id(value)] = value  # kept, so that no other object gets its id
-            waiting += _parts(value)
+            with suppress(Exception):  # of a user's __getattribute__, say
+                waiting += _parts(value)
             if isinstance(value, types.ModuleType):
                 names.add(value.__name__)
             elif isinstance(value, type | types.FunctionType | types.BuiltinFunctionType) and isinstance(value.__module__, str):

@@ -20,6 +20,7 @@ import atexit
 import json
 import os
 import resource
+import select
 import socket
 import time
 from collections.abc import Sequence
@@ -101,9 +102,14 @@ class Template:
         requests.sendmsg([message], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def is_alive(self) -> bool:
+        """False: it has ended, and was reaped."""
         if self._pids and not self._ended:
+            ending = select.poll()  # one whose descriptors are closed is not a zombie yet
+            if self.is_open:
+                ending.register(self.ends[0], 0)  # a hang-up is always told
+            options = 0 if ending.poll(0) else os.WNOHANG
             with suppress(ChildProcessError):  # the user's code waits for any child
-                self._ended.extend(filter(itemgetter(0), map(partial(os.waitpid, self.pid), (os.WNOHANG,))))
+                self._ended.extend(filter(itemgetter(0), map(partial(os.waitpid, self.pid), (options,))))
                 return not self._ended
             self._ended.append((self.pid, 0))
         return False

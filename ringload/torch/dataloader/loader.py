@@ -48,14 +48,12 @@ from ringload.errors import ConfigError
 from ringload.loader import Loader
 from ringload.packing.installed import installed_modules
 from ringload.packing.pack import ForkRequiredError
-from ringload.torch.dataloader.feed import FeedSettings
+from ringload.torch.dataloader.feed import FeedSettings, begin_imports
 from ringload.torch.dataloader.iterators import InProcessPass, Pass, Progress, RingPass
 from ringload.torch.dataloader.ring import RingSettings, RowLayout, TorchRing
 from ringload.torch.dataloader.source import WorkerSpec
 from ringload.torch.dataloader.state import Keys, check, first_state, set_generators
-from ringload.workers.environment import Surroundings
 from ringload.workers.supervisor import StartMethod
-from ringload.workers.templates import find as find_template
 
 STALL_S = 300.0  # for timeout=0
 SENT = ("collate_fn", "worker_init_fn")  # to workers, with the dataset
@@ -164,9 +162,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self._kept: tuple[int, int] | None = None  # of persistent workers: the base seed, and the passes begun with it
         self._n_passes = 0
         self._must_fork = False  # the dataset has what workers can only inherit
-        self._preloaded: tuple[str, ...] | None = None
-        if num_workers and self._ring_settings().feed.start_method == "forkserver":
-            find_template(Surroundings.of_this_process(), self._preload())  # which begins to import it
+        self._installed = installed_modules(dataset, collate_fn, worker_init_fn) if num_workers else ()
+        if num_workers:
+            begin_imports(self._ring_settings().feed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As torch's, which refuses what may not change. What is set counts from the next iteration on, for persistent workers,
@@ -287,17 +285,10 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             stall_timeout=float(self.timeout) or STALL_S,
             sample_timeout=self.sample_timeout,
             restarts=self.restarts,
-            preload=self._preload(),
+            preload=("ringload.torch.dataloader.source", *self._installed),
         )
         may_fork = context is None and not self._must_fork
         return RingSettings(feed, self.n_ahead, self.allow_pickle, self.strict, may_fork)
-
-    def _preload(self) -> tuple[str, ...]:
-        """What is imported before workers are forked, found once: a ring with other settings would have to be made anew."""
-        if self._preloaded is None:
-            found = installed_modules(self.dataset, self.collate_fn, self.worker_init_fn)
-            self._preloaded = ("ringload.torch.dataloader.source", *found)
-        return self._preloaded
 
     def give_back(self, ring: TorchRing) -> None:
         """A pass has ended."""
