@@ -16,7 +16,6 @@ Guarantees:
 from __future__ import annotations
 
 import array
-import atexit
 import json
 import os
 import resource
@@ -138,10 +137,11 @@ class Template:
         """Have the kernel end it at once. Nothing is signalled by its number, which somebody else may have by now."""
         close(self.ends)
 
-    def wait(self) -> None:
+    def reap(self) -> None:
+        """After `end`."""
         deadline_s = time.monotonic() + END_S
         while self.is_alive() and time.monotonic() < deadline_s:
-            time.sleep(0.001)
+            time.sleep(0.0005)
 
 
 class _Templates:
@@ -151,7 +151,6 @@ class _Templates:
         self.all: list[Template] = []
         self._unusable: set[Key] = set()
         self._lock = new_rlock()
-        self._is_kept = False
 
     def drop(self) -> None:
         """In a fork of the process: they are the parent's."""
@@ -170,10 +169,7 @@ class _Templates:
                     return template
             if key in self._unusable or key.inherited != inherited():
                 return None
-            if not self._is_kept:
-                forks.keep(self)
-                atexit.register(self.end)
-                self._is_kept = True
+            forks.keep(self)
             template = Template(key)
             self.all.append(template)  # first: an interruption leaves none that nobody knows
             try:
@@ -194,13 +190,13 @@ class _Templates:
                 self._unusable.add(template.key)
             self.all.remove(template)
 
-    def end(self) -> None:
-        """At the trainer's end, which reaps them: not every container has an init."""
+    def __del__(self) -> None:
+        """At the trainer's end: end them, and reap them, as not every container has an init. An exit handler would be too
+        early: while it waits, daemon threads that iterate would go on, and would print that their loaders are closed."""
         for template in self.all:
             template.end()
         for template in self.all:
-            template.wait()
-        self.all.clear()
+            template.reap()
 
 
 _templates = _Templates()
