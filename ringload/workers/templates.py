@@ -36,7 +36,7 @@ from ringload.workers.environment import Surroundings, inherited
 from ringload.workers.fork_server import Config
 from ringload.workers.interpreter import interpreter
 from ringload.workers.pipes import End, close, pipe
-from ringload.workers.template import CLONE, MAX_FDS, UNUSABLE
+from ringload.workers.template import CLONE, MAX_FDS
 
 MOST = 3  # templates at a time: the one with torch takes 150 MB, and idles
 END_S = 1.0  # how long one may take to end when the trainer does
@@ -120,14 +120,13 @@ class Template:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended before it has forked a server, but not because it was told to."""
-        return not self.is_proven and not self.is_alive() and bool(self._ended) and self._ended[0][1] != 0
+        """Whether it ended before it has forked a server, and nobody has told it to end."""
+        return self.is_open and not self.is_proven and not self.is_alive() and bool(self._ended)
 
     @property
     def exit_code(self) -> int:
-        """Of one that could not import ringload; -1 if that is not what happened."""
-        code = os.waitstatus_to_exitcode(self._ended[0][1]) if self.has_failed else -1
-        return code if code != UNUSABLE else -1
+        """1 of one that could not import ringload, which nobody else can either; -1 of any other."""
+        return 1 if self.has_failed and os.waitstatus_to_exitcode(self._ended[0][1]) == 1 else -1
 
     def retire(self) -> None:
         """Have it end when it has done what it was asked for."""
@@ -185,9 +184,9 @@ class _Templates:
     def _bury(self) -> None:
         """Forget those that have ended."""
         for template in [one for one in self.all if not one.is_alive()]:
-            template.end()
             if template.has_failed:
                 self._unusable.add(template.key)
+            template.end()
             self.all.remove(template)
 
     def __del__(self) -> None:
