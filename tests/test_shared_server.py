@@ -272,6 +272,7 @@ ENDS = {
     "the end of the script": "",
     "an error": "sys.stderr = open(os.devnull, 'w'); raise ValueError",
     "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
+    "SIGKILL while it is stopped": "os.kill(pid, signal.SIGSTOP); os.kill(os.getpid(), signal.SIGKILL)",
     "os._exit": "os._exit(0)",
     "SIGKILL while it imports": "templates._templates.__init__(); ringload.Loader(Truth(40), 4, workers=2); "
     "os.kill(os.getpid(), signal.SIGKILL)",
@@ -282,7 +283,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_it_ends_with_the_trainer(end: str) -> None:
-    code = SCRIPT + "print(load(), flush=True)\n" + ENDS[end]
+    code = SCRIPT + "pid = load()\nprint(pid, flush=True)\n" + ENDS[end]
     root = Path(__file__).parent.parent
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout is not None
@@ -437,7 +438,9 @@ def test_what_is_not_safe_is_left_to_the_workers(packages: Packages) -> None:
         "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()",
     )
     packages.write(packages.installed, "rl_file", "import os\nfile = open(os.devnull)")
-    packages.write(packages.installed, "rl_broken", "import sys\nif 'workers.template' in str(sys.orig_argv): sys.exit(3)")
+    packages.write(
+        packages.installed, "rl_broken", "import sys\nif open('/proc/self/comm').read() == 'ringload:templ\\n': sys.exit(3)"
+    )
     packages.write(
         packages.own,
         "rl_source_of_all",
@@ -461,7 +464,9 @@ def test_what_is_not_safe_is_left_to_the_workers(packages: Packages) -> None:
 
 
 def test_a_package_that_ends_the_process_is_survived(packages: Packages) -> None:
-    packages.write(packages.installed, "rl_deadly", "import os, sys\nif 'workers.template' in str(sys.orig_argv): os._exit(5)")
+    packages.write(
+        packages.installed, "rl_deadly", "import os, sys\nif open('/proc/self/comm').read() == 'ringload:templ\\n': os._exit(5)"
+    )
     packages.write(
         packages.own,
         "rl_source_of_deadly",

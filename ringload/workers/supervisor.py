@@ -343,7 +343,7 @@ class WorkerSupervisor:
         gone = gone or _hung_up(alive, time.monotonic() + END_S)
         if is_asked and (not gone or (self.server_pid < 0 and time.monotonic() - self._asked_s > PATIENCE_S)):
             self._template.end()  # it hangs
-            gone = gone or _hung_up(alive, time.monotonic() + END_S)
+            gone = gone or _hung_up(alive, time.monotonic() + END_S / 2)
         pids, server = self.pids, self.server_pid
         # Who is waited for may be the one that hangs.
         code = self._template.exit_code if server < 0 else _exit_code(server, 0 if gone else os.WNOHANG)

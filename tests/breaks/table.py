@@ -14,6 +14,7 @@ from tests.breaks import (
     processes,
     samples,
     tables,
+    templates,
     waits,
 )
 
@@ -27,6 +28,7 @@ TABLE: tuple[Break, ...] = (
     *limits.TABLE,
     *samples.TABLE,
     *processes.TABLE,
+    *templates.TABLE,
     *tables.TABLE,
     *dropin.TABLE,
     *arrays.TABLE,
