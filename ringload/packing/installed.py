@@ -21,11 +21,10 @@ from ringload.packing.importable import goes_by_name, is_users
 
 MOST_OBJECTS, MOST_ITEMS = 2000, 50  # that are looked at; of one container
 PACKAGES = ("/site-packages/", "/dist-packages/")
-ALWAYS_THERE = ("numpy", "ringload", "cloudpickle")
 
 
 def installed_modules(*roots: Any) -> tuple[str, ...]:
-    """The names of modules of installed packages that the code of these objects imports, sorted."""
+    """The names of modules of installed packages, and of ringload, that the code of these objects imports, sorted."""
     waiting, seen, names = list(roots), dict[int, Any](), set[str]()
     while waiting and len(seen) < MOST_OBJECTS:
         value = waiting.pop()
@@ -81,5 +80,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _is_of_a_package(name: str) -> bool:
-    file = getattr(sys.modules.get(name), "__file__", None)
-    return isinstance(file, str) and any(map(file.__contains__, PACKAGES)) and name.partition(".")[0] not in ALWAYS_THERE
+    file, package = getattr(sys.modules.get(name), "__file__", None), name.partition(".")[0]
+    if package in ("numpy", "ringload"):  # of which numpy is there already
+        return package == "ringload"
+    return isinstance(file, str) and any(map(file.__contains__, PACKAGES))

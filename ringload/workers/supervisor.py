@@ -240,7 +240,7 @@ class WorkerSupervisor:
             job=self._written.fd,
             others=(*astuple(self._job.channel), *(owner.fd for owner in self._owners if owner.fd != self._job.ring_fd)),
             spawn=self._method == "spawn",
-            preload=tuple(name for name in self._preload if name.partition(".")[0] == "ringload"),
+            preload=tuple(name for name in self._preload if name.startswith("ringload.") and self._method != "spawn"),
             slots_start=layout.slots_start,
             slot_bytes=layout.slot_bytes,
             n_reserved=self._n_reserved,

@@ -124,7 +124,7 @@ TABLE = (
     Break(
         "the user's modules are imported before the fork",
         (),
-        (Edit("packing/installed.py", "isinstance(file, str) and any(map(file.__contains__, PACKAGES)) and", "file and"),),
+        (Edit("packing/installed.py", "isinstance(file, str) and any(map(file.__contains__, PACKAGES))", "bool(file)"),),
         (f"{HERE}::test_what_the_sources_module_imports_is_imported_once",),
         r"assert",
     ),
