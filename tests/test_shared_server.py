@@ -498,6 +498,7 @@ def test_the_drop_in_imports_torch_and_what_the_dataset_imports_once(packages: P
         import os, sys
         had_torch = "torch" in sys.modules
         import torch
+        import ringload.torch
         import rl_transforms_of_dataset
         class Dataset(torch.utils.data.Dataset):
             def __len__(self): return 24
@@ -516,4 +517,5 @@ def test_the_drop_in_imports_torch_and_what_the_dataset_imports_once(packages: P
         assert pids <= set(packages.imports("rl_dataset"))
         loader.close()
     assert packages.imports("rl_transforms_of_dataset") == [template.pid]
+    assert [name for name in template.key.modules if "ringload.torch" in name] == ["ringload.torch.dataloader.source"]
     assert template in templates.running()

@@ -20,6 +20,7 @@ from typing import Any
 from ringload.packing.importable import goes_by_name, is_users
 
 MOST_OBJECTS, MOST_ITEMS = 2000, 50  # that are looked at; of one container
+FRAMEWORKS = {"torch", "keras", "tf", "jax"}  # modules of ringload that import what may start threads
 PACKAGES = ("/site-packages/", "/dist-packages/")
 
 
@@ -80,7 +81,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _is_of_a_package(name: str) -> bool:
-    file, package = getattr(sys.modules.get(name), "__file__", None), name.partition(".")[0]
+    file, (package, *inner) = getattr(sys.modules.get(name), "__file__", None), name.split(".")
     if package in ("numpy", "ringload"):  # of which numpy is there already
-        return package == "ringload"
+        return package == "ringload" and not FRAMEWORKS.intersection(inner)
     return isinstance(file, str) and any(map(file.__contains__, PACKAGES))
