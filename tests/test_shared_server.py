@@ -145,7 +145,8 @@ def test_what_the_trainer_has_changed_is_there(
                 for name, value in (("variable", variable), ("directory", directory), ("test", test)):
                     assert set(batch[name]) == {value.encode()}
             pids.append(template_of(loader))
-        assert sorted(set(capfd.readouterr().out.splitlines())) == sorted(f"sample {n} of {variable}" for n in range(8))
+        said = capfd.readouterr().out  # lines of two workers may mix
+        assert all(f"sample {n} of {variable}" in said for n in range(8))
     assert pids[0] == pids[1] == pids[3] != pids[2]
     assert min(pids) > 0
 
