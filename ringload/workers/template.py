@@ -32,7 +32,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from ringload.system.segment import PAGE_BYTES, refused
+from ringload.packing.unpack import note_shared_imports
+from ringload.system.segment import PAGE_BYTES, anonymous_bytes, refused
 from ringload.workers.fork_server import Config, arm_lifeline, become_server, close_all_but, config_of
 from ringload.workers.worker import be_called
 
@@ -53,7 +54,7 @@ def main() -> None:
     be_called("ringload:templ")  # the kernel keeps 15 characters
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # what it is sent are more; a server sets its own limit
-    _import(told)
+    imported_bytes = _import(told)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     null = os.open(os.devnull, os.O_RDWR)
@@ -62,11 +63,12 @@ def main() -> None:
     os.close(null)
     gc.collect()
     gc.freeze()  # so that collections in workers copy none of this
-    _serve(socket.socket(fileno=requests), lifeline)
+    _serve(socket.socket(fileno=requests), lifeline, imported_bytes)
 
 
-def _import(told: dict[str, Any]) -> None:
-    before = _state()
+def _import(told: dict[str, Any]) -> int:
+    """Returns what the modules take that are not ringload's."""
+    before, taken_bytes = _state(), 0
     # What may have to be left out comes before what takes long.
     for name in sorted(told["modules"], key=lambda name: name.partition(".")[0] in ("ringload", "torch")):
         if name.partition(".")[0] == "ringload":
@@ -74,6 +76,7 @@ def _import(told: dict[str, Any]) -> None:
             if _state() != before:
                 os._exit(UNUSABLE)
             continue
+        before_bytes = anonymous_bytes()
         with suppress(BaseException):  # workers say it, if they need the module
             importlib.import_module(name)
         if _state() != before:
@@ -82,6 +85,8 @@ def _import(told: dict[str, Any]) -> None:
                 os.set_inheritable(fd, True)
             arguments = [json.dumps(told) if one == sys.argv[1] else one for one in sys.orig_argv[1:]]
             os.execv(sys.executable, [sys.executable, *arguments])  # which ends the other threads
+        taken_bytes += anonymous_bytes() - before_bytes
+    return taken_bytes
 
 
 def _state() -> tuple[int, list[str]]:
@@ -89,7 +94,7 @@ def _state() -> tuple[int, list[str]]:
     return len(os.listdir("/proc/self/task")), os.listdir("/proc/self/fd")  # listing has one of its own each time
 
 
-def _serve(requests: socket.socket, lifeline: int) -> None:
+def _serve(requests: socket.socket, lifeline: int, imported_bytes: int) -> None:
     """Until the trainer closes its end."""
     while True:
         data, ancillary, _, _ = requests.recvmsg(PACKET_BYTES, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
@@ -102,13 +107,13 @@ def _serve(requests: socket.socket, lifeline: int) -> None:
         config = config_of(message["config"])
         try:
             if len(fds) == 3 + len(config.fds):
-                _fork(config, message["environment"], fds, (requests.fileno(), lifeline))
+                _fork(config, message["environment"], fds, (requests.fileno(), lifeline), imported_bytes)
         finally:  # of this process alone: a server does not come back
             for fd in fds:
                 os.close(fd)
 
 
-def _fork(config: Config, environment: dict[str, str | None], fds: list[int], own: tuple[int, int]) -> None:
+def _fork(config: Config, environment: dict[str, str | None], fds: list[int], own: tuple[int, int], n_bytes: int) -> None:
     at = dict(zip(config.fds, fds[3:], strict=True))
     try:
         if not os.read(at[config.lifeline], 1):
@@ -124,6 +129,7 @@ def _fork(config: Config, environment: dict[str, str | None], fds: list[int], ow
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+            note_shared_imports(n_bytes, config.n_workers)
             become_server(config)
             status = 0
         except BaseException:
