@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ringload import Loader
+from ringload import Field, Loader
 from ringload.workers import templates
 from ringload.workers.template import CLONE
 from tests.helpers import Truth, check, order_of, run_quietly
@@ -120,7 +120,7 @@ class Tells(Truth):
 
     def __init__(self) -> None:
         super().__init__(8)
-        self.fields |= {"variable": ((), "S64"), "directory": ((), "S256"), "test": ((), "S256")}
+        self.fields |= {"variable": Field((), "S64"), "directory": Field((), "S256"), "test": Field((), "S256")}
 
     def load(self, index: int, rng: Any, out: Any) -> None:
         super().load(index, rng, out)

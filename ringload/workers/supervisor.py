@@ -7,7 +7,8 @@ polls `fd` in the same call.
 
 Guarantees:
 1. `clear` returns only when no worker is left, by the server's waitpid or by the hang-up of a pipe that all of them hold.
-2. `close` leaves no process, descriptor or zombie behind. So does the end of the trainer, by the lifeline.
+2. `close` leaves no process, descriptor or zombie behind, but for the template, which is for later loaders, too. So does the
+   end of the trainer, by the lifeline; it ends the template as well.
 3. A fork of the trainer never signals the workers, and does not keep them alive: it drops its descriptors.
 """
 
