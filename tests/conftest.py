@@ -14,6 +14,7 @@ import ctypes
 import gc
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -129,7 +130,8 @@ def injected(request: pytest.FixtureRequest) -> Injected:
 def descriptors() -> Counter[str]:
     """What this process has open of the kinds that ringload opens: kind -> how many."""
     kinds: Counter[str] = Counter()
-    of_templates = {end.fileno() for template in templates.running() if template.is_open for end in template.ends}
+    ends = [end for template in templates.running() for end in template.ends]
+    of_templates = {end.fileno() for end in ends if isinstance(end, socket.socket) or not end.closed}
     for fd in {*map(int, os.listdir("/proc/self/fd"))} - of_templates:
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
