@@ -233,7 +233,7 @@ def test_a_killed_server_is_replaced_after_an_interruption(monkeypatch: pytest.M
     with make() as made:
         trial = Iterating(made)
         trial.next()
-        kill_all([made._engine._state.workers._supervisor.server_pid])
+        kill_all(members(made))  # the workers, too, or they may fill two epochs before the server is missed
         once(lambda pool: interrupt(), monkeypatch, WorkerSupervisor, "_start_server")
         with suppress(KeyboardInterrupt):
             while trial.due[0] < 2:
