@@ -263,7 +263,7 @@ class Loader:
         if self.workers == 0:
             return InlineWorkers()
         owners = packed.owners if packed is not None else ()
-        room, preloaded = room_in(self._plan), preload(self.source)
+        room, preloaded = room_in(self._plan), preload(self.source, options.worker_setup)
         return ProcessWorkers(self.workers, options.start_method, segment, room, owners, preloaded)
 
     # -- iterating ----------------------------------------------------------------------------------------------------

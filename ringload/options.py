@@ -10,6 +10,7 @@ import numpy as np
 
 from ringload.checks import checked_seed, flag, integer, named, one_of, short
 from ringload.errors import ConfigError
+from ringload.packing.installed import installed_modules
 from ringload.protocols import Observer, Workers
 from ringload.sources.bind import bind
 from ringload.sources.function import FunctionSource
@@ -110,11 +111,12 @@ def n_workers(workers: int | Literal["auto"]) -> int:
     return workers
 
 
-def preload(source: Any) -> tuple[str, ...]:
-    """What the fork server imports before it forks: the source's module, if it is part of ringload. A user's module is imported
-    by each worker, so that workers do not share files or connections that it opens."""
+def preload(source: Any, setup: Any = None) -> tuple[str, ...]:
+    """What is imported before workers are forked: the source's module, if it is part of ringload, and the modules of installed
+    packages that its code and `setup` import. A user's module is imported by each worker, so that workers do not share files or
+    connections that it opens."""
     module = type(source).__module__
-    return (module,) if module.startswith("ringload.") else ()
+    return (*((module,) if module.startswith("ringload.") else ()), *installed_modules(source, setup))
 
 
 def as_source(source: Any, fields: Mapping[str, Any] | None, n_samples: int | None) -> Any:

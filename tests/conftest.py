@@ -1,5 +1,8 @@
 """After every test, nothing of ringload's is left: no process, descriptor, mapping, zombie, or file in /dev/shm.
 
+But for this process's templates, from which the fork servers of its loaders are forked: they stay until it ends, and a test in
+test_shared_server.py sees that they do end. Each may have its socket and its lifeline, and no mapping.
+
 Faults: tests that are marked `fault` inject some, as often as `times` says: a few in `make test`, very many in `make stress`,
 which alone runs what is marked `stress`. What was injected, and what was lost by it, they tell `injected`, and a table of it
 ends the run; with `--report FILE` it is written there, between two lines that say so.
@@ -11,6 +14,7 @@ import ctypes
 import gc
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +27,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from ringload.workers import templates
 from tests.helpers import photo
 
 Injected = Callable[..., None]  # injected(what, n, lost=0)
@@ -125,7 +130,9 @@ def injected(request: pytest.FixtureRequest) -> Injected:
 def descriptors() -> Counter[str]:
     """What this process has open of the kinds that ringload opens: kind -> how many."""
     kinds: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
+    ends = [end for template in templates.running() for end in template.ends]
+    of_templates = {end.fileno() for end in ends if isinstance(end, socket.socket) or not end.closed}
+    for fd in {*map(int, os.listdir("/proc/self/fd"))} - of_templates:
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
@@ -139,12 +146,14 @@ def mapped() -> list[str]:
     """The processes that are ringload's, or map a segment of it, and that this test session has started; orphans too."""
     found = []
     mine = {process.pid for process in psutil.Process().children(recursive=True)} | {os.getpid()}
+    stay = {template.pid for template in templates.running()}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if int(folder.name) not in mine and SESSION.encode() not in (folder / "environ").read_bytes():
                 continue  # first, as it is quick
             name = (folder / "comm").read_text().strip()
-            if "memfd:ringload" not in (folder / "maps").read_text() and not name.startswith("ringload:"):
+            is_named = name.startswith("ringload:") and int(folder.name) not in stay
+            if "memfd:ringload" not in (folder / "maps").read_text() and not is_named:
                 continue
             state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
             if state != "Z":  # that is an orphan which init has yet to reap
@@ -156,7 +165,8 @@ def mapped() -> list[str]:
 
 def leftovers(before: set[int]) -> str:
     """What should not be there, in words; "" if nothing."""
-    children = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    stay = {template.pid for template in templates.running() if template.is_alive()}  # which reaps those that have died
+    children = [p for p in psutil.Process().children(recursive=True) if p.pid not in before | stay]
     parts = [f"child {p.pid} {p.name()} {p.status()}" for p in children if p.is_running()]
     parts += [f"a mapping in process {process}" for process in mapped()]
     return "; ".join(parts)

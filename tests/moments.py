@@ -21,7 +21,7 @@ import ringload
 from tests.conftest import leftovers
 
 # Where Python alone can lose what is raised, or a descriptor that the kernel has just given.
-UNTOUCHED = {"__del__", "_pipe", "socketpair"}
+UNTOUCHED = {"__del__", "pipe", "socketpair"}
 WEAK = {"weakref", "_weakrefset"}  # whose callbacks are finalizers, too; they begin in a function of these modules
 HOME = str(Path(ringload.__file__).parent)
 

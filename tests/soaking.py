@@ -30,6 +30,7 @@ import psutil
 
 from ringload import Batch, Loader, LoaderClosedError, SampleError
 from ringload.ring.sanitizer import VARIABLE
+from ringload.workers import templates
 from tests.helpers import Truth, check
 from tests.moments import inside
 from tests.soak_parts import METHODS, Beside, bytes_of, compare, own_bytes, sample, say
@@ -102,14 +103,14 @@ class Soak:
 
     def kill(self, made: Round) -> None:
         """Whoever it is; where samples strike once, the server: a worker's end by another hand would be the second strike."""
-        victims = psutil.Process().children(recursive=made.kind not in STRIKE_ONCE)  # the server first
+        victims = processes(recursive=made.kind not in STRIKE_ONCE)  # the server first
         if victims:
             victim = victims[0] if self.rng.random() < 0.2 else self.rng.choice(victims)
             self.counts["kill -9 of a worker or the server"] += 1
             self.later(lambda: _signal(victim, signal.SIGKILL))
 
     def stop(self, made: Round) -> None:
-        victims = psutil.Process().children(recursive=True)[1:]
+        victims = processes()[1:]
         if victims:
             victim = self.rng.choice(victims)
             self.counts["a worker is stopped and continued"] += 1
@@ -130,7 +131,7 @@ class Soak:
     def weigh(self, made: Round) -> None:
         """Whether the memory of the server and the workers is flat."""
         largest = self.largest_bytes
-        largest.append(max(map(own_bytes, psutil.Process().children(recursive=True)), default=0))
+        largest.append(max(map(own_bytes, processes()), default=0))
         self.counts["looks at the workers' memory"] += 1
         assert largest[-1] < max(largest[:WARM_LOOKS]) + GROWTH_BYTES, f"the largest worker's memory: {largest}"
 
@@ -317,6 +318,12 @@ class Soak:
 
 
 FAULTS = ((Soak.kill, 0.04), (Soak.stop, 0.03), (Soak.ctrl_c, 0.08), (Soak.fork, 0.02), (Soak.weigh, 0.02))  # and their shares
+
+
+def processes(recursive: bool = True) -> list[psutil.Process]:
+    """The servers and, with `recursive`, the workers. Templates stay: others may have yet to be forked by them."""
+    stay = {template.pid for template in templates.running()}
+    return [one for one in psutil.Process().children(recursive) if one.pid not in stay]
 
 
 def _signal(process: psutil.Process, number: int) -> None:

@@ -103,6 +103,7 @@ def test_ragged_batches_come_in_the_order_listed() -> None:
 @pytest.mark.fault
 def test_kills_and_layouts_at_random(times: Times, injected: Injected) -> None:
     fed, rng, n_kills = Fed(), random.Random(3), 0
+    fed.receive()
     server = fed.feed._workers._supervisor.server_pid
     while n_kills < times(25, 1000):
         fed.receive()

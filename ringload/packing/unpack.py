@@ -21,6 +21,7 @@ from ringload.packing.process_state import set_switches
 from ringload.system.segment import anonymous_bytes
 
 _imported_bytes: list[int] = []
+_shared_bytes: list[int] = []  # the same of a process that this one was forked from
 
 
 def unpack(data: bytes | memoryview) -> Any:
@@ -52,6 +53,15 @@ def _import(names: list[str]) -> None:
 def import_bytes() -> int:
     """What the modules take that were imported for sources in this process."""
     return sum(_imported_bytes)
+
+
+def note_shared_imports(n_bytes: int, n_workers: int) -> None:
+    """In the process that forks `n_workers`: what its modules take once counts a part for each worker."""
+    _shared_bytes.append(n_bytes // n_workers)
+
+
+def shared_import_bytes() -> int:
+    return sum(_shared_bytes)
 
 
 class _Reader:

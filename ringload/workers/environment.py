@@ -8,6 +8,7 @@ started in the surroundings of the first one.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 from contextlib import suppress
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+OF_STATUS = re.compile(r"Uid|Gid|Groups|SigBlk|SigIgn|Cap|NoNewPrivs|Seccomp:")  # lines of /proc/self/status
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """Working directory (None: it was removed), umask (-1: unknown), CPUs and soft limits; environment and `sys.path`; the
-    options of the interpreter, such as -O."""
+    options of the interpreter, such as -O. `inherited`: what else a process has from the one that starts it."""
 
     directory: str | None
     umask: int
@@ -29,6 +31,7 @@ class Surroundings:
     environment: dict[str, str]
     path: tuple[str, ...]
     options: tuple[str, ...]
+    inherited: tuple[str, ...]
 
     @classmethod
     def of_this_process(cls) -> Surroundings:
@@ -48,7 +51,22 @@ class Surroundings:
             tuple(sys.path if directory is None else map(os.path.abspath, sys.path)),
             # what multiprocessing, too, gives to interpreters that it starts
             tuple(subprocess._args_from_interpreter_flags()),  # type: ignore[attr-defined]
+            inherited(),
         )
+
+
+def inherited() -> tuple[str, ...]:
+    """What a process has from the one that starts it, and cannot be given later: user, groups, privileges, masks of signals,
+    hard limits, priority, cgroups, namespaces, root. () if /proc does not tell."""
+    try:
+        status = Path("/proc/thread-self/status").read_text().splitlines()
+        spaces = sorted(os.readlink(entry.path) for entry in os.scandir("/proc/self/ns"))
+        cgroups, root = Path("/proc/self/cgroup").read_text(), os.readlink("/proc/self/root")
+    except OSError:
+        return ()
+    limits = [resource.getrlimit(limit)[1] for limit in LIMITS]
+    priority = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
+    return (*filter(OF_STATUS.match, status), *spaces, cgroups, root, str(limits), str(priority))
 
 
 def _umask() -> int:

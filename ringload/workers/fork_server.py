@@ -1,8 +1,9 @@
 """The server: a clean process that forks the workers, watches them, and reserves the ring's memory.
 
 Why there is one: forking the trainer would copy locks that its threads hold (TensorFlow and torch start many), and a fresh
-interpreter for each worker costs 100 ms and more. The server is fresh, has one thread, has imported numpy and the
-decoders, and forks a worker in a few milliseconds; so a death costs milliseconds. It knows nothing of batches.
+interpreter for each worker costs 100 ms and more. The server is fresh, or a fork of a process that is (see `template`). It has
+one thread, has imported numpy and the decoders, and forks a worker in a few milliseconds; so a death costs milliseconds. It
+knows nothing of batches.
 
 How all this ends: the server leads a session and process group of its own, so that Ctrl-C does not reach it. On the read
 end of a pipe, the lifeline, it has set O_ASYNC, F_SETOWN to its group, and F_SETSIG to SIGKILL. The trainer alone has the
@@ -51,7 +52,7 @@ PACKET_BYTES = 1 << 17  # what a start may say of killers: see `blame.MAX_KNOWN`
 
 @dataclass(frozen=True)
 class Config:
-    """What the trainer tells its server on the command line: descriptors, and what to import and to reserve."""
+    """What the trainer tells its server as it starts: descriptors, and what to import and to reserve."""
 
     socket: int
     lifeline: int
@@ -278,14 +279,18 @@ def become_server(config: Config, job: worker.WorkerJob | None = None) -> None:
 
 def main() -> None:
     """The entry of a fresh server: `argv` is (what, config as JSON, *sys.path)."""
-    values: dict[str, Any] = json.loads(sys.argv[1])
-    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    config = Config(**values)
-    _close_all_but({0, 1, 2, *config.fds})
+    config = config_of(json.loads(sys.argv[1]))
+    close_all_but({0, 1, 2, *config.fds})
     become_server(config)
 
 
-def _close_all_but(kept: set[int]) -> None:
+def config_of(values: dict[str, Any]) -> Config:
+    """A Config as it comes out of JSON."""
+    values = values | {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Config(**values)
+
+
+def close_all_but(kept: set[int]) -> None:
     """Close what native code of the trainer's has opened to be inherited: this process outlives who else uses it."""
     for last, following in pairwise([*sorted(kept), os.sysconf("SC_OPEN_MAX")]):
         if last + 1 < following:  # closerange(0, 0) closes all there are (CPython 3.11)

@@ -146,7 +146,7 @@ class ProcessWorkers(Workers):
         return {worker_id: (pid, work) for worker_id, pid, work in current_work if work is not None}
 
     def processes(self) -> dict[str, int]:
-        server = {"the fork server": self._supervisor.server_pid}
+        server = {"the fork server": self._supervisor.starting_pid}
         return server | {f"worker {worker_id}": pid for worker_id, pid in enumerate(self._supervisor.pids)}
 
     def close(self) -> None:

@@ -1,19 +1,21 @@
 """The trainer's handle on its workers: start them, hear of their deaths, kill them all and know that they are gone.
 
-The pool knows processes and no batches. Its workers are children of a server (see `fork_server`), which it starts by a fresh
-interpreter ("forkserver"; "spawn", where the server starts a fresh one for each worker too), or by forking the trainer
-("fork"). It has no thread: who waits for a batch polls `fd` in the same call.
+The pool knows processes and no batches. Its workers are children of a server (see `fork_server`), which is forked by a process
+that the loaders share ("forkserver"; see `templates`), or which the pool starts by a fresh interpreter ("spawn", where the
+server starts a fresh one for each worker too), or by forking the trainer ("fork"). It has no thread: who waits for a batch
+polls `fd` in the same call.
 
 Guarantees:
 1. `clear` returns only when no worker is left, by the server's waitpid or by the hang-up of a pipe that all of them hold.
-2. `close` leaves no process, descriptor or zombie behind. So does the end of the trainer, by the lifeline.
+2. `close` leaves no process, descriptor or zombie behind, but for the template, which is for later loaders, too. So does the
+   end of the trainer, by the lifeline; it ends the template as well.
 3. A fork of the trainer never signals the workers, and does not keep them alive: it drops its descriptors.
 """
 
 from __future__ import annotations
 
-import io
 import json
+import mmap
 import os
 import select
 import signal
@@ -23,8 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, replace
-from functools import partial
-from itertools import count
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,16 +36,19 @@ from ringload.protocols import Event, Owner
 from ringload.system import forks
 from ringload.system.deaths import Death, be_taken_first, oom_kills
 from ringload.system.resource_tracker import tracker_fd
-from ringload.system.segment import Segment, refused
+from ringload.system.segment import PAGE_BYTES, Segment, refused
+from ringload.workers import templates
 from ringload.workers.environment import Surroundings
 from ringload.workers.fork_server import PACKET_BYTES, Config, become_server
+from ringload.workers.interpreter import interpreter
+from ringload.workers.pipes import End, close, pipe
 from ringload.workers.worker import Start, WorkerJob, message_of, written
 
 StartMethod = Literal["forkserver", "spawn", "fork"]
 
 END_S = 10.0  # how long a killed process may take to end: more means that the kernel cannot end it (a hung disk, say)
-# Workers run beside each other: a pool of threads in each would only get in the others' way.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+ASKED = 0  # in place of the pid of a server that a template was asked for: the kernel notes that pid
+PATIENCE_S = 60.0  # how long a template may import: more means that it hangs
 
 
 class UnkillableError(StallError):
@@ -60,11 +64,18 @@ class WorkerSupervisor:
         self._written = Segment(0)  # the job, for servers that are not forked
         if method != "fork":
             self._write(job)
-        self._ours: tuple[socket.socket | io.FileIO, ...] = ()  # what ties the server to this process
-        self._theirs: tuple[socket.socket | io.FileIO, ...] = ()  # the other ends, until the server has them
+        self._ours: tuple[End, ...] = ()  # what ties the server to this process
+        self._theirs: tuple[End, ...] = ()  # the other ends, until the server has them
         self._pid_of_owner = os.getpid()
         self._surroundings = Surroundings.of_this_process()
         self._server: list[int] = []  # its pid, if there is one: noted in one step with its start, which nothing interrupts
+        self._taken_back: list[bytes] = []  # of a server that a template was asked for: what lets the template fork it
+        self._pid_page = Segment(PAGE_BYTES if method == "forkserver" else 0)  # the pid of such a server
+        self._page: Any = bytes(4)
+        if method == "forkserver":
+            self._pid_page.reserve(0, PAGE_BYTES)
+            self._page = mmap.mmap(self._pid_page.fd, PAGE_BYTES)
+            templates.find(self._surroundings, preload)  # so that it is there when the first start needs it
         self._ready = False
         self._n_reserved = 0
         self._goal: int | None = None
@@ -81,7 +92,14 @@ class WorkerSupervisor:
 
     @property
     def server_pid(self) -> int:
-        return self._server[0] if self._server else -1
+        """-1: there is none, or not yet."""
+        pid = self._server[0] if self._server else -1
+        return pid if pid != ASKED else int.from_bytes(self._page[:4], sys.byteorder) or -1
+
+    @property
+    def starting_pid(self) -> int:
+        """The process that is to become the server, or is to fork it."""
+        return self._template.pid if self._server == [ASKED] and self.server_pid < 0 else self.server_pid
 
     def start(self, start: Start, n_reserved: int) -> None:
         """Have workers started, and the slots from `n_reserved` on reserved. Does not wait for either."""
@@ -117,12 +135,15 @@ class WorkerSupervisor:
         Raises:
             UnkillableError: a process does not end within `END_S`.
         """
-        _close(self._theirs)  # or this process, whose start of them was interrupted, would seem to be one of them
+        close(self._theirs)  # or this process, whose start of them was interrupted, would seem to be one of them
         event = Event([], self._n_reserved, self._goal)  # again, should an interruption have come before this was heeded
         if not self._server:  # one came after its end
             self._close_fds()
             return event
         if not self._may_run:  # the interruption of a reset came after its `clear`
+            return event
+        if self._takes_back():  # then there is nobody to answer
+            self._end_server(kill=True)
             return event
         deadline_s = time.monotonic() + END_S
         self._n_clears += 1
@@ -179,7 +200,8 @@ class WorkerSupervisor:
             else:
                 self._close_fds()  # an interruption came just before that
         finally:
-            for owner in (self._written, *self._owners):
+            self._page = bytes(4)
+            for owner in (self._written, self._pid_page, *self._owners):
                 owner.close()
 
     def drop(self) -> None:
@@ -191,6 +213,8 @@ class WorkerSupervisor:
         """Enter a message of the server into `event`. True: it was the answer to `clear`."""
         if "ready" in message:
             self._ready = True
+            if self._server == [ASKED]:
+                self._template.is_proven = True
         elif "started" in message:
             self.pids = message["started"]
         elif "reserved" in message:
@@ -205,19 +229,19 @@ class WorkerSupervisor:
 
     def _start_server(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        lifeline_out, lifeline_in = _pipe()
-        self._alive, alive_in = _pipe()
-        self._ours, self._theirs = (self._socket, lifeline_in, self._alive), (theirs, lifeline_out, alive_in)
+        self._lifeline_out, self._lifeline = pipe()
+        self._alive, alive_in = pipe()
+        self._ours, self._theirs = (self._socket, self._lifeline, self._alive), (theirs, self._lifeline_out, alive_in)
         layout, as_it_was = self._job.layout, self._surroundings
         config = Config(
             socket=theirs.fileno(),
-            lifeline=lifeline_out.fileno(),
+            lifeline=self._lifeline_out.fileno(),
             alive=alive_in.fileno(),
             ring=self._job.ring_fd,
             job=self._written.fd,
             others=(*astuple(self._job.channel), *(owner.fd for owner in self._owners if owner.fd != self._job.ring_fd)),
             spawn=self._method == "spawn",
-            preload=self._preload,
+            preload=tuple(name for name in self._preload if name.startswith("ringload.") and self._method != "spawn"),
             slots_start=layout.slots_start,
             slot_bytes=layout.slot_bytes,
             n_reserved=self._n_reserved,
@@ -237,23 +261,41 @@ class WorkerSupervisor:
         try:
             if self._method == "fork":
                 self._fork_server(config)
-            else:
+            elif self._method == "spawn" or not self._ask_for_server(config):
                 self._exec_server(config)
             be_taken_first(self.server_pid)  # from here, as it takes memory before its first line; its workers inherit it
         finally:  # what was interrupted is ended by `close`
-            _close(self._theirs)
+            close(self._theirs)
+
+    def _ask_for_server(self, config: Config) -> bool:
+        """Ask a template for it. No answer comes: the kernel notes the server's pid. False: there is no template to ask."""
+        template = templates.find(self._surroundings, self._preload) if templates.can_carry(config) else None
+        if template is None:
+            return False
+        self._template, self._asked_s, self._taken_back = template, time.monotonic(), []
+        self._page[:4] = bytes(4)
+        theirs, lifeline_out, alive_in = self._theirs
+        self._ours, self._theirs = (*self._ours, lifeline_out), (theirs, alive_in)  # it stays open here, for `_takes_back`
+        os.set_blocking(lifeline_out.fileno(), False)
+        os.write(self._lifeline.fileno(), b"1")
+        self._server = [ASKED]  # first: what was not sent in the end can be taken back as well
+        try:
+            template.ask(config, self._pid_page.fd, self._surroundings)
+        except OSError:
+            self._server = []
+        return bool(self._server)
+
+    def _takes_back(self) -> bool:
+        """Whether there is a server to come, which then does not come any more."""
+        if self._server == [ASKED] and not self._taken_back:
+            with suppress(BlockingIOError):
+                self._taken_back.extend(map(os.read, (self._lifeline_out.fileno(),), (1,)))
+        return self._server == [ASKED] and bool(self._taken_back)
 
     def _exec_server(self, config: Config) -> None:
-        code = "import sys; sys.path[:] = sys.argv[2:]; from ringload.workers.fork_server import main; main()"
-        # The descriptors that it is to have are copied and copied back, without their flag: dup2(fd, fd) takes glibc 2.29.
-        spare = 0 if 0 not in config.fds else next(fd for fd in count(3) if fd not in config.fds)  # 0, if stdin was closed
-        kept = [(os.POSIX_SPAWN_DUP2, *pair) for fd in config.fds for pair in ((fd, spare), (spare, fd))]
-        end = (os.POSIX_SPAWN_CLOSE, spare) if spare else (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-        spawn = partial(os.posix_spawn, file_actions=[*kept, end], setsid=True, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
-        as_it_was = self._surroundings
-        arguments = [sys.executable, *as_it_was.options, "-c", code, json.dumps(asdict(config)), *as_it_was.path]
-        environment = {"PYTHONHASHSEED": "0", **as_it_was.environment, **ONE_THREAD}
-        self._server.extend(map(spawn, [sys.executable], [arguments], [environment]))  # Popen may be interrupted half-way
+        message = json.dumps(asdict(config))
+        start = interpreter("ringload.workers.fork_server", message, config.fds, self._surroundings)
+        self._server.extend(starmap(start, ((),)))
 
     def _fork_server(self, config: Config) -> None:
         for stream in filter(None, (sys.stdout, sys.stderr)):  # none, where they were closed
@@ -273,7 +315,7 @@ class WorkerSupervisor:
             os.setsid()
             _discard_interruption()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            _close(self._ours)  # this process must not keep its own lifeline open
+            close(self._ours)  # this process must not keep its own lifeline open
             os.environ.clear()
             os.environ.update(self._surroundings.environment)
             sys.path[:] = self._surroundings.path
@@ -289,16 +331,23 @@ class WorkerSupervisor:
         """Wait until the server and all workers are gone; kill them first, or when they take too long."""
         if not self._server:
             return
-        (server,) = self._server
-        _close(self._theirs)  # as in `clear`
+        close(self._theirs)  # as in `clear`
+        is_asked, gone = self._server == [ASKED], self._takes_back()
         alive = self._alive.fileno()
-        if not _hung_up(alive, time.monotonic() + (0.0 if kill else 1.0)):
+        if not gone and not _hung_up(alive, time.monotonic() + (0.0 if kill else 1.0)):
+            if is_asked:
+                self._lifeline.close()  # which ends one, too, that is being forked at this moment
             # The server was not reaped, so its number, which is also its group's, belongs to nobody else.
-            with suppress(ProcessLookupError):  # the user's code waits for any child, and no worker is left
-                os.killpg(server, signal.SIGKILL)
-        gone = _hung_up(alive, time.monotonic() + END_S)
-        pids = self.pids
-        code = _exit_code(server, 0 if gone else os.WNOHANG)  # it may be the one that hangs
+            if self.server_pid > 0:
+                with suppress(ProcessLookupError):  # the user's code waits for any child, and no worker is left
+                    os.killpg(self.server_pid, signal.SIGKILL)
+        gone = gone or _hung_up(alive, time.monotonic() + END_S)
+        if is_asked and (not gone or (self.server_pid < 0 and time.monotonic() - self._asked_s > PATIENCE_S)):
+            self._template.end()  # it hangs
+            gone = gone or _hung_up(alive, time.monotonic() + END_S / 2)
+        pids, server = self.pids, self.server_pid
+        # Who is waited for may be the one that hangs.
+        code = self._template.exit_code if server < 0 else _exit_code(server, 0 if gone else os.WNOHANG)
         self.pids, self._server = [], []  # if an interruption comes before, the next one does it again
         self._close_fds()
         if not gone:
@@ -324,7 +373,7 @@ class WorkerSupervisor:
             return b""
 
     def _close_fds(self) -> None:
-        _close(self._ours + self._theirs)
+        close(self._ours + self._theirs)
 
 
 def _exit_code(pid: int, options: int) -> int:
@@ -339,17 +388,6 @@ def _discard_interruption() -> None:
     """A SIGINT that waits behind the mask was sent to the group that this process has left."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGINT, handler if handler is not None else signal.SIG_DFL)  # None: not one of Python's
-
-
-def _pipe() -> tuple[io.FileIO, io.FileIO]:
-    """A pipe, whose ends close themselves where an interruption leaves them to nobody, and are never closed twice."""
-    out, into = os.pipe2(os.O_CLOEXEC)
-    return io.FileIO(out), io.FileIO(into, "w")
-
-
-def _close(ends: tuple[socket.socket | io.FileIO, ...]) -> None:
-    for end in ends:
-        end.close()
 
 
 def _readable(fd: int, deadline_s: float) -> bool:

@@ -29,7 +29,7 @@ from ringload.bad_sample import end_of
 from ringload.errors import BudgetError
 from ringload.fields import Worker
 from ringload.packing.generators import OwnGenerators, take_made
-from ringload.packing.unpack import import_bytes, unpack
+from ringload.packing.unpack import import_bytes, shared_import_bytes, unpack
 from ringload.protocols import PAD, Job
 from ringload.ring.layout import MAX_TASKS, Layout
 from ringload.ring.plan import Room
@@ -98,7 +98,8 @@ def run(worker_job: WorkerJob, start: Start, worker_id: int) -> None:
         turn = partial(_exclusive, worker_job.ring_fd, current_work, worker_id)
         _alone(bound.start)(Worker(worker_id, start.n_workers, job.scratch_bytes, turn, job.max_sample_bytes or None))
         filler = Filler(job, bound, dict(start.poison_samples), _alone, own)
-        current_work.started(worker_id, anonymous_bytes() - before_bytes - import_bytes(), import_bytes())
+        n_bytes, imported_bytes = anonymous_bytes() - before_bytes, import_bytes()
+        current_work.started(worker_id, n_bytes - imported_bytes, imported_bytes + shared_import_bytes())
         work = _TaskLoop(start, worker_id, bound, filler, end, current_work)
         work.forever(layout.arrays(segment))
     except Exception:

@@ -92,8 +92,8 @@ TABLE = (
         (
             Edit(
                 "workers/supervisor.py",
-                "        self._server.extend(map(spawn, [sys.executable], [arguments], [environment]))",
-                "        pid = spawn(sys.executable, arguments, environment)\n        self._server = [pid]",
+                "        self._server.extend(starmap(start, ((),)))",
+                "        pid = start()\n        self._server = [pid]",
             ),
             Edit(
                 "workers/supervisor.py",
@@ -248,7 +248,7 @@ TABLE = (
         "Ctrl-C reaches the server: it shares the trainer's session, and does not ignore it",
         ("Ctrl-C at a random moment, (once|twice in quick succession)",),
         (
-            Edit("workers/supervisor.py", ", setsid=True, setsigdef", ", setsigdef"),
+            Edit("workers/interpreter.py", ", setsid=True, setsigdef", ", setsigdef"),
             Edit(
                 "workers/fork_server.py",
                 "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n    worker.be_called",

@@ -134,9 +134,9 @@ TABLE = (
         ("RLIMIT_STACK",),
         (
             Edit(
-                "workers/supervisor.py",
-                "json.dumps(asdict(config)), *as_it_was.path]",
-                'json.dumps(asdict(config)), *as_it_was.path, *["x" * 100_000] * 2]',
+                "workers/interpreter.py",
+                "message, *as_it_was.path]",
+                'message, *as_it_was.path, *["x" * 100_000] * 2]',
             ),
         ),
         (limited("STACK 262144 before"),),

@@ -15,6 +15,7 @@ TABLE = (
                 "            be_taken_first(self.server_pid)  # from here",
                 "            # from here",
             ),
+            Edit("workers/templates.py", "            be_taken_first(self.pid)  # and so", "            # and so"),
         ),
         (
             "test_ram_cgroup.py::test_a_hog_beside_it_costs_a_worker_and_not_the_trainer",

@@ -14,7 +14,7 @@ TABLE = (
         "a server that replaces another has the environment of now",
         (),
         (
-            Edit("workers/supervisor.py", "**as_it_was.environment, **ONE_THREAD", "**os.environ, **ONE_THREAD"),
+            Edit("workers/interpreter.py", "**as_it_was.environment, **ONE_THREAD", "**os.environ, **ONE_THREAD"),
             Edit(
                 "workers/supervisor.py",
                 "            os.environ.update(self._surroundings.environment)\n",

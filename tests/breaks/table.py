@@ -15,6 +15,7 @@ from tests.breaks import (
     processes,
     samples,
     tables,
+    templates,
     waits,
 )
 
@@ -28,6 +29,7 @@ TABLE: tuple[Break, ...] = (
     *limits.TABLE,
     *samples.TABLE,
     *processes.TABLE,
+    *templates.TABLE,
     *tables.TABLE,
     *dropin.TABLE,
     *arrays.TABLE,

@@ -118,8 +118,8 @@ TABLE = (
         (
             Edit(
                 "workers/supervisor.py",
-                "        gone = _hung_up(alive, time.monotonic() + END_S)\n",
-                "        gone = _hung_up(alive, time.monotonic() + 1e5)\n",
+                "        gone = gone or _hung_up(alive, time.monotonic() + END_S)\n",
+                "        gone = gone or _hung_up(alive, time.monotonic() + 1e5)\n",
             ),
         ),
         ("test_unkillable.py::test_who_cannot_be_killed_is_an_end_not_a_hang[forkserver-a worker]",),

@@ -33,6 +33,8 @@ from ringload.system.cgroups import usable_memory
 from ringload.system.deaths import Death
 from ringload.system.interrupts import finalize
 from ringload.system.segment import Segment, said_as_refused
+from ringload.workers import templates
+from ringload.workers.environment import Surroundings
 from ringload.workers.processes import ProcessWorkers
 from ringload.workers.supervisor import StartMethod
 
@@ -50,6 +52,12 @@ class FeedSettings:
     sample_timeout: float | None
     restarts: int | None
     preload: tuple[str, ...] = ()
+
+
+def begin_imports(settings: FeedSettings) -> None:
+    """Have the process started that imports what workers need, before there is a feed. Does not wait for it."""
+    if settings.start_method == "forkserver":
+        templates.find(Surroundings.of_this_process(), settings.preload)
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ from typing_extensions import TypeVar
 from ringload.checks import in_our_words, short
 from ringload.errors import ConfigError
 from ringload.loader import Loader
+from ringload.packing.installed import installed_modules
 from ringload.packing.pack import ForkRequiredError
-from ringload.torch.dataloader.feed import FeedSettings
+from ringload.torch.dataloader.feed import FeedSettings, begin_imports
 from ringload.torch.dataloader.iterators import InProcessPass, Pass, Progress, RingPass
 from ringload.torch.dataloader.ring import RingSettings, RowLayout, TorchRing
 from ringload.torch.dataloader.source import WorkerSpec
@@ -161,6 +162,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self._kept: tuple[int, int] | None = None  # of persistent workers: the base seed, and the passes begun with it
         self._n_passes = 0
         self._must_fork = False  # the dataset has what workers can only inherit
+        self._installed = installed_modules(dataset, collate_fn, worker_init_fn) if num_workers else ()
+        if num_workers:
+            begin_imports(self._ring_settings().feed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As torch's, which refuses what may not change. What is set counts from the next iteration on, for persistent workers,
@@ -281,7 +285,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             stall_timeout=float(self.timeout) or STALL_S,
             sample_timeout=self.sample_timeout,
             restarts=self.restarts,
-            preload=("ringload.torch.dataloader.source",),
+            preload=("ringload.torch.dataloader.source", *self._installed),
         )
         may_fork = context is None and not self._must_fork
         return RingSettings(feed, self.n_ahead, self.allow_pickle, self.strict, may_fork)
