@@ -127,12 +127,16 @@ def injected(request: pytest.FixtureRequest) -> Injected:
     return tell
 
 
+def of_templates() -> set[int]:
+    """The descriptors that tie templates to this process."""
+    ends = [end for template in templates.running() for end in template.ends]
+    return {end.fileno() for end in ends if isinstance(end, socket.socket) or not end.closed}
+
+
 def descriptors() -> Counter[str]:
     """What this process has open of the kinds that ringload opens: kind -> how many."""
     kinds: Counter[str] = Counter()
-    ends = [end for template in templates.running() for end in template.ends]
-    of_templates = {end.fileno() for end in ends if isinstance(end, socket.socket) or not end.closed}
-    for fd in {*map(int, os.listdir("/proc/self/fd"))} - of_templates:
+    for fd in {*map(int, os.listdir("/proc/self/fd"))} - of_templates():
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:

@@ -14,10 +14,13 @@ from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 
-from ringload import Field, Loader
+from ringload import Field, ImageFrame, Loader
+from ringload.packing.installed import installed_modules
 from ringload.workers import templates
 from ringload.workers.template import CLONE
 from tests.helpers import Truth, check, order_of, run_quietly
@@ -520,3 +523,12 @@ def test_the_drop_in_imports_torch_and_what_the_dataset_imports_once(packages: P
     assert packages.imports("rl_transforms_of_dataset") == [template.pid]
     assert [name for name in template.key.modules if "ringload.torch" in name] == ["ringload.torch.dataloader.source"]
     assert template in templates.running()
+
+
+def test_the_table_of_images_is_not_what_workers_need(tmp_path: Path) -> None:
+    """It stays in the trainer: so pandas is not imported for it. What a transform of the user's imports is."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    table = pd.DataFrame({"path": [str(tmp_path / "a.png")]})
+    with_pandas = installed_modules(ImageFrame(table, size=(8, 8), transform=lambda image, rng: pd.DataFrame and image))
+    assert "pandas" not in installed_modules(ImageFrame(table, size=(8, 8)))
+    assert "pandas" in with_pandas

@@ -65,7 +65,16 @@ def _parts(value: Any) -> Iterator[Any]:
         yield getattr(value, "__self__", None)
     elif value is not None:
         yield type(value)
-        yield from list(getattr(value, "__dict__", {}).values())[:MOST_ITEMS]
+        yield from list(_state(value).values())[:MOST_ITEMS]
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """The attributes of an object. Of ringload's own, those that workers get: an ImageFrame keeps its table. The user's
+    __getstate__ is not called: it may do anything."""
+    if type(value).__module__.partition(".")[0] == "ringload" and "__getstate__" in vars(type(value)):
+        state: dict[str, Any] = value.__getstate__()
+        return state
+    return getattr(value, "__dict__", {})
 
 
 def _home(value: Any) -> str:
