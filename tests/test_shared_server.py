@@ -529,6 +529,6 @@ def test_the_table_of_images_is_not_what_workers_need(tmp_path: Path) -> None:
     """It stays in the trainer: so pandas is not imported for it. What a transform of the user's imports is."""
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     table = pd.DataFrame({"path": [str(tmp_path / "a.png")]})
-    with_pandas = installed_modules(ImageFrame(table, size=(8, 8), transform=lambda image, rng: pd.DataFrame and image))
+    with_pandas = installed_modules(ImageFrame(table, size=(8, 8), transform=lambda image, rng: (pd.DataFrame, image)[1]))
     assert "pandas" not in installed_modules(ImageFrame(table, size=(8, 8)))
     assert "pandas" in with_pandas
