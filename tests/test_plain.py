@@ -44,11 +44,10 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return load(compiled(tmp_path_factory.mktemp("native"), PLAIN, "_png"))
 
 
-@pytest.fixture(autouse=True, params=INFLATERS, ids=lambda module: module.__name__)
-def quiet(request: Any, native: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Iterator[None]:
-    """_png.c is what is tested, with each inflater; and nothing is ever printed."""
+@pytest.fixture(autouse=True)
+def quiet(native: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Iterator[None]:
+    """_png.c of this checkout is what is tested; and nothing is ever printed."""
     monkeypatch.setattr(plain, "native", native)
-    monkeypatch.setattr(plain, "inflater", request.param)
     yield
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
@@ -65,7 +64,7 @@ def result(data: bytes | memoryview, wanted: Wanted, exif: bool) -> Any:
 
 
 def is_plain(data: bytes, *all_wanted: Wanted, exif: bool = True) -> bool:
-    """Whether the file was decoded without Pillow, after a check that Pillow gives the same."""
+    """Whether the file was decoded without Pillow, by each inflater; after a check that Pillow gives the same."""
     taken = []
     with suppress(ValueError):
         opened = PillowImage(memoryview(data), Wanted())
@@ -79,10 +78,13 @@ def is_plain(data: bytes, *all_wanted: Wanted, exif: bool = True) -> bool:
 
     for wanted in all_wanted or WANTED:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pillow, "decode_plain", noted)
-            found = result(data, wanted, exif)
             patch.setattr(pillow, "decode_plain", lambda *arguments: None)
-            assert found == result(data, wanted, exif)
+            true = result(data, wanted, exif)
+            patch.setattr(pillow, "decode_plain", noted)
+            for inflater in INFLATERS if data[:4] == SIGNATURE[:4] else INFLATERS[:1]:
+                patch.setattr(plain, "inflater", inflater)
+                assert result(data, wanted, exif) == true
+    assert len(set(taken)) <= 1, "not the same for all inflaters and colours"
     return any(taken)
 
 
@@ -324,7 +326,7 @@ def test_each_byte_changed(name: str) -> None:
     data = SMALL[name]
     assert is_plain(data)
     for at in range(len(data)):
-        for change in (0x01, 0x10, 0x80, 0xFF):
+        for change in (0x01, 0x80, 0xFF):
             spoiled = bytearray(data)
             spoiled[at] ^= change
             is_plain(bytes(spoiled), Wanted("rgb"))
