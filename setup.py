@@ -1,7 +1,7 @@
-"""What setup.cfg cannot say: the extension. Where it cannot be built it is left out, as `ringload --version` tells.
+"""What setup.cfg cannot say: the extensions. Where one cannot be built it is left out, as `ringload --version` tells.
 
-It needs the headers of libjpeg-turbo: `apt-get install libjpeg62-turbo-dev`; on Ubuntu the package is libjpeg-turbo8-dev, on
-Fedora libjpeg-turbo-devel.
+_png.c needs only a compiler. _jpeg.c needs the headers of libjpeg-turbo, too: `apt-get install libjpeg62-turbo-dev`; on Ubuntu
+the package is libjpeg-turbo8-dev, on Fedora libjpeg-turbo-devel.
 """
 
 from setuptools import Extension, setup
@@ -13,5 +13,6 @@ JPEG = Extension(
     extra_compile_args=["-O3", "-ffp-contract=off"],
     optional=True,
 )
+PNG = Extension("ringload.images._png", ["ringload/images/_png.c"], extra_compile_args=["-O3"], optional=True)
 
-setup(ext_modules=[JPEG])
+setup(ext_modules=[JPEG, PNG])

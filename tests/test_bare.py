@@ -19,6 +19,7 @@ BARE = ("numpy", "cloudpickle", "psutil")
 MODULES = {  # of the packages that `pip install` brings besides
     "click": "click",
     "cykooz-resizer": "cykooz_resizer",
+    "isal": "isal",
     "opencv-python-headless": "cv2",
     "pandas": "pandas",
     "pillow": "PIL",
@@ -151,6 +152,19 @@ def test_without_cykooz_resizer_pillow_scales(tmp_path: Path, photos: Path) -> N
         print("done")
     """
     done = without("cykooz-resizer", tmp_path).run(code, photos)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_without_isal_zlib_inflates(tmp_path: Path, photos: Path) -> None:
+    code = """
+        from PIL import Image
+        Image.linear_gradient("L").save("a.png")
+        source = ringload.ImageFrame(pandas.DataFrame({"path": ["a.png"]}), size=(256, 256), color="gray")
+        with ringload.Loader(source, 1, workers=1, ram_budget="300MB") as loader:
+            assert (next(iter(loader))["image"][0, :, :, 0] == np.asarray(Image.open("a.png"))).all()
+        print("done")
+    """
+    done = without("isal", tmp_path).run(f"import pandas\n{textwrap.dedent(code)}", tmp_path)
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from ringload.images import jpeg, resample
+from ringload.images import jpeg, plain, resample
 
 NOT_BUILT = (
     "_jpeg.c is not built, which takes two thirds of the time for random crops: install the headers of libjpeg-turbo "
     "(apt-get install libjpeg62-turbo-dev), then ringload again"
 )
+PNG_NOT_BUILT = "_png.c is not built, which halves the time: it needs a C compiler when ringload is installed"
 
 
 def engines() -> list[str]:
-    """One line for JPEG, and one for resampling."""
+    """One line for JPEG, one for PNG, and one for resampling."""
     simple = f"simplejpeg {version('simplejpeg')}"
     fast, resampler = jpeg.native, resample.library()
+    inflater = f"isal {version('isal')}" if plain.inflates_by_isal() else "zlib"
     return [
         f"JPEG: {simple}. {NOT_BUILT}" if fast is None else f"JPEG: {fast.LIBRARY} by _jpeg.c; what that refuses: {simple}",
+        f"PNG: pillow {version('pillow')}. {PNG_NOT_BUILT}" if plain.native is None else f"PNG: {inflater}, _png.c",
         f"resampling: {resampler} {version(resampler)}",
     ]

@@ -171,6 +171,8 @@ def opencv_values(data: memoryview) -> np.ndarray:
         raise ValueError("it is damaged, or compressed in a way that OpenCV does not support")
     if values.ndim == 2:
         values = values[:, :, np.newaxis]
+    elif values.shape[2] >= 3 and values.dtype == np.uint8:
+        values = cv2.cvtColor(values, cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     elif values.shape[2] >= 3:
         values[:, :, [0, 2]] = values[:, :, [2, 0]]
     return values

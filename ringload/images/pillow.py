@@ -17,10 +17,12 @@ from PIL import Image, ImageFile
 
 from ringload.images import bmp, high_depth, png, tiff
 from ringload.images.captured_output import Printed, noted
+from ringload.images.colors import converted, plain_converted
 from ringload.images.content_file import ContentFile
-from ringload.images.formats import FORMATS, HEAD_BYTES, MODES, Wanted, format_of, orientation_of, refusal
+from ringload.images.formats import FORMATS, HEAD_BYTES, Wanted, format_of, orientation_of, refusal
 from ringload.images.geometry import INVERSE
 from ringload.images.hook import Attribute, Hook
+from ringload.images.plain import decode_plain
 from ringload.images.resample import image_of
 from ringload.images.truncated import truncated
 
@@ -34,7 +36,6 @@ WORST_PIXEL_BYTES = 24  # of the usual kinds: RGBA of 16 bits in one strip
 PFM_PIXEL_BYTES = 12
 no_limit = Hook(Attribute(Image, "MAX_IMAGE_PIXELS", None))  # the decoder has its own limit
 OPTIONAL = ("WebP", "AVIF")  # Pillow can be built without these
-ONLY_TO = {"LAB": "RGB", "La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts to one other mode only
 
 PLUGINS = {  # format -> Pillow's module, and its function that opens a file
     "JPEG": ("JpegImagePlugin", "jpeg_factory"),
@@ -71,6 +72,7 @@ class PillowImage:
             raise ValueError(f"cannot identify image file: it begins with {self._head[:16]!r}; supported: {', '.join(FORMATS)}")
         self._pixel_bytes, self._more_bytes = WEBP_PIXEL_BYTES if self.format == "WebP" else PIXEL_BYTES, 0
         self._file: Any = None  # Pillow's open file
+        self._opened = data  # what it reads
         # not a bound method: a reference cycle would keep the pixels until gc
         self._decode: Callable[[PillowImage], Decoded] = PillowImage._by_pillow
         with self._refusing():
@@ -88,12 +90,26 @@ class PillowImage:
             OSError, MemoryError: an error of the system, not of the file.
         """
         with self._refusing(), truncated(self._wanted.truncated):
+            if (plain := self._decode_plain(exif)) is not None:
+                return plain
             *images, orientation, is_turned = self._decode(self)
             self._file = None
             pixels = converted(images, self._wanted)
         if is_turned:
             return pixels, 1 if exif else INVERSE.get(orientation, orientation)
         return pixels, orientation if exif else 1
+
+    def _decode_plain(self, exif: bool) -> tuple[np.ndarray, int] | None:
+        """As `decode`; None if the file is not of a plain kind, or damaged."""
+        file = self._file
+        if file is None or (self.format == "TIFF" and orientation_of(file) != 1):  # Pillow turns TIFF before it is scaled
+            return None
+        if (pixels := decode_plain(file, self._opened, self.format)) is None:
+            return None
+        self._file = None
+        header = Image.new("1", (1, 1)) if self.format == "PNG" else file
+        header.info = file.info  # PngImageFile would load the pixels to look for EXIF after them
+        return plain_converted(pixels, file.mode, self._wanted), orientation_of(header) if exif else 1
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -116,7 +132,8 @@ class PillowImage:
         if self.format in OPTIONAL and not plugin.SUPPORTED:
             raise ValueError("the installed Pillow was built without its decoder")
         with no_limit(), one_thread(plugin)() if self.format == "AVIF" else nullcontext():
-            self._file = getattr(plugin, name)(ContentFile(self._data if data is None else data))
+            self._opened = self._data if data is None else data
+            self._file = getattr(plugin, name)(ContentFile(self._opened))
         width, height = self._file.size
         return height, width
 
@@ -258,24 +275,3 @@ OPENERS: dict[str, Callable[[PillowImage], tuple[int, int]]] = {
 def one_thread(plugin: Any) -> Hook:
     """By default AVIF's decoder has as many threads as there are CPUs, in each worker: have it use one."""
     return Hook(Attribute(plugin, "DEFAULT_MAX_THREADS", 1))
-
-
-def converted(images: list[Image.Image], wanted: Wanted) -> np.ndarray:
-    """Convert the one image of a list to the wanted colours, on the background if there is one: `(h, w, C)`. The image is taken
-    out of the list, so that its memory is freed as soon as it is converted."""
-    image = images.pop()
-    if image.mode in ONLY_TO:
-        image = image.convert(ONLY_TO[image.mode])
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"the range of pixels of Pillow's mode {image.mode} is not known")
-    if wanted.background is not None and image.has_transparency_data:
-        shown = image if image.mode == "RGBA" else image.convert("RGBA")
-        image = Image.new("RGB", shown.size, wanted.background)
-        image.paste(shown, mask=shown)
-        del shown
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    mode = MODES[wanted.color]
-    if image.mode != mode:
-        image = image.convert(mode)
-    return np.asarray(image).reshape(image.height, image.width, -1)

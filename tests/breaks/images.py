@@ -3,6 +3,7 @@
 from tests.breaks import Break, Edit
 
 C = "images/_jpeg.c"
+P, PLAIN = "images/_png.c", "images/plain.py"
 KINDS = "test_native.py::test_the_same_pixels_of_each_kind_of_file"
 ROUNDED = "    __m256i half = _mm256_set1_epi32(1 << (precision - 1));\n"
 
@@ -87,6 +88,41 @@ TABLE = (
             ),
         ),
         ("test_images.py::test_the_part_is_drawn_first_then_the_flip",),
+        r"assert",
+    ),
+    Break(
+        "of equally near neighbours, the filter of PNG takes the corner",
+        (),
+        (Edit(P, "from_corner < least ?", "from_corner <= least ?"),),
+        ("test_plain.py::test_the_same_pixels_of_each_kind_of_png[2-8-False]",),
+        r"AssertionError|assert",
+    ),
+    Break(
+        "a filter that PNG does not have is passed over",
+        (),
+        (Edit(P, "    default:\n        return 0;\n", "    default:\n        return 1;\n"),),
+        ("test_plain.py::test_streams_of_any_kind[None-no filter 5]",),
+        r"assert",
+    ),
+    Break(
+        "a PNG file whose inflated pixels are wrong by their checksum is shown",
+        (),
+        (Edit(PLAIN, "n_inflated == len(free) and stream.eof and data", "n_inflated == len(free) and data"),),
+        ("test_plain.py::test_streams_of_any_kind[None-no checksum]",),
+        r"assert",
+    ),
+    Break(
+        "an orientation after the pixels of a PNG file is not seen",
+        (),
+        (Edit(PLAIN, " and data[at : at + len(PNG_END)] == PNG_END\n", "\n"),),
+        ("test_plain.py::test_chunks_after_the_pixels_are_pillows[eXIf]",),
+        r"assert",
+    ),
+    Break(
+        "OpenCV's decoder of WebP reads on in what follows the pixels",
+        (),
+        (Edit(PLAIN, "opencv_values(memoryview(only_pixels_of_webp(data)))", "opencv_values(data)"),),
+        ("test_plain.py::test_each_byte_changed[WebP with EXIF]",),
         r"assert",
     ),
 )

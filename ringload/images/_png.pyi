@@ -1,0 +1,3 @@
+import numpy as np
+
+def unfilter(rows: np.ndarray, first: int, end: int, row_bytes: int, pixel_bytes: int) -> bool: ...
