@@ -23,6 +23,13 @@ from bench.stats import Figure, Results, figures, read
 
 README = Path("README.md")
 BEGIN, END = "<!-- begin: written by python -m bench.report --readme -->", "<!-- end: bench -->"
+WHOLE = (
+    "decode-64",
+    "recipe",
+    "12mp",
+    "png",
+    "webp",
+)  # scenarios of which the README lists all peers, also those without a goal
 HEADINGS = ("figure", "ringload", "compared with", "its figure", "ratio", "spread", "pairs", "goal", "")
 
 
@@ -116,7 +123,7 @@ def readme_block(results: Results | None) -> str:
     """The text between the README's two marks."""
     if results is None:
         return "No full run of `make bench` has been recorded yet; this table is written from its results."
-    chosen = [one for one in figures(results) if one.goal is not None or one.scenario.name == "decode-64"]
+    chosen = [one for one in figures(results) if one.goal is not None or one.scenario.name in WHOLE]
     lines = [
         f"{about(results)}.",
         "",
