@@ -144,7 +144,7 @@ def shown(result: dict[str, Any], scenario: Scenario) -> str:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="a hint in 5 minutes: fewer scenarios and peers, 2 rounds, shorter")
+@click.option("--quick", is_flag=True, help="a hint in 8 minutes: fewer scenarios and peers, 2 rounds, shorter")
 @click.option("--only", multiple=True, type=click.Choice(list(BY_NAME)), help="these scenarios")
 @click.option("--peer", "chosen", multiple=True, type=click.Choice(list(PEERS)), help="compare ringload with these")
 @click.option("--rounds", type=click.IntRange(min=1), help="pairs of each  [default: 5; 2 if quick]")

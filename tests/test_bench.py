@@ -13,6 +13,7 @@ import click
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from bench import data, parts, report, run, stats
@@ -173,14 +174,16 @@ def test_a_random_part_is_found_in_its_file(photos: Path, tmp_path: Path, monkey
     geometry = Geometry(32, 32, "random_crop")
     for name in data.files(photos)[:4]:
         thumbnail, ratio, _ = parts.known(name)
-        stored = cv2.imread(name, cv2.IMREAD_COLOR_RGB)
+        with Image.open(name) as image:
+            stored = np.asarray(image)
+        height, width = stored.shape[:2]
         for is_mirrored in (False, True):
-            box = geometry.box(*stored.shape[:2], rng)
+            box = geometry.box(height, width, rng)
             top, left, bottom, right = (int(side) for side in (box.top, box.left, box.top + box.height, box.left + box.width))
             shown = cv2.resize(stored[top:bottom, left:right], (32, 32), interpolation=cv2.INTER_AREA)
             found = parts.find(np.ascontiguousarray(shown[:, ::-1]) if is_mirrored else shown, thumbnail, ratio)
             assert found.is_mirrored == is_mirrored
-            assert found.area == pytest.approx(box.height * box.width / (stored.shape[0] * stored.shape[1]), rel=0.3)
+            assert found.area == pytest.approx(box.height * box.width / (height * width), rel=0.3)
     images = pictures(ImageDecoder(geometry, flip=True), photos, rng)
     work.check(np.arange(4), images[:4])
     search = parts.Search(work)
@@ -237,12 +240,9 @@ def test_parts_of_peers_are_inside_of_the_image_and_as_the_recipe_says() -> None
 def test_the_peers_own_recipes_show_parts(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "ROOT", tmp_path)
     work, uniform = recipe_of(photos), random.Random(0).uniform
-    search = parts.Search(work)
-    for _ in range(2):
-        images = np.stack([recipe(name, path, 32, uniform) for path in data.files(photos)])
-        work.check(np.arange(4), images[:4])
-        search.take(np.arange(len(images)), images)
-    search.end()
+    images = np.stack([recipe(name, path, 32, uniform) for path in data.files(photos)[:8]])
+    work.check(np.arange(4), images[:4])
+    parts.Search(work).take(np.arange(8), images)
 
 
 @pytest.mark.parametrize("name", sorted(DECODERS.keys() - {"torchvision"}))
@@ -254,10 +254,11 @@ def test_every_decoder_gives_the_whole_image(name: str, photos: Path, tmp_path: 
 
 @pytest.mark.needs("tensorflow")
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # of three processes that import TensorFlow
 def test_tfdata_shows_parts_and_reads_all_formats(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In processes of their own, as bench.run has it."""
     monkeypatch.chdir(tmp_path)
-    work = {"batch_size": 4, "size": 32, "n_samples": 96}
+    work = {"batch_size": 4, "size": 32, "n_samples": 48}
     folders = {
         "recipe": photos,
         "png": copied(photos, tmp_path / "png", "png"),
@@ -265,7 +266,7 @@ def test_tfdata_shows_parts_and_reads_all_formats(photos: Path, tmp_path: Path, 
     }
     for kind, folder in folders.items():
         spec = {"peer": "tfdata", "work": work | {"kind": kind, "folder": str(folder)}, "workers": 0, "method": "proof"}
-        assert run.call(spec).get("n_batches") == 25
+        assert run.call(spec).get("n_batches") == 13
 
 
 def copied(photos: Path, folder: Path, suffix: str) -> Path:
@@ -317,6 +318,15 @@ def test_the_readme_has_the_table_of_the_newest_full_run() -> None:
     block = report.readme_block(None if path is None else stats.read(path))
     said = report.README.read_text().partition(report.BEGIN)[2].partition(report.END)[0].strip()
     assert said == block, "python -m bench.report --readme writes it"
+
+
+def test_the_table_of_a_part_is_printed_in_the_form_of_the_readme(tmp_path: Path) -> None:
+    lines = [("recipe", "ringload", "0.0", {"samples_per_s": 300}), ("recipe", "tfdata", "0.0", {"samples_per_s": 200})]
+    lines += [("recipe", "dali", "0.1", {"samples_per_s": 100}), ("recipe", "ringload", "0.1", {"samples_per_s": 300})]
+    path = results_file(tmp_path / "2026-01-02T000000-part.jsonl", lines)
+    said = CliRunner().invoke(report.main, [str(path), "--markdown"], catch_exceptions=False).output
+    assert "| tf.data, decode_and_crop_jpeg, not antialiased | 200 images/s | 1.5 (1.5 to 1.5) | >= 1.15, met |" in said
+    assert "| DALI on the CPU, image_random_crop, antialiased | 100 images/s | 3 (3 to 3) |  |" in said
 
 
 def test_the_readme_is_written_between_its_marks(tmp_path: Path) -> None:
