@@ -35,7 +35,7 @@ COLORS = {
     "torch-vision": "#2f6db5",
     "torch-opencv": "#4c8eda",
     "torch-area": "#86b4e8",
-    "torch-draft": "#86b4e8",
+    "torch-draft": "#2f6db5",
     "torch-numpy": "#9a7fd1",
     "tfdata": "#3fa796",
     "grain": "#c9a227",
@@ -70,8 +70,8 @@ def shares_of_roofline(results: Results, name: str, title: str) -> Any:
             shares.append((peer, roof.ratio / found.ratio, found.theirs))
     shares.sort(key=lambda share: share[1])
     names = [wrapped(PEERS[name].called(kind)) for name, _, _ in shares]
-    row_inches = 0.42 if all("\n" not in one for one in names) else 0.55
-    fig, axes = plt.subplots(figsize=(8, row_inches * len(shares) + 1.2))
+    is_narrow = any("\n" in one for one in names)  # the labels leave little room for the bars
+    fig, axes = plt.subplots(figsize=(8, (0.55 if is_narrow else 0.42) * len(shares) + 1.2))
     axes.barh(names, [share for _, share, _ in shares], color=[COLORS.get(name, OTHER) for name, _, _ in shares])
     for row, (_, share, rate) in enumerate(shares):
         inside = share > 0.7  # outside, it would overlap the dashed line
@@ -79,8 +79,9 @@ def shares_of_roofline(results: Results, name: str, title: str) -> Any:
         axes.text(place, row, f"{rate:,.0f} images/s", va="center", ha=side, fontsize=8, **ink)
     axes.axvline(1.0, color=COLORS["roofline"], linestyle="--", linewidth=1)
     axes.set_xlim(0, max(1.22, max(share for _, share, _ in shares) + 0.2))
-    axes.set_xlabel("share of the roofline (dashed): ringload's decoder in 2 processes, no transport")
-    axes.set_title(title)
+    end = "\n" if is_narrow else " "
+    axes.set_xlabel(f"share of the roofline (dashed):{end}ringload's decoder in 2 processes, no transport")
+    axes.set_title(title.replace(", batches", ",\nbatches") if is_narrow else title)
     return fig
 
 
@@ -103,7 +104,7 @@ def formats(results: Results) -> Any:
         values = results.values(BY_NAME[names[group]], peer)
         return float(np.median(values)) if values else None
 
-    fig, axes = plt.subplots(figsize=(8, 3.8))
+    fig, axes = plt.subplots(figsize=(8, 3.9))
     labels = {
         "torch-opencv": "torch DataLoader, OpenCV, not antialiased",
         "torch-draft": "torch DataLoader, Pillow's draft mode",
@@ -112,6 +113,7 @@ def formats(results: Results) -> Any:
     }
     grouped(axes, [groups[name] for name in names], peers, value, "photos", labels)
     axes.set_ylabel("images/s")
+    legend_below(axes, ncols=2)
     axes.set_title("other sizes and formats to 224 x 224, 2 workers (more is better)")
     return fig
 
@@ -258,10 +260,10 @@ def log_scale(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
-def legend_below(axes: Any) -> None:
+def legend_below(axes: Any, ncols: int = 4) -> None:
     """A legend under the plot, where no bar or line is."""
     below = -0.2 if not axes.get_xlabel() else -0.28
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncols=4)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncols=ncols)
 
 
 PLOTS: dict[str, Callable[[Results], Any]] = {

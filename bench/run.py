@@ -227,7 +227,10 @@ def prove(pairs: list[tuple[str, str]]) -> dict[str, str]:
         if PEERS[name].is_yardstick:
             continue
         result = call({"peer": name, "work": proof_work(kind), "workers": 2, "method": "proof"})
-        click.echo(f"proof: {name:<16} {kind:<8} {result.get('error') or 'every sample came once, and as it is'}")
+        crops = (
+            f": {result['mean_area']:.0%} of the area, {result['mirrored_share']:.0%} mirrored" if "mean_area" in result else ""
+        )
+        click.echo(f"proof: {name:<16} {kind:<8} {result.get('error') or 'every sample came once, and as it is'}{crops}")
         if "error" in result:
             failed[name] = f"{kind}: {result['error']}"
     return failed
