@@ -5,8 +5,8 @@
 # make stress the faults of make test in large numbers, and a long random mix of them; an hour
 # make breaks what protects against each fault, undone one at a time in a copy: whether a test notices; an hour
 # make bench-roofline  how close the ring comes to what this machine can do
-# make bench  ringload beside its peers, in every scenario, in .venv-bench; then a page and plots; 40 minutes
-# make bench-quick     the same as a hint, in 5 minutes
+# make bench  ringload beside its peers, in every scenario, in .venv-bench; then a page and plots; an hour
+# make bench-quick     the same as a hint, in 8 minutes
 # Each sets up all it needs in .venv. PYTHON chooses the interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3

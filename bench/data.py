@@ -1,8 +1,9 @@
 """Makes the files that `work` loads, once, in data/bench.
 
-From data/photos (made by bench/photos.py): a thumbnail of each file, for verification; large photographs of 12 to 24
-megapixels; tables of up to 30 million rows. For array rows: random bytes; the first and the last 8 bytes of a row are its
-number. Each function makes its files if they do not exist, and returns their path.
+From data/photos (made by bench/photos.py): a thumbnail of each file, for verification; a table of those with 500 pixels on the
+long side, and copies of them as PNG and WebP; photographs of 12, and of 12 to 24 megapixels; tables of up to 30 million rows.
+For array rows: random bytes; the first and the last 8 bytes of a row are its number. Each function makes its files if they do
+not exist, and returns their path.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from PIL import Image
 PHOTOS = Path("data/photos")
 ROOT = Path("data/bench")
 N_LARGE = 48
+LONG_SIDE = 500  # pixels, of ImageNet's photographs and most of data/photos
+N_500 = 2496  # whole batches of 64; 2,550 of 3,000 photographs have this size
+N_CONVERTED = 512  # PNG and WebP files: 0.2 GB
 FOLDS = 3000  # rows of a table that share a folder: the number of photographs
 
 
@@ -43,14 +47,18 @@ def truth(folder: Path, size: int) -> Path:
     return _made(ROOT / f"truth-{folder.name}-{size}.npy", make)
 
 
-def large() -> Path:
-    """A folder like data/photos, with `N_LARGE` photographs of 12 to 24 megapixels."""
+def large(least: float = 12, most: float = 24) -> Path:
+    """A folder like data/photos, with `N_LARGE` photographs of `least` to `most` megapixels.
+
+    They are enlarged, so a file of 12 megapixels has 0.8 MB, which is less than a camera's: with its noise, decoding would take
+    all decoders longer, by about the same time.
+    """
 
     def make(path: Path) -> None:
         path.mkdir()
         rows = []
         for number, name in enumerate(files(PHOTOS)[:N_LARGE]):
-            megapixels = 12 + 12 * number / (N_LARGE - 1)
+            megapixels = least + (most - least) * number / (N_LARGE - 1)
             with Image.open(name) as image:
                 scale = (megapixels * 1e6 / (image.width * image.height)) ** 0.5
                 size = (round(image.width * scale), round(image.height * scale))
@@ -58,7 +66,59 @@ def large() -> Path:
             rows.append({"path": f"{number:03d}.jpg", "multi": number % 4})
         pd.DataFrame(rows).to_csv(path / "photos.csv", index=False)
 
-    return _made(ROOT / "large", make)
+    return _made(ROOT / ("large" if least != most else f"{least:g}mp"), make)
+
+
+def of_500() -> Path:
+    """A folder with a table of the first `N_500` photographs of `LONG_SIDE` pixels, which stay where they are."""
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        table = pd.read_csv(PHOTOS / "photos.csv")
+        chosen = [number for number, name in enumerate(files(PHOTOS)) if max(size_of(name)) == LONG_SIDE][:N_500]
+        if len(chosen) < N_500:
+            raise ValueError(f"{PHOTOS} has {len(chosen)} photographs of {LONG_SIDE} pixels, not {N_500}")
+        table = table.iloc[chosen]
+        table["path"] = [os.path.relpath(PHOTOS / name, ROOT / path.name) for name in table["path"]]
+        table.to_csv(path / "photos.csv", index=False)
+
+    return _made(ROOT / "of-500", make)
+
+
+def size_of(name: str) -> tuple[int, int]:
+    """(width, height) of an image file."""
+    with Image.open(name) as image:
+        width, height = image.size
+    return width, height
+
+
+def converted(suffix: str) -> Path:
+    """A folder like data/photos, with `N_CONVERTED` photographs of `LONG_SIDE` pixels as "png" or "webp" files."""
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        names = [f"{number:03d}.{suffix}" for number in range(N_CONVERTED)]
+        for source, name in zip(files(of_500()), names, strict=False):
+            with Image.open(source) as image:
+                image.save(path / name, **SAVED[suffix])
+        pd.DataFrame({"path": names, "multi": np.arange(N_CONVERTED) % 4}).to_csv(path / "photos.csv", index=False)
+
+    return _made(ROOT / suffix, make)
+
+
+SAVED: dict[str, dict[str, Any]] = {"png": {}, "webp": {"quality": 90}}  # Pillow's options
+
+
+def parts(folder: Path) -> Path:
+    """What `bench.parts` knows of each file of a folder, in one .npz file."""
+    from bench.parts import known
+
+    def make(path: Path) -> None:
+        thumbnails, ratios, bounds = zip(*(known(name) for name in files(folder)), strict=True)
+        with path.open("wb") as file:
+            np.savez(file, thumbnails=np.stack(thumbnails), ratios=np.array(ratios), bounds=np.stack(bounds))
+
+    return _made(ROOT / f"parts-{folder.name}.npz", make)
 
 
 def table(n_rows: int) -> Path:

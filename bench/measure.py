@@ -12,7 +12,7 @@ Methods
     epoch   samples/s over one epoch of files that are not in the page cache; each read takes `delay_ms`, if given
     memory  the trainer takes batches, then sleeps until all batches ahead are filled; bench.run measures the memory
     scaling samples/s of samples that sleep, for each number of workers in `counts`, one after the other
-    proof   one epoch without timing: checks that every sample comes once
+    proof   one epoch without timing: checks that every sample comes once; and, of the recipe, that its parts are as they should
     train   a real training (bench.train)
 """
 
@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from bench import data
@@ -53,8 +54,8 @@ class Trainer:
         """Set all counts to 0."""
         self.n_batches, self.cpu_s, self.wait_s, self.begin_s = 0, 0.0, 0.0, time.perf_counter()
 
-    def take(self) -> None:
-        """Take one batch, after releasing the previous one."""
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        """Take one batch, after releasing the previous one. Returns its index and payload, which are valid until the next."""
         wall_s, cpu_s = time.perf_counter(), time.thread_time()
         self._batch = None
         batch = next(self._stream.batches)
@@ -69,6 +70,7 @@ class Trainer:
             self._epoch, self._left = Epoch(self._work), self._work.n_samples // self._work.batch_size
         self._batch = batch
         self.n_batches += 1
+        return index, payload
 
     def take_for(self, seconds: float, at_least: int = 3) -> None:
         """Take batches for some seconds."""
@@ -221,10 +223,19 @@ def scaling(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, Any]:
 
 def proof(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
     stream, trainer, first_s = started(spec, peer, work)
+    search = None
+    if isinstance(work, Photos) and work.is_recipe:
+        from bench.parts import Search  # here, as it imports OpenCV, whose import counts for ringload in other methods
+
+        search = Search(work)
     for _ in range(work.n_samples // work.batch_size):  # to the end of one epoch, and into the next
-        trainer.take()
+        index, payload = trainer.take()
+        if search is not None:
+            search.take(index, payload)
+        del index, payload
     stream.close()
-    return {"n_batches": trainer.n_batches, "first_s": first_s}
+    result = {"n_batches": trainer.n_batches, "first_s": first_s}
+    return result if search is None else result | search.end()
 
 
 METHODS = {"rate": rate, "first": first, "steps": steps, "epoch": epoch, "memory": memory, "scaling": scaling, "proof": proof}

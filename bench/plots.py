@@ -33,6 +33,9 @@ COLORS = {
     "torch": "#4c8eda",
     "torch-pillow": "#86b4e8",
     "torch-vision": "#2f6db5",
+    "torch-opencv": "#4c8eda",
+    "torch-area": "#86b4e8",
+    "torch-draft": "#2f6db5",
     "torch-numpy": "#9a7fd1",
     "tfdata": "#3fa796",
     "grain": "#c9a227",
@@ -42,8 +45,21 @@ OTHER = "#9aa4ae"
 
 
 def throughput(results: Results) -> Any:
+    """Rates of photographs."""
+    return shares_of_roofline(results, "decode-64", "photographs, 224 x 224, batches of 64, 2 workers")
+
+
+def recipe(results: Results) -> Any:
+    """Rates of random parts."""
+    return shares_of_roofline(
+        results, "recipe", "random resized crop and flip, 500 pixels to 224 x 224, batches of 64, 2 workers"
+    )
+
+
+def shares_of_roofline(results: Results, name: str, title: str) -> Any:
     """Rate of every peer, as a share of the roofline."""
-    scenario = BY_NAME["decode-64"]
+    scenario = BY_NAME[name]
+    kind: Kind = scenario.work["kind"]
     roof = figure(results, scenario, "roofline")
     if roof is None:
         return None
@@ -53,8 +69,9 @@ def throughput(results: Results) -> Any:
         if found is not None and peer != "roofline":
             shares.append((peer, roof.ratio / found.ratio, found.theirs))
     shares.sort(key=lambda share: share[1])
-    fig, axes = plt.subplots(figsize=(8, 0.42 * len(shares) + 1.2))
-    names = [PEERS[name].title for name, _, _ in shares]
+    names = [wrapped(PEERS[name].called(kind)) for name, _, _ in shares]
+    is_narrow = any("\n" in one for one in names)  # the labels leave little room for the bars
+    fig, axes = plt.subplots(figsize=(8, (0.55 if is_narrow else 0.42) * len(shares) + 1.2))
     axes.barh(names, [share for _, share, _ in shares], color=[COLORS.get(name, OTHER) for name, _, _ in shares])
     for row, (_, share, rate) in enumerate(shares):
         inside = share > 0.7  # outside, it would overlap the dashed line
@@ -62,8 +79,42 @@ def throughput(results: Results) -> Any:
         axes.text(place, row, f"{rate:,.0f} images/s", va="center", ha=side, fontsize=8, **ink)
     axes.axvline(1.0, color=COLORS["roofline"], linestyle="--", linewidth=1)
     axes.set_xlim(0, max(1.22, max(share for _, share, _ in shares) + 0.2))
-    axes.set_xlabel("share of the roofline (dashed): ringload's decoder in 2 processes, no transport")
-    axes.set_title("photographs, 224 x 224, batches of 64, 2 workers")
+    end = "\n" if is_narrow else " "
+    axes.set_xlabel(f"share of the roofline (dashed):{end}ringload's decoder in 2 processes, no transport")
+    axes.set_title(title.replace(", batches", ",\nbatches") if is_narrow else title)
+    return fig
+
+
+def wrapped(label: str) -> str:
+    """A label on two lines, if it is long."""
+    first, comma, last = label.rpartition(", ")
+    return f"{first},\n{last}" if comma and len(label) > 40 else label
+
+
+def formats(results: Results) -> Any:
+    """Images/s of other sizes and formats."""
+    groups = {"12mp": "12 megapixels, JPEG", "png": "500 pixels, PNG", "webp": "500 pixels, WebP"}
+    names = [name for name in groups if results.values(BY_NAME[name], OURS)]
+    if not names:
+        return None
+    order = (OURS, "torch-opencv", "torch-draft", "torch-pillow", "tfdata")
+    peers = [peer for peer in order if any(results.values(BY_NAME[name], peer) for name in names)]
+
+    def value(group: int, peer: str) -> float | None:
+        values = results.values(BY_NAME[names[group]], peer)
+        return float(np.median(values)) if values else None
+
+    fig, axes = plt.subplots(figsize=(8, 3.9))
+    labels = {
+        "torch-opencv": "torch DataLoader, OpenCV, not antialiased",
+        "torch-draft": "torch DataLoader, Pillow's draft mode",
+        "torch-pillow": "torch DataLoader, Pillow",
+        "tfdata": "tf.data, not antialiased",
+    }
+    grouped(axes, [groups[name] for name in names], peers, value, "photos", labels)
+    axes.set_ylabel("images/s")
+    legend_below(axes, ncols=2)
+    axes.set_title("other sizes and formats to 224 x 224, 2 workers (more is better)")
     return fig
 
 
@@ -176,15 +227,24 @@ def transport(results: Results) -> Any:
     return fig
 
 
-def grouped(axes: Any, groups: list[str], peers: list[str], value: Callable[[int, str], float | None], kind: Kind) -> None:
-    """Bars of peers, side by side in groups, with their numbers on top. Peers without a value in a group are left out."""
+def grouped(
+    axes: Any,
+    groups: list[str],
+    peers: list[str],
+    value: Callable[[int, str], float | None],
+    kind: Kind,
+    labels: dict[str, str] | None = None,
+) -> None:
+    """Bars of peers, side by side in groups, with their numbers on top. Peers without a value in a group are left out. `labels`
+    replace the titles of some peers."""
+    titles = {peer: PEERS[peer].called(kind) for peer in peers} | (labels or {})
     width = 0.8 / len(peers)
     labelled: set[str] = set()
     for group in range(len(groups)):
         present = [(peer, height) for peer in peers if (height := value(group, peer)) is not None]
         for number, (peer, height) in enumerate(present):
             place = group + (number - (len(present) - 1) / 2) * width
-            label = None if peer in labelled else PEERS[peer].called(kind)
+            label = None if peer in labelled else titles[peer]
             labelled.add(peer)
             axes.bar(place, height, width * 0.92, color=COLORS.get(peer, OTHER), label=label)
             axes.annotate(f"{height:.3g}", (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
@@ -200,14 +260,16 @@ def log_scale(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
-def legend_below(axes: Any) -> None:
+def legend_below(axes: Any, ncols: int = 4) -> None:
     """A legend under the plot, where no bar or line is."""
     below = -0.2 if not axes.get_xlabel() else -0.28
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncols=4)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncols=ncols)
 
 
 PLOTS: dict[str, Callable[[Results], Any]] = {
     "throughput": throughput,
+    "recipe": recipe,
+    "formats": formats,
     "transport": transport,
     "stalls": stalls,
     "first-batch": first_batch,

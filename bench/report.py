@@ -1,8 +1,9 @@
 """Reports one file of results: as a table in the terminal, a page of HTML with all plots, PNGs, and the README's table.
 
-    python -m bench.report [FILE] [--page bench/results/bench.html] [--png bench/results] [--readme]
+    python -m bench.report [FILE] [--page bench/results/bench.html] [--png bench/results] [--readme] [--markdown]
 
-Without FILE, reports the newest file that bench.run wrote. --readme always uses the newest full run.
+Without FILE, reports the newest file that bench.run wrote. --readme always uses the newest full run. --markdown prints the
+README's table of any run, also of one that measured only some scenarios.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ from bench.stats import Figure, Results, figures, read
 
 README = Path("README.md")
 BEGIN, END = "<!-- begin: written by python -m bench.report --readme -->", "<!-- end: bench -->"
+WHOLE = (
+    "decode-64",
+    "recipe",
+    "12mp",
+    "png",
+    "webp",
+)  # scenarios of which the README lists all peers, also those without a goal
 HEADINGS = ("figure", "ringload", "compared with", "its figure", "ratio", "spread", "pairs", "goal", "")
 
 
@@ -116,7 +124,7 @@ def readme_block(results: Results | None) -> str:
     """The text between the README's two marks."""
     if results is None:
         return "No full run of `make bench` has been recorded yet; this table is written from its results."
-    chosen = [one for one in figures(results) if one.goal is not None or one.scenario.name == "decode-64"]
+    chosen = [one for one in figures(results) if one.goal is not None or one.scenario.name in WHOLE]
     lines = [
         f"{about(results)}.",
         "",
@@ -222,7 +230,8 @@ fresh process, with its least and its greatest. Every batch was verified.</p>
 @click.option("--page", type=click.Path(path_type=Path), help="write the page there")
 @click.option("--png", type=click.Path(path_type=Path), help="write the plots into this folder")
 @click.option("--readme", is_flag=True, help="write the newest full run's table into README.md")
-def main(file: Path | None, results: Path, page: Path | None, png: Path | None, readme: bool) -> None:
+@click.option("--markdown", is_flag=True, help="print the table in the form of the README")
+def main(file: Path | None, results: Path, page: Path | None, png: Path | None, readme: bool, markdown: bool) -> None:
     """Report FILE, or the newest results."""
     if readme:
         write_readme()
@@ -230,7 +239,7 @@ def main(file: Path | None, results: Path, page: Path | None, png: Path | None, 
     if path is None:
         raise click.ClickException(f"there are no results in {results}: make bench, or make bench-quick")
     found = read(path)
-    print_table(found)
+    click.echo(readme_block(found)) if markdown else print_table(found)
     if page is not None:
         write_page(found, page)
         click.echo(page)

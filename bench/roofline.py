@@ -80,10 +80,11 @@ def decode_roofline(source: ringload.ImageFrame, workers: int, seconds: float) -
 
     def work(number: int) -> float:
         row = Row({name: np.empty(field.shape, field.dtype) for name, field in source.fields.items()})
-        order = np.random.default_rng(number).permutation(len(source))
+        rng = np.random.default_rng(number)  # also of random crops and flips, if the source makes any
+        order = rng.permutation(len(source))
         begin_s, n = time.perf_counter(), 0
         while time.perf_counter() - begin_s < seconds:
-            source.load(int(order[n % len(order)]), None, row)
+            source.load(int(order[n % len(order)]), rng, row)
             n += 1
         return n / (time.perf_counter() - begin_s)
 

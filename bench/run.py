@@ -27,9 +27,10 @@ from bench import slowfs
 from bench.machine import Memory, commit, machine, versions
 from bench.measure import WRONG
 from bench.peers import PEERS, installed
-from bench.scenario import Scenario, rows, sleeps
+from bench.scenario import Scenario, files_of, rows, sleeps
 from bench.scenarios import BY_NAME, SCENARIOS, prepare
 from bench.stats import OURS
+from bench.work import IMAGES
 
 RESULTS = Path("bench/results")
 ROOT = Path(__file__).parent.parent  # of the checkout, from which child processes import
@@ -39,6 +40,8 @@ QUICK = {"rounds": 2, "shorter": 0.4}
 
 def proof_work(kind: str) -> dict[str, Any]:
     """A small epoch of this kind of work."""
+    if kind in IMAGES and kind != "photos":
+        return files_of(kind, 16 if kind == "12mp" else 32) | {"n_samples": 48 if kind == "12mp" else 320}
     if kind == "photos":
         return {"kind": "photos", "folder": "data/photos", "batch_size": 32, "size": 224, "n_samples": 320}
     if kind == "rows":
@@ -141,7 +144,7 @@ def shown(result: dict[str, Any], scenario: Scenario) -> str:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="a hint in 5 minutes: fewer scenarios and peers, 2 rounds, shorter")
+@click.option("--quick", is_flag=True, help="a hint in 8 minutes: fewer scenarios and peers, 2 rounds, shorter")
 @click.option("--only", multiple=True, type=click.Choice(list(BY_NAME)), help="these scenarios")
 @click.option("--peer", "chosen", multiple=True, type=click.Choice(list(PEERS)), help="compare ringload with these")
 @click.option("--rounds", type=click.IntRange(min=1), help="pairs of each  [default: 5; 2 if quick]")
@@ -224,7 +227,10 @@ def prove(pairs: list[tuple[str, str]]) -> dict[str, str]:
         if PEERS[name].is_yardstick:
             continue
         result = call({"peer": name, "work": proof_work(kind), "workers": 2, "method": "proof"})
-        click.echo(f"proof: {name:<16} {kind:<8} {result.get('error') or 'every sample came once, and as it is'}")
+        crops = (
+            f": {result['mean_area']:.0%} of the area, {result['mirrored_share']:.0%} mirrored" if "mean_area" in result else ""
+        )
+        click.echo(f"proof: {name:<16} {kind:<8} {result.get('error') or 'every sample came once, and as it is'}{crops}")
         if "error" in result:
             failed[name] = f"{kind}: {result['error']}"
     return failed

@@ -57,9 +57,22 @@ def at_most(limit: float, peer: str = "") -> Goal:
 
 
 def photos(batch_size: int, n_samples: int = 10 * N_PHOTOS, size: int = 224) -> dict[str, Any]:
+    """All photographs."""
     n_samples -= n_samples % batch_size
     work = {"kind": "photos", "folder": str(data.PHOTOS), "batch_size": batch_size, "size": size, "n_samples": n_samples}
     return work | {"n_files": N_PHOTOS}
+
+
+def files_of(kind: str, batch_size: int) -> dict[str, Any]:
+    """The photographs of 500 pixels for the "recipe"; photographs as "12mp", "png" or "webp" files."""
+    folder, n_files = {
+        "recipe": ("of-500", data.N_500),
+        "12mp": ("12mp", data.N_LARGE),
+        "png": ("png", data.N_CONVERTED),
+        "webp": ("webp", data.N_CONVERTED),
+    }[kind]
+    work = {"kind": kind, "folder": str(data.ROOT / folder), "batch_size": batch_size, "size": 224}
+    return work | {"n_samples": 10 * n_files, "n_files": None}
 
 
 def table(n_rows: int) -> dict[str, Any]:

@@ -6,11 +6,12 @@ with `of` is another figure from the measurements of that scenario.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench import data
-from bench.scenario import N_PHOTOS, Scenario, at_least, at_most, photos, rows, sleeps, table
+from bench.scenario import N_PHOTOS, Scenario, at_least, at_most, files_of, photos, rows, sleeps, table
 
 ROW_224 = (224, 224, 3)
 
@@ -18,6 +19,7 @@ EVERYBODY = (
     *("roofline", "torch", "torch-pillow", "torch-vision", "tfdata", "grain", "spdl", "dali", "webdataset", "litdata"),
     *("keras", "naive"),
 )
+FORMATS = ("torch-pillow", "torch-opencv", "tfdata")
 IMAGES: dict[str, Any] = {"metric": "samples_per_s", "unit": "images/s", "more": True}
 STEADY: dict[str, Any] = {"ours": {"ahead": 16}}
 COPIES: dict[str, Any] = {**STEADY, "metric": "gb_per_s", "unit": "GB/s", "more": True, "seconds": 1.0, "warm_s": 0.7}
@@ -289,8 +291,68 @@ SCENARIOS = (
         seconds=1.0,
         quick=("torch",),
     ),
+    Scenario(
+        name="recipe",
+        number=13,
+        title="random resized crop and flip, 500 pixels to 224 x 224, batches of 64",
+        **STEADY,
+        **IMAGES,
+        peers=("roofline", "tfdata", "torch-opencv", "torch-area", "torch-vision", "grain", "dali"),
+        work=files_of("recipe", 64),
+        quick=("roofline", "tfdata", "torch-opencv"),
+        goals=(
+            *(at_least(0.97, "roofline"), at_least(1.15, "tfdata")),
+            *(at_least(1.5, "torch-opencv"), at_least(1.5, "torch-area")),
+        ),
+    ),
+    Scenario(
+        name="12mp",
+        number=14,
+        title="photographs of 12 megapixels to 224 x 224, batches of 16",
+        **STEADY,
+        **IMAGES,
+        peers=("torch-draft", "torch-opencv", "tfdata"),
+        work=files_of("12mp", 16),
+        seconds=3.0,
+        quick=("torch-draft",),
+        goals=(at_least(1.3, "torch-draft"),),
+    ),
+    Scenario(
+        name="png",
+        number=15,
+        title="PNG, 500 pixels to 224 x 224, batches of 64",
+        **STEADY,
+        **IMAGES,
+        peers=FORMATS,
+        work=files_of("png", 64),
+        quick=("torch-opencv",),
+        goals=(at_least(1.0, "torch-opencv"),),
+    ),
+    Scenario(
+        name="webp",
+        number=15,
+        title="WebP, 500 pixels to 224 x 224, batches of 64",
+        **STEADY,
+        **IMAGES,
+        peers=FORMATS,
+        work=files_of("webp", 64),
+        quick=("torch-opencv",),
+    ),
 )
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of photographs, if it does not exist."""
+    makes: dict[Path, Callable[[], Path]] = {
+        data.ROOT / "large": data.large,
+        data.ROOT / "12mp": lambda: data.large(12, 12),
+        data.ROOT / "of-500": data.of_500,
+        data.ROOT / "png": lambda: data.converted("png"),
+        data.ROOT / "webp": lambda: data.converted("webp"),
+    }
+    if folder in makes:
+        makes[folder]()
 
 
 def prepare(scenario: Scenario) -> None:
@@ -301,9 +363,11 @@ def prepare(scenario: Scenario) -> None:
         return
     work = make_work(scenario.work)
     if isinstance(work, Photos):
-        if work.folder == data.ROOT / "large":
-            data.large()
-        data.truth(Path(scenario.work["folder"]), work.size)
+        make_folder(work.folder)
+        if work.is_recipe:
+            data.parts(work.folder)
+        else:
+            data.truth(work.folder, work.size)
         if work.table is not None:
             data.table(work.n_samples)
     if isinstance(work, Rows):

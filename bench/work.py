@@ -1,6 +1,7 @@
 """The data that every peer loads, and the expected content with which every batch is compared.
 
-    Photos   image files, decoded to `(H, W, 3) uint8`; compared with a thumbnail of each file, made by Pillow
+    Photos   image files, decoded to `(H, W, 3) uint8`; compared with a thumbnail of each file, made by Pillow. Of the recipe,
+             each is a random part: its mean colour is compared, and before the timing the part is found (`bench.parts`)
     Rows     rows of one array in a file, which are only copied; the first and last bytes of each are its number
     Sleeps   samples that sleep and use no CPU, a few of them longer than others; the content is a function of the index
 
@@ -26,6 +27,8 @@ from bench import data
 # differ by 30
 # to 100; the most similar cuts of one photograph by 4 to 13 (measured, 24 November 2026).
 TOLERANCE = 10
+COLOUR_TOLERANCE = 8  # of 255, that the mean colour of a part may be beyond those of the parts of its file that were tried
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the recipe's random parts: share of the image, width / height
 POINTS = 16  # points a side that are compared of an image; each 2 by 2 are averaged
 
 
@@ -43,7 +46,11 @@ def glance(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Photos:
-    """`n_samples` image files of `folder`, repeated as needed, resized to `(size, size)`."""
+    """`n_samples` image files of `folder`, repeated as needed, resized to `(size, size)`.
+
+    `kind` is "photos"; "recipe": a random part is resized, and half of the images are mirrored; or the format and size of the
+    files, for which some peers have their own way: "12mp" (JPEG), "png", "webp".
+    """
 
     folder: Path
     batch_size: int
@@ -52,6 +59,7 @@ class Photos:
     n_files: int | None = None  # how many files of the folder are used; None: all
     table: Path | None = None  # a table of many rows; None: the folder's table, repeated in memory
     truth_of: Path | None = None  # the folder that `folder` is a copy of
+    kind: str = "photos"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,6 +82,16 @@ class Photos:
         made: list[str] = self.frame["path"].tolist()
         return made
 
+    @property
+    def is_recipe(self) -> bool:
+        return self.kind == "recipe"
+
+    @cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Of each file: `thumbnails`, `ratios`, and `bounds (n, 2, 3)` of the mean colours of parts."""
+        with np.load(data.parts(self.folder)) as found:
+            return {name: found[name][: self.n_files] for name in found.files}
+
     @cached_property
     def truth(self) -> np.ndarray:
         truth: np.ndarray = np.load(data.truth(self.truth_of or self.folder, self.size), mmap_mode="r")
@@ -81,16 +99,31 @@ class Photos:
 
     def prepare(self) -> None:
         """Read the files whose reading is not measured."""
-        _ = self.frame, self.truth
+        _ = self.frame, self.parts if self.is_recipe else self.truth
 
     def check(self, index: np.ndarray, payload: np.ndarray) -> None:
         _check_form(self, index, payload)
         if payload.dtype == np.float32:  # normalised, as by the hand-written generator
             payload = ((payload + 1) * 127.5).astype(np.uint8)
+        if self.is_recipe:
+            self._check_colours(index, payload)
+            return
         off = np.abs(glance(payload) - self.truth[index % len(self.truth)]).mean(axis=(1, 2, 3))
         if (off > TOLERANCE).any():
             worst = int(off.argmax())
             raise WrongPayloadError(f"sample {index[worst]} is not its file: pixels are {off[worst]:.0f} of 255 off on average")
+
+    def _check_colours(self, index: np.ndarray, payload: np.ndarray) -> None:
+        """Compare the mean colours of a few pixels, which takes little time of the measurement."""
+        bounds = self.parts["bounds"]
+        least, most = bounds[index % len(bounds)].swapaxes(0, 1)  # (B, 3)
+        means = glance(payload).mean(axis=(1, 2))
+        off = np.maximum(least - means, means - most).max(axis=1)
+        if (off > COLOUR_TOLERANCE).any():
+            worst = int(off.argmax())
+            raise WrongPayloadError(
+                f"sample {index[worst]} is no part of its file: its mean colour is {off[worst]:.0f} of 255 beyond all of these"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,14 +207,15 @@ class Sleeps:
 
 
 Work = Photos | Rows | Sleeps
+IMAGES = ("photos", "recipe", "12mp", "png", "webp")  # the kinds of Photos
 
 
 def make_work(spec: dict[str, Any]) -> Work:
-    """Make a work from its JSON form, `{"kind": "photos" | "rows" | "sleeps", ...}`."""
+    """Make a work from its JSON form, `{"kind": "photos" | "rows" | "sleeps" | ..., ...}`."""
     options = {name: value for name, value in spec.items() if name != "kind"}
-    if spec["kind"] == "photos":
+    if spec["kind"] in IMAGES:
         table = options.pop("table", None)
-        return Photos(Path(options.pop("folder")), table=None if table is None else Path(table), **options)
+        return Photos(Path(options.pop("folder")), table=None if table is None else Path(table), kind=spec["kind"], **options)
     if spec["kind"] == "rows":
         return Rows(shape=tuple(options.pop("shape")), dtype=np.dtype(options.pop("dtype")), **options)
     return Sleeps(**options)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
-from bench import data, report, run, stats
+from bench import data, parts, report, run, stats
+from bench.decoders import DECODERS, random_part, recipe
 from bench.measure import Trainer
 from bench.peers import PEERS, Stream
 from bench.scenarios import BY_NAME, SCENARIOS
 from bench.work import Photos, Sleeps, WrongPayloadError, glance
+from ringload.images.decoder import ImageDecoder
+from ringload.images.geometry import Geometry, Resize
 
 FRAMEWORKS = ("torch", "torchvision", "tensorflow", "keras", "grain", "spdl", "nvidia", "webdataset", "litdata")
 ABOUT = {"cpus": 2, "cpu": "made up", "memory_gb": 8, "kernel": "6.0"}
@@ -80,7 +87,7 @@ def test_two_peers_have_ringload_between_them() -> None:
 
 
 def test_scenarios_name_peers_that_can_do_their_work() -> None:
-    assert {one.number for one in SCENARIOS} == set(range(1, 13))
+    assert {one.number for one in SCENARIOS} == set(range(1, 16))
     for one in SCENARIOS:
         work = BY_NAME[one.of].work if one.of else one.work
         for peer in ("ringload", *one.peers):
@@ -149,6 +156,139 @@ def test_photographs_of_other_files_are_noticed(photos: Path, tmp_path: Path, mo
         work.check(np.arange(4), images[[0, 1, 9, 3]])
 
 
+def recipe_of(photos: Path, n_samples: int = 24) -> Photos:
+    return Photos(photos, 4, 32, n_samples, kind="recipe")
+
+
+def pictures(decoder: ImageDecoder, photos: Path, rng: np.random.Generator) -> np.ndarray:
+    """Of each file one, as the decoder shows it."""
+    made = np.empty((len(data.files(photos)), *decoder.field.shape), np.uint8)
+    for path, row in zip(data.files(photos), made, strict=True):
+        decoder.load(Path(path).read_bytes(), rng, row)
+    return made
+
+
+def test_a_random_part_is_found_in_its_file(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    work, rng = recipe_of(photos), np.random.default_rng(0)
+    geometry = Geometry(32, 32, "random_crop")
+    for name in data.files(photos)[:4]:
+        thumbnail, ratio, _ = parts.known(name)
+        with Image.open(name) as image:
+            stored = np.asarray(image)
+        height, width = stored.shape[:2]
+        for is_mirrored in (False, True):
+            box = geometry.box(height, width, rng)
+            top, left, bottom, right = (int(side) for side in (box.top, box.left, box.top + box.height, box.left + box.width))
+            shown = cv2.resize(stored[top:bottom, left:right], (32, 32), interpolation=cv2.INTER_AREA)
+            found = parts.find(np.ascontiguousarray(shown[:, ::-1]) if is_mirrored else shown, thumbnail, ratio)
+            assert found.is_mirrored == is_mirrored
+            assert found.area == pytest.approx(box.height * box.width / (height * width), rel=0.3)
+    images = pictures(ImageDecoder(geometry, flip=True), photos, rng)
+    work.check(np.arange(4), images[:4])
+    search = parts.Search(work)
+    search.take(np.arange(4), images[:4])
+    with pytest.raises(WrongPayloadError, match="is no part of its file"):
+        search.take(np.arange(4), images[[0, 1, 9, 3]])
+
+
+def test_a_colour_that_no_part_has_is_noticed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    images = np.zeros((4, 32, 32, 3), np.uint8)
+    with pytest.raises(WrongPayloadError, match="its mean colour is"):
+        recipe_of(photos).check(np.arange(4), images)
+
+
+@pytest.mark.parametrize(
+    ("resize", "flip", "wrong"),
+    [("random_crop", True, ""), ("random_crop", False, "is mirrored"), ("stretch", True, "of the area")],
+)
+def test_an_augmentation_that_is_left_out_is_noticed(
+    resize: Resize, flip: bool, wrong: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    decoder, rng, search = (
+        ImageDecoder(Geometry(32, 32, resize), flip=flip),
+        np.random.default_rng(0),
+        parts.Search(recipe_of(photos)),
+    )
+    for _ in range(2):
+        images = pictures(decoder, photos, rng)
+        search.take(np.arange(len(images)), images)
+    if wrong:
+        with pytest.raises(WrongPayloadError, match=wrong):
+            search.end()
+    else:
+        assert set(search.end()) == {"mean_area", "mirrored_share"}
+
+
+def test_parts_of_peers_are_inside_of_the_image_and_as_the_recipe_says() -> None:
+    uniform = random.Random(0).uniform
+    for height, width in ((375, 500), (500, 333), (40, 500), (1, 1)):
+        for _ in range(100):
+            top, left, part_height, part_width = random_part(height, width, uniform)
+            assert 0 <= top <= top + part_height <= height
+            assert 0 <= left <= left + part_width <= width
+            assert part_height > 0
+            assert part_width > 0
+            if height > 300:
+                assert 0.07 < part_height * part_width / (height * width) <= 1
+                assert 0.74 < part_width / part_height < 1.35
+
+
+@pytest.mark.parametrize("name", ["opencv", "opencv-area"])
+def test_the_peers_own_recipes_show_parts(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    work, uniform = recipe_of(photos), random.Random(0).uniform
+    images = np.stack([recipe(name, path, 32, uniform) for path in data.files(photos)[:8]])
+    work.check(np.arange(4), images[:4])
+    parts.Search(work).take(np.arange(8), images)
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS.keys() - {"torchvision"}))
+def test_every_decoder_gives_the_whole_image(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    images = np.stack([DECODERS[name](path, 32) for path in data.files(photos)[:4]])
+    Photos(photos, 4, 32, 24).check(np.arange(4), images)
+
+
+@pytest.mark.needs("tensorflow")
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # of three processes that import TensorFlow
+def test_tfdata_shows_parts_and_reads_all_formats(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes of their own, as bench.run has it."""
+    monkeypatch.chdir(tmp_path)
+    work = {"batch_size": 4, "size": 32, "n_samples": 48}
+    folders = {
+        "recipe": photos,
+        "png": copied(photos, tmp_path / "png", "png"),
+        "webp": copied(photos, tmp_path / "webp", "webp"),
+    }
+    for kind, folder in folders.items():
+        spec = {"peer": "tfdata", "work": work | {"kind": kind, "folder": str(folder)}, "workers": 0, "method": "proof"}
+        assert run.call(spec).get("n_batches") == 13
+
+
+def copied(photos: Path, folder: Path, suffix: str) -> Path:
+    """A folder of the same images in another format."""
+    folder.mkdir()
+    for number, name in enumerate(data.files(photos)):
+        with Image.open(name) as image:
+            image.save(folder / f"{number}.{suffix}", **data.SAVED[suffix])
+    names = [f"{number}.{suffix}" for number in range(len(data.files(photos)))]
+    (folder / "photos.csv").write_text("\n".join(["path", *names]) + "\n")
+    return folder
+
+
+def test_a_title_says_how_a_peer_does_this_work() -> None:
+    for one in SCENARIOS:
+        if one.work.get("kind") in ("recipe", "12mp", "png", "webp"):
+            for peer in one.peers:
+                if not PEERS[peer].is_yardstick:
+                    assert "antialiased" in PEERS[peer].called(one.work["kind"]), f"{peer} in {one.name}"
+    assert PEERS["tfdata"].called("photos") == "tf.data, AUTOTUNE"
+
+
 @pytest.mark.parametrize("is_right", [True, False])
 def test_a_peer_that_delivers_wrong_payload_fails_the_run(
     is_right: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,6 +318,15 @@ def test_the_readme_has_the_table_of_the_newest_full_run() -> None:
     block = report.readme_block(None if path is None else stats.read(path))
     said = report.README.read_text().partition(report.BEGIN)[2].partition(report.END)[0].strip()
     assert said == block, "python -m bench.report --readme writes it"
+
+
+def test_the_table_of_a_part_is_printed_in_the_form_of_the_readme(tmp_path: Path) -> None:
+    lines = [("recipe", "ringload", "0.0", {"samples_per_s": 300}), ("recipe", "tfdata", "0.0", {"samples_per_s": 200})]
+    lines += [("recipe", "dali", "0.1", {"samples_per_s": 100}), ("recipe", "ringload", "0.1", {"samples_per_s": 300})]
+    path = results_file(tmp_path / "2026-01-02T000000-part.jsonl", lines)
+    said = CliRunner().invoke(report.main, [str(path), "--markdown"], catch_exceptions=False).output
+    assert "| tf.data, decode_and_crop_jpeg, not antialiased | 200 images/s | 1.5 (1.5 to 1.5) | >= 1.15, met |" in said
+    assert "| DALI on the CPU, image_random_crop, antialiased | 100 images/s | 3 (3 to 3) |  |" in said
 
 
 def test_the_readme_is_written_between_its_marks(tmp_path: Path) -> None:

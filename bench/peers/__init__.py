@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.work import Work
+from bench.work import IMAGES, Work
 
-Kind = str  # of work: "photos", "rows", "sleeps"
+Kind = str  # of work: "rows", "sleeps", or one of IMAGES
 INSTALLED = "peers.json"  # in the environment's folder: package -> {"version": ...} or {"absent": why}; bench.install writes it
 
 
@@ -46,12 +46,13 @@ class Peer:
     kinds: tuple[Kind, ...]
     packages: tuple[str, ...] = ()  # distributions that it needs in addition to ringload's
     options: dict[str, Any] = field(default_factory=dict)
+    titles: dict[Kind, str] = field(default_factory=dict)  # for kinds of work for which it is used in another way
     is_yardstick: bool = False  # no stream, but `rate(work, workers, seconds)`: the limit of the machine
 
     def called(self, kind: Kind) -> str:
         """Its title for this kind of work; without its decoder if the work needs none."""
-        if kind == "photos":
-            return self.title
+        if kind in IMAGES:
+            return self.titles.get(kind, self.title)
         return self.title.removesuffix(", ringload's decoder").removesuffix(", Pillow")
 
     def absent(self) -> str:
@@ -77,26 +78,63 @@ class Peer:
 
 
 ALL = ("photos", "rows", "sleeps")
+LINEAR, AREA = "OpenCV's INTER_LINEAR, not antialiased", "OpenCV's INTER_AREA, antialiased"
+TORCH = "torch DataLoader"
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("ringload", "ringload", "ring", ALL),
+        Peer("ringload", "ringload", "ring", (*IMAGES, "rows", "sleeps")),
         Peer("ringload-default", "ringload, its default budget", "ring", ("photos",)),
-        Peer("roofline", "the same decoder, no transport", "yardsticks", ("photos",), is_yardstick=True),
+        Peer("roofline", "the same decoder, no transport", "yardsticks", IMAGES, is_yardstick=True),
         Peer("copying", "plain copies, no transport", "yardsticks", ("rows",), is_yardstick=True),
         Peer("naive", "hand-written generator, Pillow", "naive", ALL),
         Peer("keras", "Keras PyDataset, Pillow", "keras_pydataset", ALL, ("tensorflow",)),
         Peer("torch", "torch DataLoader, ringload's decoder", "torch_loader", ALL, ("torch",), {"decoder": "own"}),
-        Peer("torch-pillow", "torch DataLoader, Pillow", "torch_loader", ("photos",), ("torch",), {"decoder": "pillow"}),
         Peer(
-            *("torch-vision", "torch DataLoader, torchvision", "torch_vision", ("photos",)),
+            *("torch-pillow", "torch DataLoader, Pillow", "torch_loader", ("photos", "png", "webp"), ("torch",)),
+            options={"decoder": "pillow"},
+            titles=dict.fromkeys(("png", "webp"), f"{TORCH}, Pillow, antialiased"),
+        ),
+        Peer(
+            *("torch-draft", f"{TORCH}, Pillow's draft mode, antialiased", "torch_loader", ("12mp",), ("torch",)),
+            options={"decoder": "pillow-draft"},
+        ),
+        Peer(
+            *("torch-opencv", f"{TORCH}, {LINEAR}", "torch_loader", ("recipe", "12mp", "png", "webp"), ("torch",)),
+            options={"decoder": "opencv"},
+            titles={
+                "recipe": f"{TORCH}, simplejpeg and {LINEAR}",
+                "12mp": f"{TORCH}, simplejpeg scaled by 1/8 and {LINEAR}",
+            },
+        ),
+        Peer(
+            *("torch-area", f"{TORCH}, simplejpeg and {AREA}", "torch_loader", ("recipe",), ("torch",)),
+            options={"decoder": "opencv-area"},
+        ),
+        Peer(
+            *("torch-vision", "torch DataLoader, torchvision", "torch_vision", ("photos", "recipe")),
             packages=("torch", "torchvision"),
+            titles={"recipe": f"{TORCH}, torchvision, antialiased"},
         ),
         Peer("torch-numpy", "torch DataLoader, NumPy batches", "torch_loader", ("rows",), ("torch",), {"as_numpy": True}),
-        Peer("tfdata", "tf.data, AUTOTUNE", "tfdata", ("photos", "rows"), ("tensorflow",)),
-        Peer("grain", "Grain, ringload's decoder", "grain_loader", ALL, ("grain",)),
+        Peer(
+            *("tfdata", "tf.data, AUTOTUNE", "tfdata", (*IMAGES, "rows"), ("tensorflow",)),
+            titles={
+                "recipe": "tf.data, decode_and_crop_jpeg, not antialiased",
+                "12mp": "tf.data, decode_jpeg scaled by 1/8, not antialiased",
+                "png": "tf.data, decode_png, not antialiased",
+                "webp": "tf.data, decode_webp, not antialiased",
+            },
+        ),
+        Peer(
+            *("grain", "Grain, ringload's decoder", "grain_loader", (*ALL, "recipe"), ("grain",)),
+            titles={"recipe": f"Grain, simplejpeg and {LINEAR}"},
+        ),
         Peer("spdl", "SPDL, threads", "spdl_loader", ALL, ("spdl",)),
-        Peer("dali", "DALI, on the CPU", "dali", ("photos",), ("nvidia-dali",)),
+        Peer(
+            *("dali", "DALI, on the CPU", "dali", ("photos", "recipe"), ("nvidia-dali",)),
+            titles={"recipe": "DALI on the CPU, image_random_crop, antialiased"},
+        ),
         Peer("webdataset", "WebDataset, Pillow", "webdataset_loader", ("photos",), ("torch", "webdataset")),
         Peer("litdata", "LitData, Pillow", "litdata_loader", ("photos",), ("torch", "litdata")),
     )

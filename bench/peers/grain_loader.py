@@ -1,7 +1,8 @@
 """Grain: MapDataset, shuffled by index, batched in worker processes, whose batches come through its shared memory.
 
 Tuned as https://google-grain.readthedocs.io/en/latest/tutorials/dataset_basic_tutorial.html recommends: batch last before
-`mp_prefetch`, so that workers write batches straight into shared memory.
+`mp_prefetch`, so that workers write batches straight into shared memory. For the recipe, a `random_map`, which has a generator
+for each sample, decodes with simplejpeg and OpenCV.
 """
 
 from __future__ import annotations
@@ -12,19 +13,29 @@ from typing import Any
 import grain
 import numpy as np
 
+from bench.decoders import recipe
 from bench.peers import Stream
 from bench.peers.mapstyle import MapStyle
-from bench.work import Work
+from bench.work import Photos, Work
 
 
 def open_stream(work: Work, workers: int) -> Stream:
     """Start the stream."""
-    samples = MapStyle(work, "own")
+    dataset: Any
+    if isinstance(work, Photos) and work.is_recipe:
+        paths, size = work.paths, work.size
 
-    def to_dict(sample: tuple[np.ndarray, int]) -> dict[str, Any]:
-        return {"x": sample[0], "index": np.int64(sample[1])}
+        def load(index: int, rng: np.random.Generator) -> dict[str, Any]:
+            return {"x": recipe("opencv", paths[index], size, rng.uniform), "index": np.int64(index)}
 
-    dataset: Any = grain.MapDataset.source(samples).seed(0).shuffle().map(to_dict).repeat()
+        dataset = grain.MapDataset.range(work.n_samples).seed(0).shuffle().random_map(load).repeat()
+    else:
+        samples = MapStyle(work, "own")
+
+        def to_dict(sample: tuple[np.ndarray, int]) -> dict[str, Any]:
+            return {"x": sample[0], "index": np.int64(sample[1])}
+
+        dataset = grain.MapDataset.source(samples).seed(0).shuffle().map(to_dict).repeat()
     dataset = dataset.batch(work.batch_size, drop_remainder=True)
     reading = grain.ReadOptions(num_threads=1)  # in each worker; more threads help only with slow storage
     iterable = dataset.to_iter_dataset(reading)

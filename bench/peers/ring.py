@@ -14,7 +14,7 @@ import numpy as np
 
 import ringload
 from bench.peers import Stream
-from bench.work import Photos, Rows, Sleeps, Work
+from bench.work import AREA, RATIO, Photos, Rows, Sleeps, Work
 from ringload.ring.plan import OBJECT_FACTOR, WORKER_BYTES, make_plan
 
 
@@ -55,7 +55,8 @@ class Sleepers:
 def make_source(work: Work) -> Any:
     """The source that a user would write for this work."""
     if isinstance(work, Photos):
-        return ringload.ImageFrame(work.frame, path="path", label=None, size=(work.size, work.size))
+        recipe: Any = {"resize": "random_crop", "crop_area": AREA, "crop_ratio": RATIO, "flip": True} if work.is_recipe else {}
+        return ringload.ImageFrame(work.frame, path="path", label=None, size=(work.size, work.size), **recipe)
     return Copies(work) if isinstance(work, Rows) else Sleepers(work)
 
 

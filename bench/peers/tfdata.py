@@ -2,7 +2,11 @@
 
 Tuned as https://www.tensorflow.org/guide/data_performance recommends: shuffle paths, not pixels; map with num_parallel_calls;
 vectorise cheap functions; prefetch last. AUTOTUNE chooses the number of threads; `workers` is ignored. Its resize interpolates
-2 x 2 pixels, the default; all other peers antialias (ringload, Pillow, torchvision, DALI by default; SPDL by libswscale).
+2 x 2 pixels, the default; ringload, Pillow, torchvision, DALI by default and SPDL by libswscale antialias.
+
+For the recipe, only the random part is decoded, as https://www.tensorflow.org/api_docs/python/tf/io/decode_and_crop_jpeg and
+https://www.tensorflow.org/api_docs/python/tf/image/sample_distorted_bounding_box describe. Its libjpeg has the fastest options,
+for it and for photographs of 12 megapixels, which libjpeg scales by 1/8.
 """
 
 from __future__ import annotations
@@ -18,20 +22,47 @@ import numpy as np
 import tensorflow as tf
 
 from bench.peers import Stream
-from bench.work import Photos, Rows, Work
+from bench.work import AREA, RATIO, Photos, Rows, Work
 
 SHUFFLED = 1_000_000  # the most paths in the shuffle buffer
+TRIES = 10  # of a random part, as in torchvision's RandomResizedCrop
+FASTEST = {"fancy_upscaling": False, "dct_method": "INTEGER_FAST"}
+
+
+def random_part(content: Any) -> Any:
+    """Decode a random part of a JPEG file."""
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+        tf.io.extract_jpeg_shape(content),
+        tf.zeros((1, 0, 4)),  # no objects that the part must show
+        min_object_covered=0.0,
+        aspect_ratio_range=RATIO,
+        area_range=AREA,
+        max_attempts=TRIES,
+        use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], size[:2]], 0)  # top, left, height, width
+    return tf.io.decode_and_crop_jpeg(content, window, channels=3, **FASTEST)
+
+
+DECODED: dict[str, Any] = {  # content of a file -> (h, w, 3) uint8
+    "photos": lambda content: tf.io.decode_jpeg(content, channels=3),
+    "recipe": random_part,
+    "12mp": lambda content: tf.io.decode_jpeg(content, channels=3, ratio=8, **FASTEST),
+    "png": lambda content: tf.io.decode_png(content, channels=3),
+    "webp": lambda content: tf.io.decode_webp(content, channels=3)[0],  # the first frame
+}
 
 
 def make_dataset(work: Photos | Rows) -> Any:
     """An endless dataset of batches `(payload, index)`."""
     shuffled = min(work.n_samples, SHUFFLED)
     if isinstance(work, Photos):
-        size = (work.size, work.size)
+        size, decoded = (work.size, work.size), DECODED[work.kind]
 
         def decode(path: Any, index: Any) -> Any:
-            image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
-            return tf.cast(tf.image.resize(image, size), tf.uint8), index
+            image = decoded(tf.io.read_file(path))
+            image = tf.cast(tf.image.resize(image, size), tf.uint8)
+            return tf.image.random_flip_left_right(image) if work.is_recipe else image, index
 
         dataset = tf.data.Dataset.from_tensor_slices((work.paths, np.arange(work.n_samples)))
         dataset = dataset.shuffle(shuffled, seed=0).repeat().map(decode, num_parallel_calls=tf.data.AUTOTUNE)

@@ -2,7 +2,7 @@
 
 Tuned as https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html recommends: num_workers > 0, and
 persistent_workers, so that workers are started once. No pinning, as no GPU is measured. If the decoder uses OpenCV, it gets one
-thread a worker, as torch limits its own threads.
+thread a worker, as torch limits its own threads. Random parts are drawn by Python's `random`, which torch seeds in each worker.
 
 `as_numpy`: batches are NumPy arrays, stacked by the user's collate function, as is usual without a torch model.
 """

@@ -1,4 +1,5 @@
-"""torch's DataLoader with torchvision's decoder: `decode_jpeg`, then `v2.functional.resize` with antialiasing.
+"""torch's DataLoader with torchvision's decoder: `decode_jpeg`, then `v2.functional.resize` with antialiasing; or, for the
+recipe, `v2.RandomResizedCrop` and `v2.RandomHorizontalFlip`.
 
 https://docs.pytorch.org/vision/stable/transforms.html#performance-considerations
 """
