@@ -87,3 +87,9 @@ def test_orientations_are_pillows(orientation: int) -> None:
 def test_geometries_that_cannot_be(arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Geometry(**{"height": 10, "width": 10, **arguments})
+
+
+def test_a_seed_gives_the_boxes_that_it_has_always_given() -> None:
+    geometry = Geometry(10, 10, "random_crop")
+    boxes = [geometry.box(375, 500, np.random.Generator(np.random.Philox(seed))) for seed in range(3)]
+    assert boxes == [(90, 178, 142, 123), (1, 2, 184, 144), (26, 78, 332, 398)]
