@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +40,18 @@ def test_every_break_is_found_once_and_its_tests_are_there() -> None:
         for test in one.tests:
             file, _, rest = test.partition("::")
             assert rest.partition("[")[0] in functions(file), test
+
+
+@pytest.mark.slow
+def test_the_parameters_of_the_tests_of_breaks_are_there() -> None:
+    with_parameters = sorted({test for one in TABLE for test in one.tests if "[" in test})
+    files = sorted({str(TESTS / test.partition("::")[0]) for test in with_parameters})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-p", "no:xdist", *files]
+    listed = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent).stdout.splitlines()
+    there = {line.partition("/")[2] for line in listed}
+    missing = [test for test in with_parameters if test not in there]
+    skipped = [test for test in missing if not any(line.startswith(test.partition("::")[0]) for line in there)]
+    assert set(missing) == set(skipped), "a file whose package is not installed here has no tests"
 
 
 def test_no_two_breaks_have_a_name() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,22 @@ def test_who_dies_while_it_asks_for_samples_ahead(expected: Any, injected: Injec
         assert epochs(made, 3) == expected
         assert 3 <= made.stats.n_restarts < 8  # one an epoch: then its batch is not asked for ahead
         injected("a worker ends by SIGABRT while it asks for files ahead", made.stats.n_restarts)
+
+
+def test_who_dies_between_its_record_and_its_flag(expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record says that the only task of a batch is done, and the batch does not look full."""
+    write = WorkerChannel._write
+
+    def write_and_die_once(self: WorkerChannel, record: bytes) -> None:
+        write(self, record)
+        with suppress(FileExistsError):
+            (tmp_path / "died").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(WorkerChannel, "_write", write_and_die_once)
+    with loader(Truth(N), workers=1, start_method="fork", stall_timeout=20) as made:
+        assert epochs(made, 3) == expected
+        assert made.stats.n_restarts == 1
 
 
 # -- before any line --------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ TABLE = (
                 "        self._clear_current_work()",
             ),
         ),
-        ("test_crash.py::test_a_kill_before_any_line_changes_nothing[WorkerChannel.done]",),
+        ("test_crash.py::test_who_dies_between_its_record_and_its_flag",),
         r"Timeout|StallError",
     ),
     Break(
@@ -139,7 +139,7 @@ TABLE = (
                 "            for fd, n_bytes in ((self._tasks_out, READ_BYTES),):",
             ),
         ),
-        ("test_crash.py::test_a_kill_before_any_line_changes_nothing[_Work._fill]",),
+        ("test_crash.py::test_a_kill_before_any_line_changes_nothing[_TaskLoop._fill]",),
         r"Timeout|StallError",
     ),
     Break(
@@ -152,7 +152,7 @@ TABLE = (
                 "            for fd, n_bytes in ((self._free, 8),):",
             ),
         ),
-        ("test_crash.py::test_a_kill_before_any_line_changes_nothing[WorkerChannel.claim]",),
+        ("test_crash.py::test_a_kill_before_any_line_changes_nothing[WorkerChannel._take_token]",),
         r"Timeout|StallError|differ|assert|Error",
     ),
     Break(
@@ -165,7 +165,7 @@ TABLE = (
                 "            if not packet:\n                break\n",
             ),
         ),
-        ("test_crash.py::test_a_kill_before_any_line_changes_nothing[Server._reap]",),
+        ("test_crash.py::test_a_kill_before_any_line_changes_nothing[ForkServer._reap]",),
         r"Timeout|StallError",
     ),
     Break(
@@ -179,7 +179,7 @@ TABLE = (
                 "        except TimeoutError:\n            pass",
             ),
         ),
-        ("test_kills.py::test_a_kill_during_a_reset[the server-Pool.start]",),
+        ("test_kills.py::test_a_kill_during_a_reset[the server-WorkerSupervisor.start]",),
         r"BrokenPipeError|ConnectionResetError",
     ),
     Break(

@@ -25,7 +25,7 @@ TABLE = (
     ),
     Break(
         "an interruption of what touches the books leaves them torn, and nobody knows",
-        (r"Ctrl-C at every moment of (iter|stats|set_epoch|load_state_dict|release)",),
+        (r"Ctrl-C at every moment of (iter|poll|stats|set_epoch|load_state_dict|release)",),
         (
             Edit(
                 "engine/engine.py",
@@ -35,7 +35,7 @@ TABLE = (
         ),
         tuple(
             f"test_interrupts.py::test_other_calls_are_interrupted_at_every_moment[{name}]"
-            for name in ("iter", "stats", "set_epoch", "load_state_dict", "release")
+            for name in ("iter", "poll", "set_epoch", "load_state_dict", "release")
         ),
         r"Timeout|assert|Error",
         60,
