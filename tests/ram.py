@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import tifffile
 from PIL import Image
 
 from ringload.system.cgroups import LIMIT_FILES, USED_FILES
@@ -163,16 +164,9 @@ def check_blocks(index: int, image: np.ndarray) -> None:
     assert abs(middles - colours(index)).max() <= TOLERANCE, f"sample {index} is not what it should be"
 
 
-def save_palette(path: Path, index: int, height: int, width: int) -> None:
-    """Image `index` as a PNG with a palette and transparency, of which Pillow makes two more before it is RGB."""
-    rows, columns = np.arange(height) * BLOCKS // height, np.arange(width) * BLOCKS // width
-    image = Image.fromarray((rows[:, None] * BLOCKS + columns).astype(np.uint8), "L")
-    image.putpalette(colours(index).tobytes())
-    image.save(path, transparency=BLOCKS * BLOCKS, compress_level=1)
-
-
 def save_blocks(folder: Path, n: int, n_pixels: int, mixed: bool) -> None:
-    """Files of `n` images: palettes of `n_pixels`; or mixed: of every kind, each third of `n_pixels`, the others small."""
+    """Files of `n` images: of `n_pixels`, RGBA of 16 bits in one strip, which takes most memory; or mixed: of every kind, each
+    third of `n_pixels`, the others small."""
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("jpg", {"quality": 95}),
         ("jpg", {"quality": 95, "progressive": True}),
@@ -186,4 +180,6 @@ def save_blocks(folder: Path, n: int, n_pixels: int, mixed: bool) -> None:
         if mixed:
             Image.fromarray(blocks(index, height, width)).save(folder / f"{index}.{suffix}", **options)
         else:
-            save_palette(folder / f"{index}.png", index, height, width)
+            pixels = np.dstack([blocks(index, height, width), np.full((height, width), 255, np.uint8)])
+            options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "rowsperstrip": height}
+            tifffile.imwrite(folder / f"{index}.tif", pixels.astype(np.uint16) * 257, **options)

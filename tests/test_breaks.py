@@ -51,7 +51,7 @@ def test_the_parameters_of_the_tests_of_breaks_are_there() -> None:
     there = {line.partition("/")[2] for line in listed}
     missing = [test for test in with_parameters if test not in there]
     skipped = [test for test in missing if not any(line.startswith(test.partition("::")[0]) for line in there)]
-    assert set(missing) == set(skipped), "a file whose package is not installed here has no tests"
+    assert not set(missing) - set(skipped), "of a file whose package is not installed, no test is collected"
 
 
 def test_no_two_breaks_have_a_name() -> None:

@@ -22,7 +22,7 @@ from ringload import ConfigError, ContentTooLargeError, ImageFolder, ImageFrame,
 from ringload.fields import Row
 from ringload.sources.stored_files import AHEAD_BYTES
 from ringload.storage import registry
-from ringload.storage.local import LocalStorage
+from ringload.storage.local import LocalStorage, _read_whole
 from tests.helpers import content
 from tests.memory_storage import MemoryStorage
 
@@ -164,20 +164,29 @@ def test_a_copy_that_was_pickled_has_the_factory(photos: Path, register: Registe
 
 
 class Turns:
-    """Counts the turns, and what memory there is in each."""
+    """Counts the turns, and knows whether one is taken."""
 
     def __init__(self) -> None:
-        self.n = 0
+        self.n, self.is_inside = 0, False
 
     @contextmanager
     def exclusive(self) -> Any:
         self.n += 1
+        self.is_inside = True
         yield
+        self.is_inside = False
 
 
 @pytest.mark.parametrize("is_local", [True, False])
-def test_a_large_content_is_read_in_a_turn(photos: Path, register: Register, is_local: bool) -> None:
+def test_a_large_content_is_read_in_a_turn(
+    photos: Path, register: Register, is_local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits = []
+    read_in_turn: list[bool] = []
+
+    def noted(*arguments: Any) -> memoryview:
+        read_in_turn.append(turns.is_inside)
+        return _read_whole(*arguments)
 
     class Limited(MemoryStorage):
         def read(self, key: str, max_bytes: int) -> bytes:
@@ -186,6 +195,7 @@ def test_a_large_content_is_read_in_a_turn(photos: Path, register: Register, is_
 
     register("memory", partial(Limited, contents_of(photos)))
     source, turns = frame(photos, photos if is_local else ROOT), Turns()
+    monkeypatch.setattr("ringload.storage.local._read_whole", noted)
     ahead_bytes = 0 if is_local else AHEAD_BYTES
     n_bytes = (photos / "a/00.jpg").stat().st_size
     for scratch_bytes, n_turns in ((n_bytes - 1, 1), (50_000_000, 0)):
@@ -193,6 +203,7 @@ def test_a_large_content_is_read_in_a_turn(photos: Path, register: Register, is_
         source.start(Worker(0, 0, scratch_bytes + ahead_bytes, turns.exclusive))
         assert pixels_of(source, 0).any()
         assert turns.n == n_turns
+    assert read_in_turn == ([True, False] if is_local else [])
     assert is_local or limits == [n_bytes - 1, n_bytes, 50_000_000]
 
 

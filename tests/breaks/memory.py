@@ -17,10 +17,7 @@ TABLE = (
             ),
             Edit("workers/templates.py", "            be_taken_first(self.pid)  # and so", "            # and so"),
         ),
-        (
-            "test_ram_cgroup.py::test_a_hog_beside_it_costs_a_worker_and_not_the_trainer",
-            "test_ram_cgroup.py::test_a_limit_that_is_lowered_when_the_ring_is_in_use[the server]",
-        ),
+        ("test_ram_cgroup.py::test_a_hog_beside_it_costs_a_worker_and_not_the_trainer",),
         r"assert",
         100,
     ),
