@@ -490,9 +490,19 @@ def slow_start(worker: int) -> None:
     time.sleep(1.5)  # longer than the time-out, as importing what a dataset needs may be
 
 
+class Unhurried(Dataset[int]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.08)  # a fifth of the time-out, so that the trainer looks while a sample is loaded
+        return index
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_the_start_does_not_count_for_the_timeout(persistent: bool, tmp_path: Path) -> None:
     options = FORK | {"worker_init_fn": slow_start, "timeout": 0.4, "persistent_workers": persistent}
+    assert [batch.tolist() for batch in DataLoader(Unhurried(), 4, **options)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     loader = DataLoader(Deadly(tmp_path, {17}), 4, **options)
     for _ in range(2):
         assert [index for batch in loader for index in check(batch)] == list(range(40))
