@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
+import sys
 import sysconfig
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -38,6 +40,17 @@ def compiled(folder: Path, flags: tuple[str, ...] = PLAIN, name: str = "_jpeg") 
     )
     assert made.returncode == 0, made.stderr
     return path
+
+
+def check_sanitized(code: str, timeout_s: float) -> None:
+    """Run a script that uses an extension compiled with `SANITIZED`: it must succeed, and the sanitizers find nothing."""
+    library = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "LD_PRELOAD": library}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **options}, timeout=timeout_s
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "runtime error" not in done.stderr
 
 
 def load(path: Path) -> ModuleType:
