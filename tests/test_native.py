@@ -20,7 +20,7 @@ from ringload.images.decoder import ImageDecoder
 from ringload.images.geometry import Geometry
 from tests.conftest import Times
 from tests.helpers import photo
-from tests.native import PLAIN, SANITIZED, WITHOUT_VECTORS, compiled, load
+from tests.native import PLAIN, SANITIZED, WITHOUT_VECTORS, check_sanitized, compiled, load
 
 SUBSAMPLINGS = {
     "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,

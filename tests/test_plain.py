@@ -25,7 +25,7 @@ from tests.conftest import Times
 from tests.fuzzing import MAX_PIXELS, make_input
 from tests.helpers import photo
 from tests.hostile import SIGNATURE, chunk
-from tests.native import PLAIN, SANITIZED, compiled, load
+from tests.native import PLAIN, SANITIZED, check_sanitized, compiled, load
 
 SIZES = ((1, 1), (1, 300), (200, 1), (7, 5), (31, 33), (200, 300))
 END = chunk(b"IEND", b"")
