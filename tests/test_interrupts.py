@@ -198,17 +198,18 @@ def test_a_reset_is_interrupted_at_every_moment(times: Times, injected: Injected
 
 
 @pytest.mark.timeout(600)
-def test_the_replacement_of_a_server_is_interrupted_at_every_moment(times: Times, injected: Injected) -> None:
-    with make() as made:
+@METHODS
+def test_the_replacement_of_a_server_is_interrupted_at_every_moment(method: str, times: Times, injected: Injected) -> None:
+    with make(start_method=method) as made:
         trial = Iterating(made)
         pool = made._engine._state.workers._supervisor
 
         def replace() -> None:
-            kill_all([pool.server_pid])
+            kill_all(pid for pid in [pool.server_pid] if pid > 0)  # it may have yet to be forked
             made._engine._state.life.state = State.INCONSISTENT  # or it would be missed only when it is needed
             trial.take()
 
-        at = list(moments(replace, times(25, 10_000)))
+        at = list(moments(replace, times(10 if method == "spawn" else 25, 10_000)))
         trial.verify()
         for k in at:
             interrupted_at(k, replace)
@@ -478,14 +479,19 @@ def test_other_calls_are_interrupted_at_every_moment(
     injected(f"Ctrl-C at every moment of {name}", len(at))
 
 
-def test_a_close_is_interrupted_at_every_moment_and_the_next_one_goes_on(times: Times, injected: Injected) -> None:
+@pytest.mark.timeout(600)
+@METHODS
+def test_a_close_is_interrupted_at_every_moment_and_the_next_one_goes_on(
+    method: str, times: Times, injected: Injected
+) -> None:
     def begun() -> Loader:
-        made = make()
+        made = make(start_method=method)
         check(next(iter(made)))
         return made
 
+    begun().close()  # afterwards the template is there
     before = descriptors()
-    at = list(moments(begun().close, times(25, 10_000)))
+    at = list(moments(begun().close, times(10 if method == "spawn" else 25, 10_000)))
     for k in at:
         made = begun()
         interrupted_at(k, made.close)

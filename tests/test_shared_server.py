@@ -245,6 +245,21 @@ def test_what_was_not_forked_yet_is_taken_back() -> None:
         assert [one.pid for one in servers] == [server_of(loader)]
 
 
+def test_what_the_template_has_begun_with_is_not_taken_back() -> None:
+    """Also where a close() has closed the lifeline already, and was interrupted: the server's pid is yet to come."""
+    with Loader(Truth(40), 4, **OPTIONS) as loader:
+        verify(loader)
+        pid = template_of(loader)
+    kill(pid, signal.SIGSTOP)
+    loader = Loader(Truth(40), 4, **OPTIONS)
+    supervisor = loader._engine._state.workers._supervisor
+    os.read(supervisor._lifeline_out.fileno(), 1)  # as the template would
+    supervisor._lifeline.close()
+    assert not supervisor._takes_back()
+    kill(pid, signal.SIGCONT)
+    loader.close()
+
+
 def test_one_that_hangs_with_a_request_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has begun with the request, so that this cannot be taken back."""
     monkeypatch.setattr("ringload.workers.supervisor.END_S", 0.3)

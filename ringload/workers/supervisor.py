@@ -200,7 +200,8 @@ class WorkerSupervisor:
             else:
                 self._close_fds()  # an interruption came just before that
         finally:
-            self._page = bytes(4)
+            if not self._server:  # or what an interruption cut short is done again, which needs the pid
+                self._page = bytes(4)
             for owner in (self._written, self._pid_page, *self._owners):
                 owner.close()
 
@@ -289,7 +290,8 @@ class WorkerSupervisor:
         """Whether there is a server to come, which then does not come any more."""
         if self._server == [ASKED] and not self._taken_back:
             with suppress(BlockingIOError):
-                self._taken_back.extend(map(os.read, (self._lifeline_out.fileno(),), (1,)))
+                # Nothing is read where `_end_server` has closed the lifeline: then the template has taken the byte.
+                self._taken_back.extend(filter(None, map(os.read, (self._lifeline_out.fileno(),), (1,))))
         return self._server == [ASKED] and bool(self._taken_back)
 
     def _exec_server(self, config: Config) -> None:

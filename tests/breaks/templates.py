@@ -94,6 +94,32 @@ TABLE = (
         r"assert",
     ),
     Break(
+        "a close that was interrupted forgets the pid of the server",
+        (),
+        (
+            Edit(
+                "workers/supervisor.py",
+                "            if not self._server:  # or what an interruption cut short is done again, which needs the pid\n",
+                "            if self:\n",
+            ),
+        ),
+        ("test_interrupts.py::test_a_close_is_interrupted_at_every_moment_and_the_next_one_goes_on[forkserver]",),
+        r"assert|ringload:server",
+    ),
+    Break(
+        "what a template has begun with is taken back where the lifeline is closed",
+        (),
+        (
+            Edit(
+                "workers/supervisor.py",
+                "extend(filter(None, map(os.read, (self._lifeline_out.fileno(),), (1,))))",
+                "extend(map(os.read, (self._lifeline_out.fileno(),), (1,)))",
+            ),
+        ),
+        (f"{HERE}::test_what_the_template_has_begun_with_is_not_taken_back",),
+        r"assert not",
+    ),
+    Break(
         "a template that hangs stays",
         (),
         (Edit("workers/supervisor.py", "            self._template.end()  # it hangs\n", ""),),
