@@ -13,6 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH := .venv-bench/bin
 RESULTS := bench/results
+NATIVE := $(wildcard ringload/images/*.[ch])
 TF = $(shell $(PYTHON) -c 'import sys; print("tf," if sys.version_info < (3, 14) else "")')# which has no build for 3.14
 REPORT = $(BENCH)/python -m bench.report --results $(RESULTS) --page $(RESULTS)/bench.html --png $(RESULTS)
 
@@ -67,14 +68,14 @@ bench-quick: .venv-bench/installed
 data/photos/photos.csv: .venv/installed bench/photos.py
 	$(BIN)/python bench/photos.py --out data/photos
 
-.venv/installed: setup.cfg setup.py pyproject.toml constraints.txt ringload/images/_jpeg.c ringload/images/_png.c
+.venv/installed: setup.cfg setup.py pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(TF)torch,jax,parquet,bench,examples,test]'
 	$(BIN)/ringload --version  # which decoder is in use, and how to get the faster one
 	touch $@
 
-.venv-bench/installed: setup.cfg setup.py pyproject.toml ringload/images/_jpeg.c ringload/images/_png.c bench/constraints.txt bench/install.py
+.venv-bench/installed: setup.cfg setup.py pyproject.toml $(NATIVE) bench/constraints.txt bench/install.py
 	$(PYTHON) -m venv .venv-bench
 	$(BENCH)/python -m pip install --quiet --upgrade pip
 	$(BENCH)/python -m pip install --quiet --constraint bench/constraints.txt --editable '.[parquet,bench]'

@@ -1,4 +1,4 @@
-"""ringload/images/_jpeg.c and _png.c, compiled from the source that is tested, with flags of a test's own."""
+"""The extensions of ringload/images, compiled from the source that is tested, with flags of a test's own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover
 
 def compiled(folder: Path, flags: tuple[str, ...] = PLAIN, name: str = "_jpeg") -> Path:
     """The extension; the test is skipped where the headers of libjpeg-turbo or of Python are missing."""
-    library = ["-ljpeg"] if name == "_jpeg" else []
+    library = ["-ljpeg"] if name == "_jpeg" else ["-lm"]
     has_headers = subprocess.run(
         ["gcc", "-E", f"-I{sysconfig.get_path('include')}", "-x", "c", "-"],
-        input="#include <Python.h>\n" + ("#include <jpeglib.h>\n" if library else ""),
+        input="#include <Python.h>\n" + ("#include <jpeglib.h>\n" if name == "_jpeg" else ""),
         capture_output=True,
         text=True,
     )

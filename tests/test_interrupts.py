@@ -481,9 +481,7 @@ def test_other_calls_are_interrupted_at_every_moment(
 
 @pytest.mark.timeout(600)
 @METHODS
-def test_a_close_is_interrupted_at_every_moment_and_the_next_one_goes_on(
-    method: str, times: Times, injected: Injected
-) -> None:
+def test_a_close_is_interrupted_at_every_moment_and_the_next_one_goes_on(method: str, times: Times, injected: Injected) -> None:
     def begun() -> Loader:
         made = make(start_method=method)
         check(next(iter(made)))

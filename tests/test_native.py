@@ -1,4 +1,4 @@
-"""_jpeg.c and the way in Python: the same pixels, to the bit, of the same files; and no harm from any other."""
+"""_jpeg.c and _resample.c, and the ways in Python: the same pixels, to the bit, of the same files; no harm from any other."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 from ringload.images import jpeg as jpeg_module
+from ringload.images import resample
 from ringload.images.decoder import ImageDecoder
-from ringload.images.geometry import Geometry
+from ringload.images.geometry import Box, Geometry
+from ringload.images.resample import Resampler
 from tests.conftest import Times
 from tests.helpers import photo
 from tests.native import PLAIN, SANITIZED, WITHOUT_VECTORS, check_sanitized, compiled, load
@@ -261,6 +263,118 @@ def test_wrong_arguments(native: ModuleType, eighths: int, part: Any, out: Any, 
     with pytest.raises(error):
         native.decode(file_of(photo(1, 40, 50)), eighths, part, out, False, levels)
     assert not out.any()
+
+
+# -- pixels of other decoders ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[PLAIN, WITHOUT_VECTORS], ids=["vectors", "no vectors"])
+def resampling(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return load(compiled(tmp_path_factory.mktemp("resampling"), request.param, "_resample"))
+
+
+@pytest.mark.parametrize("n_channels", [1, 3, 4])
+def test_pixels_are_scaled_as_by_cykooz_resizer(n_channels: int, resampling: ModuleType, rng: np.random.Generator) -> None:
+    """Noise of any size, parts of larger images, mirrored, and converted."""
+    if resample.cykooz_resizer is None:
+        pytest.skip("cykooz-resizer is not installed")
+    levels = rng.random(256).astype(np.float32)
+    for number in range(300):
+        height, width, *size = rng.integers(1, 90, 4).tolist()
+        image = rng.integers(0, 256, (height + 5, width + 7, n_channels), dtype=np.uint8)
+        top, left = (rng.random(2) * (height, width) * 0.4).tolist() if number % 2 else (0, 0)
+        box = Box(top, left, (height - top) * rng.uniform(0.3, 1), (width - left) * rng.uniform(0.3, 1))
+        box = box if number % 2 else Box(0, 0, height, width)
+        ours, theirs = Resampler("auto"), Resampler("auto")
+        ours._native, theirs._native = resampling, None
+        part, expected = image[5:, 7:], np.zeros((*size, n_channels), np.uint8)
+        theirs.write(part, box, expected, is_opaque=True)
+        row = np.zeros_like(expected)
+        ours.write(part, box, row, is_opaque=True)
+        np.testing.assert_array_equal(row, expected)
+        assert ours.write_row(part, box, row, True, True, None)
+        np.testing.assert_array_equal(row[:, ::-1], expected)
+        values = np.zeros(expected.shape, np.float32)
+        assert ours.write_row(part, box, values, True, False, levels)
+        np.testing.assert_array_equal(values, levels[expected])
+
+
+def test_transparent_pixels_are_left_to_others(resampling: ModuleType, rng: np.random.Generator) -> None:
+    pixels, row = rng.integers(0, 256, (40, 50, 4), dtype=np.uint8), np.zeros((20, 30, 4), np.uint8)
+    made, other = Resampler("auto"), Resampler("auto")
+    made._native, other._native = resampling, None
+    assert not made.write_row(pixels, Box(0, 0, 40, 50), row, False, False, None)
+    made.write(pixels, Box(0, 0, 40, 50), row)
+    expected = np.zeros_like(row)
+    other.write(pixels, Box(0, 0, 40, 50), expected)
+    np.testing.assert_array_equal(row, expected)
+
+
+@pytest.mark.parametrize("view", ["turned", "upside down", "every other column", "other channels"])
+def test_pixels_in_another_order_in_memory(view: str, resampling: ModuleType) -> None:
+    pixels = photo(1, 60, 80)
+    views = {
+        "turned": pixels.swapaxes(0, 1),
+        "upside down": pixels[::-1],
+        "every other column": pixels[:, ::2],
+        "other channels": pixels[:, :, ::-1],
+    }
+    rows = np.zeros((2, 30, 20, 3), np.uint8)
+    made = Resampler("auto")
+    made._native = resampling
+    for row, given in zip(rows, (views[view], views[view].copy()), strict=True):
+        made.write(given, Box(0, 0, *given.shape[:2]), row)
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "part", "out", "levels", "error"),
+    [
+        (np.zeros((40, 50, 3), np.uint8), (0, 0, 40, 51), np.zeros((4, 4, 3), np.uint8), None, ValueError),
+        (np.zeros((40, 50, 3), np.uint8), (1, 0, 40, 50), np.zeros((4, 4, 3), np.uint8), None, ValueError),
+        (np.zeros((40, 50, 3), np.uint8), (0, -1, 4, 5), np.zeros((4, 4, 3), np.uint8), None, ValueError),
+        (np.zeros((40, 50, 3), np.uint8), (0, float("nan"), 4, 5), np.zeros((4, 4, 3), np.uint8), None, ValueError),
+        (np.zeros((40, 50, 1), np.uint8), (0, 0, 4, 5), np.zeros((4, 4, 3), np.uint8), None, TypeError),
+        (np.zeros((40, 50, 3), np.float32), (0, 0, 4, 5), np.zeros((4, 4, 3), np.uint8), None, TypeError),
+        (np.zeros((40, 50), np.uint8), (0, 0, 4, 5), np.zeros((4, 4, 1), np.uint8), None, TypeError),
+        (np.zeros((40, 50, 3), np.uint8)[::-1], (0, 0, 4, 5), np.zeros((4, 4, 3), np.uint8), None, TypeError),
+        (np.zeros((40, 50, 3), np.uint8)[:, ::2], (0, 0, 4, 5), np.zeros((4, 4, 3), np.uint8), None, TypeError),
+        (np.zeros((40, 50, 3), np.uint8)[:, :, ::-1], (0, 0, 4, 5), np.zeros((4, 4, 3), np.uint8), None, TypeError),
+        (np.zeros((40, 50, 3), np.uint8), (0, 0, 4, 5), np.zeros((4, 4, 3), np.float32), None, TypeError),
+    ],
+)
+def test_wrong_pixels(resampling: ModuleType, pixels: Any, part: Any, out: Any, levels: Any, error: Any) -> None:
+    with pytest.raises(error):
+        resampling.scale(pixels, part, out, False, levels)
+    assert not out.any()
+
+
+SCALE = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import numpy as np
+from tests.native import load
+native = load(Path({path!r}))
+for height, width in ((1, 1), (1, 7), (7, 1), (2, 3), (3, 4000), (4000, 3), (70, 90)):  # an exact number of bytes for each
+    for n_channels in (1, 3, 4):
+        image = np.random.default_rng(0).integers(0, 256, (height, width, n_channels)).astype(np.uint8)
+        for top, left in ((0, 0), (height // 2, width // 2)):
+            pixels = image[top:, left:]
+            for size in ((1, 1), (2, 5), (3, 7), (50, 60), (600, 700), (5, 1000), (1000, 5), pixels.shape[:2]):
+                for begin in (0.0, 0.3):
+                    part = (begin, begin, pixels.shape[0] - begin, pixels.shape[1] - begin)
+                    for is_mirrored in (False, True):
+                        native.scale(pixels, part, np.zeros((*size, n_channels), np.uint8), is_mirrored, None)
+                    levels = np.zeros(256, np.float32)
+                    native.scale(pixels, part, np.zeros((*size, n_channels), np.float32), False, levels)
+"""
+
+
+@pytest.mark.parametrize("flags", [SANITIZED, (*SANITIZED, "-DRINGLOAD_NO_AVX2")], ids=["vectors", "no vectors"])
+def test_nothing_is_read_behind_the_pixels(flags: tuple[str, ...], tmp_path: Path) -> None:
+    path = compiled(tmp_path, flags, "_resample")
+    check_sanitized(SCALE.format(root=str(Path(__file__).parent.parent), path=str(path)), 110)
 
 
 # -- no harm ----------------------------------------------------------------------------------------------------------

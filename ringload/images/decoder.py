@@ -256,6 +256,11 @@ class ImageDecoder:
 
     def _show(self, decoded: np.ndarray, box: Box, is_opaque: bool, output: Output) -> None:
         """Write the part `box` of `decoded (h, w, C)`, which is as stored in the file, to the output."""
+        choices, levels = output.choices, output.levels
+        if output.orientation == 1 and self._resampler.write_row(
+            decoded, box, output.array, is_opaque, choices.is_mirrored, levels
+        ):
+            return
         pixels = output.pixels()
         self._resampler.write(decoded, box, pixels, is_opaque)
         output.finish(pixels)

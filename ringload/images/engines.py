@@ -11,15 +11,18 @@ NOT_BUILT = (
     "(apt-get install libjpeg62-turbo-dev), then ringload again"
 )
 PNG_NOT_BUILT = "_png.c is not built, which halves the time: it needs a C compiler when ringload is installed"
+RESAMPLE_NOT_BUILT = "_resample.c is not built, which is faster: it needs a C compiler when ringload is installed"
 
 
 def engines() -> list[str]:
     """One line for JPEG, one for PNG, and one for resampling."""
     simple = f"simplejpeg {version('simplejpeg')}"
-    fast, resampler = jpeg.native, resample.library()
+    fast, resampler = jpeg.native, f"{resample.library()} {version(resample.library())}"
     inflater = f"isal {version('isal')}" if plain.inflates_by_isal() else "zlib"
     return [
         f"JPEG: {simple}. {NOT_BUILT}" if fast is None else f"JPEG: {fast.LIBRARY} by _jpeg.c; what that refuses: {simple}",
         f"PNG: pillow {version('pillow')}. {PNG_NOT_BUILT}" if plain.native is None else f"PNG: {inflater}, _png.c",
-        f"resampling: {resampler} {version(resampler)}",
+        f"resampling: {resampler}. {RESAMPLE_NOT_BUILT}"
+        if resample.native is None
+        else f"resampling: _resample.c; alpha: {resampler}",
     ]

@@ -2,15 +2,18 @@
 
 "antialias", the default, is what Pillow calls BILINEAR, torchvision and TensorFlow antialias=True: each output pixel is the
 mean of the pixels below a triangle, which reaches max(1, factor) pixels to either side; rows and columns have separate
-factors. cykooz-resizer computes it by SIMD; where it is not installed Pillow does, four times slower. Both round twice, in
-different orders, so their pixels differ by 1 at most. The pixels of cykooz-resizer are the same to the bit without SIMD, with
-SSE4.1 and with AVX2 (tests/test_resample.py), so they do not depend on the CPU.
+factors. Three ways compute it, and the first that is there is used:
+
+    _resample.c       takes and gives rows, without a copy; pixels with alpha are left to the next
+    cykooz-resizer    takes and gives bytes, and so needs two copies: 2.5 times the time
+    Pillow            10 times the time
+
+The pixels of the first two are the same to the bit, with SIMD instructions and without (tests/test_resample.py), so they do not
+depend on the CPU. Pillow's differ from them by 1 at most: it rounds twice as well, in another order.
 
 The other filters are OpenCV's. None but "area" averages, so they alias where an image shrinks.
 
-`python -m bench.resizing` measures what each filter costs after the decoder, and how close it comes to Pillow. Part of the
-cost of "antialias" is copies, as cykooz-resizer takes and returns bytes. It could take Pillow images without copies, but then
-it reads Pillow's private C structures, and would crash when they change.
+`python -m bench.resizing` measures what each filter costs after the decoder, and how close it comes to Pillow.
 """
 
 from __future__ import annotations
@@ -25,6 +28,13 @@ from PIL import Image
 from ringload.images.geometry import Box
 
 try:  # here, so that the fork server imports it once, before it forks workers
+    from ringload.images import _resample
+
+    native: Any = _resample
+except ImportError:  # it was not built
+    native = None
+
+try:
     import cykooz_resizer
 except ImportError:  # it has no wheels for musl, ARM and free-threaded Pythons
     cykooz_resizer = None
@@ -44,7 +54,7 @@ INTERPOLATIONS = ("auto", "antialias", "fast", *CODES)
 
 
 def library() -> str:
-    """The package that computes "antialias" in this installation."""
+    """The package that computes "antialias" in this installation, where _resample.c does not."""
     return "pillow" if cykooz_resizer is None else "cykooz-resizer"
 
 
@@ -54,20 +64,20 @@ class Resampler:
     def __init__(self, interpolation: Interpolation) -> None:
         self.interpolation: Interpolation = interpolation
         self.antialiases = interpolation in ("auto", "antialias")
+        self._native = native
         self._triangle: _Simd | _Pillow | None = None
 
     def write(self, pixels: np.ndarray, box: Box, out: np.ndarray, is_opaque: bool = False) -> None:
         """Scale the part `box` of `pixels` to `out`. Unless `is_opaque`, colours are weighted by the fourth channel, alpha, so
         that colours of transparent pixels do not bleed into others."""
+        if self.write_row(pixels, box, out, is_opaque, False, None):
+            return
         if not self.antialiases:
             box = box.rounded(pixels.shape[0], pixels.shape[1])
-        top, left = math.floor(box.top), math.floor(box.left)
-        bottom, right = math.ceil(box.top + box.height), math.ceil(box.left + box.width)
-        part = pixels[top:bottom, left:right]
+        part, inner = _cut(pixels, box)
         if part.shape == out.shape and (box.height, box.width) == out.shape[:2]:
             np.copyto(out, part)
             return
-        inner = Box(box.top - top, box.left - left, box.height, box.width)
         has_alpha = out.shape[2] == 4 and not is_opaque
         if not self.antialiases:
             self._by_opencv(part, out, has_alpha)
@@ -75,6 +85,19 @@ class Resampler:
         if self._triangle is None:
             self._triangle = _Simd() if cykooz_resizer is not None else _Pillow()
         self._triangle.write(part, inner, out, has_alpha)
+
+    def write_row(
+        self, pixels: np.ndarray, box: Box, out: np.ndarray, is_opaque: bool, is_mirrored: bool, levels: np.ndarray | None
+    ) -> bool:
+        """As `write`, and mirror the result; with `levels (256,) float32`, `out` is float32 and gets the level of each byte.
+        False: _resample.c is not there, or does not compute this."""
+        if self._native is None or not self.antialiases or (out.shape[2] == 4 and not is_opaque):
+            return False
+        part, inner = _cut(pixels, box)
+        if part.strides[1:] != (part.shape[2], 1) or part.strides[0] < 0:
+            part = np.ascontiguousarray(part)
+        self._native.scale(part, inner, out, is_mirrored, levels)
+        return True
 
     def _by_opencv(self, part: np.ndarray, out: np.ndarray, has_alpha: bool) -> None:
         height, width = out.shape[:2]
@@ -94,6 +117,16 @@ class Resampler:
 
     def __reduce__(self) -> Any:
         return Resampler, (self.interpolation,)
+
+
+def _cut(pixels: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
+    """The whole pixels that `box` touches, and the box in them."""
+    top, left = math.floor(box.top), math.floor(box.left)
+    bottom, right = math.ceil(box.top + box.height), math.ceil(box.left + box.width)
+    part = pixels[top:bottom, left:right]
+    inner_top, inner_left = box.top - top, box.left - left
+    height, width = min(box.height, part.shape[0] - inner_top), min(box.width, part.shape[1] - inner_left)  # rounding
+    return part, Box(inner_top, inner_left, height, width)
 
 
 class _Simd:
@@ -125,8 +158,7 @@ class _Simd:
         np.copyto(out, np.frombuffer(made.get_buffer(), np.uint8).reshape(out.shape))
 
     def _scale(self, source: Any, box: Box, out: Any) -> None:
-        width, height = min(box.width, source.width - box.left), min(box.height, source.height - box.top)  # rounding
-        self._options.crop_box = cykooz_resizer.CropBox(box.left, box.top, width, height)
+        self._options.crop_box = cykooz_resizer.CropBox(box.left, box.top, box.width, box.height)
         self._resizer.resize(source, out, self._options)
 
 

@@ -2,7 +2,7 @@
 
 from tests.breaks import Break, Edit
 
-C = "images/_jpeg.c"
+C, S = "images/_jpeg.c", "images/scale.h"
 P, PLAIN = "images/_png.c", "images/plain.py"
 KINDS = "test_native.py::test_the_same_pixels_of_each_kind_of_file"
 ROUNDED = "    __m256i half = _mm256_set1_epi32(1 << (precision - 1));\n"
@@ -18,7 +18,7 @@ TABLE = (
     Break(
         "scaled rows are rounded down",
         (),
-        (Edit(C, "            sums[x] = 1 << (precision - 1);\n", "            sums[x] = 0;\n"),),
+        (Edit(S, "            sums[x] = 1 << (precision - 1);\n", "            sums[x] = 0;\n"),),
         (f"{KINDS}[no vectors-4:4:4-False-0]",),
         r"Mismatched elements",
     ),
@@ -27,7 +27,7 @@ TABLE = (
         (),
         (
             Edit(
-                C,
+                S,
                 "    __m256i half = _mm256_set1_epi32(1 << (precision - 1));\n",
                 "    __m256i half = _mm256_setzero_si256();\n",
             ),
@@ -66,8 +66,15 @@ TABLE = (
     Break(
         "many pixels behind the last one are read, with weights of 0",
         (),
-        (Edit(C, "most_groups ? most_groups : (taps->n_used[x] + 3) / 4;", "most_groups ? most_groups : taps->n_groups;"),),
+        (Edit(S, "most_groups ? most_groups : (taps->n_used[x] + 3) / 4;", "most_groups ? most_groups : taps->n_groups;"),),
         ("test_native.py::test_damaged_files_under_sanitizers",),
+        r"AddressSanitizer",
+    ),
+    Break(
+        "bytes behind the last row of the image are read",
+        (),
+        (Edit(S, "    if ((in->n_rows - 1 - y) * in->stride >= PADDING)\n", "    if (n_bytes > 0 && copy != NULL)\n"),),
+        ("test_native.py::test_nothing_is_read_behind_the_pixels[vectors]",),
         r"AddressSanitizer",
     ),
     Break(
