@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from ringload.bridge.generator import generator_from_df
     from ringload.fields import Field, Worker
     from ringload.loader import Loader
-    from ringload.protocols import Observer, Order, Rows, Source, Storage, Workers
+    from ringload.order.given import Explicit
+    from ringload.order.positions import Blocks
+    from ringload.order.shares import Balanced
+    from ringload.order.weighted import Weighted
+    from ringload.protocols import Observer, Order, PositionOrder, Rows, Source, Storage, Workers
     from ringload.ring.lease import Batch
     from ringload.ring.plan import Plan
     from ringload.sources.arrays import Arrays
@@ -41,10 +45,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AllSlotsLentError",
     "Arrays",
+    "Balanced",
     "Batch",
+    "Blocks",
     "BudgetError",
     "ConfigError",
     "ContentTooLargeError",
+    "Explicit",
     "Field",
     "ImageFolder",
     "ImageFrame",
@@ -53,6 +60,7 @@ __all__ = [
     "Observer",
     "Order",
     "Plan",
+    "PositionOrder",
     "RingloadError",
     "Rows",
     "SampleError",
@@ -62,6 +70,7 @@ __all__ = [
     "Storage",
     "TooManyBadSamplesError",
     "UnknownFieldError",
+    "Weighted",
     "Worker",
     "WorkerDiedError",
     "Workers",
@@ -72,7 +81,10 @@ __all__ = [
 # Where each name lives: imported when it is first asked for, so that a worker that needs no images imports no decoder.
 _HOMES = {
     "Arrays": "ringload.sources.arrays",
+    "Balanced": "ringload.order.shares",
     "Batch": "ringload.ring.lease",
+    "Blocks": "ringload.order.positions",
+    "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
     "ImageFolder": "ringload.sources.image_folder",
     "ImageFrame": "ringload.sources.image_table",
@@ -80,12 +92,14 @@ _HOMES = {
     "Observer": "ringload.protocols",
     "Order": "ringload.protocols",
     "Plan": "ringload.ring.plan",
-    "Worker": "ringload.fields",
-    "Workers": "ringload.protocols",
+    "PositionOrder": "ringload.protocols",
     "Rows": "ringload.protocols",
     "Source": "ringload.protocols",
     "Stats": "ringload.stats",
     "Storage": "ringload.protocols",
+    "Weighted": "ringload.order.weighted",
+    "Worker": "ringload.fields",
+    "Workers": "ringload.protocols",
     "generator_from_df": "ringload.bridge.generator",
     "register_storage": "ringload.storage.registry",
 }

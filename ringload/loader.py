@@ -13,7 +13,7 @@ import numpy as np
 
 from ringload.bad_sample import Bad
 from ringload.bad_samples import BadSamples
-from ringload.checks import fixed_once_made, flag, in_our_words, integer, short, warn
+from ringload.checks import fixed_once_made, flag, in_our_words, integer, warn
 from ringload.engine.describe import OF_ARRAYS
 from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
@@ -21,13 +21,14 @@ from ringload.errors import ConfigError, RingloadError, SampleError
 from ringload.fields import as_fields, in_brief
 from ringload.log import LogObserver
 from ringload.options import Options, as_source, checked_shard, no_source, preload
-from ringload.order.checked import CheckedOrder
-from ringload.order.epoch import EpochOrder, Last
+from ringload.order.batched import Last, LoaderOrder
+from ringload.order.choose import column_of, loader_order
 from ringload.order.position import following
 from ringload.order.ranks import Ranks
+from ringload.order.state import adopt_weights, is_arithmetic, order_difference, read_state, resumed, reweight, state_of
 from ringload.packing.pack import Packed, pack
 from ringload.packing.watch import LATE, Watch
-from ringload.protocols import Job, Observer, Order, Workers
+from ringload.protocols import Binding, Job, Observer, Workers
 from ringload.ring.layout import Layout
 from ringload.ring.lease import Batch
 from ringload.ring.plan import Plan, make_plan, parse_bytes, room_in
@@ -44,7 +45,6 @@ from ringload.workers.supervisor import StartMethod
 
 FIRST_BYTES = 64 << 20  # of the ring are reserved before the first batch (15 ms); the fork server reserves the rest
 MAX_COUNTED = 1 << 16  # the most epochs whose batches are counted: these fill any ring
-STATE_VERSION = 1
 FOR_KERAS = " (for fit, evaluate and predict of Keras, give ringload.keras.dataset(loader))"
 OVER = (
     "this pass over the loader is over: another was begun since, by a second `for`, iter(loader) or zip(loader, loader), or "
@@ -87,7 +87,7 @@ class Loader:
             for use with a debugger; or an object that implements `Workers`.
         ram_budget: bytes, "48GB", "48GiB", or a share of the memory that this process may still use (0.5, "50%"; 1.0 for all),
             for ring, index and workers together. "auto": a quarter of that memory, or 64 batches if these take less.
-        shuffle: whether each epoch has a new random order. False: the order of the source.
+        shuffle: whether each epoch has a new random order, which is the default. False: the order of the source.
         seed: 0..2**64-1.
         last: how to treat samples that do not fill a batch: "drop" them; "keep" them as a shorter batch; "pad" the batch with
             rows of zeros, whose `valid` `(B,) bool` is False.
@@ -111,7 +111,9 @@ class Loader:
             state on which samples depend, other than the state that workers are always given (see
             `ringload.packing.process_state` and `module_globals`). It is not called with workers=0.
         epochs: the number of epochs, if known: then workers do not fill batches beyond the last one.
-        order: an object that implements `Order`, instead of `shuffle`, `last` and `shard`: chooses the samples of each batch.
+        order: which samples come when, instead of `shuffle`: "shuffle" or "sequence"; `ringload.Weighted`, `Balanced`, `Blocks`
+            or `Explicit`; a torch Sampler or BatchSampler; an iterable of index arrays `(n,)`; a function of the epoch that
+            returns one of these, or is a generator of index arrays; or an object that implements `PositionOrder` or `Order`.
         observers: `Observer` objects, whose methods are called for batches, deaths, restarts, growth and bad samples.
         fields, n_samples: only if the source is a function.
 
@@ -128,7 +130,7 @@ class Loader:
         *,
         workers: int | Literal["auto"] | Workers = "auto",
         ram_budget: int | float | str = "auto",
-        shuffle: bool = True,
+        shuffle: bool | None = None,
         seed: int = 0,
         last: Last = "drop",
         shard: tuple[int, int] | Literal["auto"] | None = None,
@@ -141,7 +143,7 @@ class Loader:
         copy: bool = False,
         worker_setup: Callable[[], Any] | None = None,
         epochs: int | None = None,
-        order: Order | None = None,
+        order: Any = None,
         observers: Sequence[Observer] = (),
         fields: Mapping[str, Any] | None = None,
         n_samples: int | None = None,
@@ -156,7 +158,7 @@ class Loader:
         )  # fmt: skip
         self.batch_size, self.workers = options.batch_size, options.n_workers
         self._ranks = Ranks(shard)
-        self.order = self._order(order, flag("shuffle", shuffle), last)
+        self.order = self._order(order, None if shuffle is None else flag("shuffle", shuffle), last)
         self.has_valid = self.order.last == "pad" or on_error == "skip"
         usable = usable_memory()  # before this loader uses any of it
         self._limit_bytes = usable.n_bytes if ram_budget == "auto" else parse_bytes(ram_budget, usable)
@@ -193,13 +195,17 @@ class Loader:
 
     # -- setting up ---------------------------------------------------------------------------------------------------
 
-    def _order(self, order: Order | None, shuffle: bool, last: Last) -> EpochOrder | CheckedOrder:
-        rank, world = checked_shard(self._ranks.shard)
+    def _order(self, order: Any, shuffle: bool | None, last: Last) -> LoaderOrder:
+        if order is not None and shuffle is not None:
+            raise ConfigError("shuffle= and order= both say in which order samples come: give one of them")
+        if len(self.source) == 0:
+            raise ConfigError("the source has no samples")
         if order is None:
-            return EpochOrder(len(self.source), self.batch_size, shuffle, self._options.seed, last, rank, world)
-        if world > 1 or last != "drop":
-            raise ConfigError("shard= and last= are for ringload's own order: an order= of your own says which rows there are")
-        return CheckedOrder(order, len(self.source), self.batch_size, self._options.seed)
+            order = bind(self.source).order
+        if order is None:
+            order = "shuffle" if shuffle in (True, None) else "sequence"
+        binding = Binding(len(self.source), self.batch_size, self._options.seed, column_of(self.source))
+        return loader_order(order, binding, last, *checked_shard(self._ranks.shard))
 
     @property
     def _needs_packed(self) -> bool:
@@ -222,7 +228,9 @@ class Loader:
             max_sample_bytes=source.scratch_bytes,
             refuses_large=source.refuses_large,
             with_valid=self.has_valid,
-            max_slots=2**62 if epochs is None else sum(map(self.order.n_batches, range(min(epochs, MAX_COUNTED)))),
+            max_slots=2**62
+            if epochs is None or not is_arithmetic(self.order)
+            else sum(map(self.order.n_batches, range(min(epochs, MAX_COUNTED)))),
         )
 
     def _start(self, packed: Packed | None) -> Engine:
@@ -369,36 +377,48 @@ class Loader:
         self._iteration += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of the trainer: batches that were received, not those filled ahead. Can be saved as JSON. `source` is
-        the fingerprint of the source: of a table, of arrays (the first call may take a second), or of a source with
-        `fingerprint()`.
+        """The position of the trainer: batches that were received, not those filled ahead. Can be saved as JSON. All ranks have
+        the same state, and any number of ranks can go on from it, with any batch size. `source` is the fingerprint of the
+        source: of a table, of arrays (the first call may take a second), or of a source with `fingerprint()`.
         """
         fingerprint = fingerprint_of(self.source)
-        return self._order_state() | ({} if fingerprint is None else {"source": fingerprint})
-
-    def _order_state(self) -> dict[str, Any]:
-        return {"version": STATE_VERSION, "epoch": self.epoch, "position": self.position} | self.order.state()
+        epoch, position = self._engine.due
+        state = state_of(self.order, self._options.seed, epoch, position)
+        return state | ({} if fingerprint is None else {"source": fingerprint})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume at the position of `state`, with any number of workers. The next `for` passes over the rest of that epoch.
+        """Resume at the position of `state`, with any number of workers and ranks, and any batch size. The next `for` passes
+        over the rest of that epoch.
+
+        The samples that all ranks have received are the first of the epoch; this loader goes on behind them. If its batch size
+        or number of ranks differs, and what is left does not give each rank a batch, it goes on with the next epoch. An order
+        by batch (`Order`, or a BatchSampler) counts batches instead of samples.
 
         Raises:
             ConfigError: the state is of another order, of another source, or of the same table with its rows in another order;
                 the message names the difference. A state without a fingerprint is accepted.
         """
-        own = self._order_state()
-        if missing := own.keys() - state.keys():
-            raise ConfigError(f"this is not a state of a ringload.Loader: it lacks {sorted(missing)}")
-        if differing := [key for key in own.keys() - {"epoch", "position"} if _plain(state[key]) != own[key]]:
-            told = ", ".join(f"{key}: {short(state[key])} there, {short(own[key])} here" for key in sorted(differing))
+        state = read_state(state)
+        epoch = state["epoch"]
+        adopt_weights(self.order, state)
+        own = state_of(self.order, self._options.seed, epoch, 0)
+        if told := order_difference(state, own):
             raise ConfigError(f"the state belongs to another order ({told}): make the Loader with the same arguments")
         there = state.get("source")
         if there is not None and (differs := difference(there, fingerprint_of(self.source), self.source)):
             raise ConfigError(f"{differs}. To go on with this source all the same: state.pop('source')")
-        epoch, position = int(state["epoch"]), int(state["position"])
-        if epoch < 0 or not 0 <= position < len(self):
-            raise ConfigError(f"epoch {epoch}, position {position}: an epoch has {len(self)} batches")
-        self._go_to(epoch, position)
+        self._go_to(*resumed(self.order, state))
+
+    def reweight(self, weights: Any) -> None:
+        """Put other weights in force, from the next batch on; for order=Weighted(...) with replacement. Batches that were
+        filled ahead are filled again. All ranks call it at the same batch. States that are saved later have the weights.
+
+        Raises:
+            ConfigError: the weights are not valid, as for `Weighted`, or the loader has another order.
+        """
+        epoch, position = self._engine.due
+        reweight(self.order, weights, epoch, position)
+        self._engine.seek(epoch, position, anew=True)
 
     @property
     def epoch(self) -> int:
@@ -521,7 +541,3 @@ class _Pass:
             raise StopIteration
         batch, bad = received
         return loader._received(batch, bad) if bad or loader._options.copy else batch
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

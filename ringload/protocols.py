@@ -58,6 +58,8 @@ class Source(Protocol):
         scratch_bytes                   the most memory that loading one sample may take, beside its row
         fingerprint()                   a value that JSON can hold, and that differs from that of other data, or of the same
                                         data in another order: a loader's state holds it, and is refused by another source
+        column(name)                    the values `(N,)` of a column, for orders that name one (`ringload.Weighted("weight")`)
+        order                           the order of a loader that is given neither order= nor shuffle=
         refuses_large = True            the source refuses samples that need more memory than there is (`Worker.max_bytes`)
         random = False                  loading draws nothing: `rng` is None
         global_random = False           loading draws nothing from `random` or `numpy.random`: they are not seeded for it
@@ -89,8 +91,59 @@ class Rows:
     fields: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+class PositionOrder(Protocol):
+    """Which sample is at each position of an epoch. The loader cuts the positions into batches, and shares them among ranks.
+
+    Batch k of rank r of `world` has the positions `(k * batch_size + i) * world + r`. So the first positions of an epoch are
+    gone when all ranks have received as many batches, and a loader with another batch size or number of ranks can go on there.
+    That is what an `Order` of whole batches cannot do.
+
+    An order is arithmetic: for the same (epoch, position) it gives the same sample, whenever and however often it is asked.
+
+    Example:
+        class EvenFirst:                               # all even samples, then all odd ones
+            def __init__(self, n_samples):
+                self.n_samples = n_samples
+
+            def n_positions(self, epoch):
+                return self.n_samples
+
+            def at(self, epoch, positions):
+                n_even = (self.n_samples + 1) // 2
+                return ringload.Rows(np.where(positions < n_even, 2 * positions, 2 * (positions - n_even) + 1))
+
+    Optional, in an order's class:
+        state()             a dict that JSON can hold, and that differs from that of an order with other arguments: a loader's
+                            state holds it, and is refused by another order. By default: the name of the class
+        shuffle = False     the samples come in the order of the source, for messages
+    """
+
+    def n_positions(self, epoch: int) -> int:
+        """How many positions an epoch has, 1 or more."""
+        ...
+
+    def at(self, epoch: int, positions: np.ndarray) -> Rows:
+        """The samples at `positions (n,) int64`, each from 0 to n_positions - 1, in any order; and what they draw by, where
+        that is not their index."""
+        ...
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a description of an order, such as `ringload.Weighted`, is bound to: `bind(binding)` returns a `PositionOrder` or an
+    `Order`. `column(name)` gives the values `(N,)` of a column of the source; `epoch` is the first that it is asked for."""
+
+    n_samples: int
+    batch_size: int
+    seed: int
+    column: Callable[[str], np.ndarray]
+    epoch: int = 0
+
+
 class Order(Protocol):
     """Which samples are in the rows of each batch of each epoch, and what they draw by.
+
+    Ranks take turns: rank r of `world` has batches r, r + world, r + 2 * world, ...
 
     An order is arithmetic: for the same (epoch, number) it gives the same rows, whenever and however often it is asked. A
     sample that comes twice in an epoch has a key of its own each time, its position say, or both would be augmented alike.

@@ -76,7 +76,7 @@ def as_dataset(
         raise ConfigError(f"prefetch is the number of batches to read ahead, an integer from 0 on, not {short(prefetch)}")
     parts = roles_of(loader, x, y, sample_weight)
     refuse_unless(parts, "TensorFlow", has)
-    n_rows = None if loader.order.last == "keep" else loader.batch_size
+    n_rows = loader.batch_size if loader.order.has_whole_batches else None
 
     def spec(field: Field) -> tf.TensorSpec:
         return tf.TensorSpec((n_rows, *field.shape), field.dtype)

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from ringload import Batch, Field, Loader
+from ringload.order.batched import Last, LoaderOrder
+from ringload.order.choose import loader_order
+from ringload.protocols import Binding, Rows
 
 SHAPE = (8, 6, 3)
 
@@ -72,7 +75,29 @@ def check(batch: Batch) -> np.ndarray:
 
 def order_of(loader: Loader, epoch: int) -> list[int]:
     """The samples of an epoch, by arithmetic."""
-    return [int(index) for number in range(len(loader)) for index in loader.order.indices(epoch, number)]
+    return [int(index) for number in range(len(loader)) for index in rows_of(loader.order, epoch, number).index]
+
+
+def rows_of(order: LoaderOrder, epoch: int, number: int) -> Rows:
+    """The rows of a batch, which are known."""
+    rows = order.rows(epoch, number)
+    assert rows is not None
+    return rows
+
+
+def epoch_order(
+    n_samples: int,
+    batch_size: int,
+    shuffle: bool = True,
+    seed: int = 0,
+    last: Last = "drop",
+    rank: int = 0,
+    world: int = 1,
+    order: Any = None,
+) -> LoaderOrder:
+    """The order of a loader with these arguments."""
+    binding = Binding(n_samples, batch_size, seed, lambda name: np.empty(0))
+    return loader_order(order or ("shuffle" if shuffle else "sequence"), binding, last, rank, world)
 
 
 def content(batches: Iterable[Batch]) -> list[dict[str, bytes]]:

@@ -17,15 +17,14 @@ from ringload.engine.blame import (
     CrashBlame,
 )
 from ringload.engine.describe import lent_text, stuck_text
-from ringload.order.epoch import EpochOrder
 from ringload.ring.slots import InFlightBatch, Ring
 from ringload.system.deaths import Death, oom_kills
 from ringload.workers.current_work import WHOLE_TASK, CurrentWork
 from tests.conftest import Injected
 from tests.deaths import N, loader
-from tests.helpers import Truth, check
+from tests.helpers import Truth, check, epoch_order, rows_of
 
-ORDER = EpochOrder(1000, 8)
+ORDER = epoch_order(1000, 8)
 
 
 def posted() -> InFlightBatch:
@@ -118,7 +117,7 @@ def test_who_had_reported_before_the_end_is_not_accused() -> None:
 
 def test_who_was_not_loaded_did_not_kill_but_one_before_it_in_its_task() -> None:
     known, batch = CrashBlame(None), Ring(1).fill(3, 5, 8, 4)  # rows 4 to 7 are a task
-    samples = ORDER.indices(3, 5, 0, 8).tolist()
+    samples = rows_of(ORDER, 3, 5).index[0:8].tolist()
     for n_known in range(1, 6):
         for _ in range(MAX_CRASHES_OWN):
             known.record_crash(by(11), claim(samples[7], 7, 8), [batch], ORDER)

@@ -9,20 +9,20 @@ import pytest
 
 from ringload import ConfigError, Field
 from ringload.bad_sample import BETWEEN, LEFT_OUT, Bad, bounded, end_of
-from ringload.order.epoch import EpochOrder
+from ringload.order.batched import LoaderOrder
 from ringload.protocols import PAD, Job
 from ringload.ring.layout import KEY
 from ringload.sources.bind import bind
 from ringload.workers.fill import N_SUBSTITUTES, Filler
 from ringload.workers.records import MAX_TEXT_BYTES
-from tests.helpers import SHAPE, Truth, TruthRows, truth
+from tests.helpers import SHAPE, Truth, TruthRows, epoch_order, rows_of, truth
 
-ORDER = EpochOrder(20, 6, seed=3)
+ORDER = epoch_order(20, 6, seed=3)
 LAYOUT: Any = None  # nothing of it is read where rows are filled
 
 
 def filler_of(source: Any, on_error: Any, poison: dict[int, str] | None = None) -> Filler:
-    return Filler(Job(source, LAYOUT, ORDER.seed, 20, on_error), bind(source), poison)
+    return Filler(Job(source, LAYOUT, 3, 20, on_error), bind(source), poison)
 
 
 def fill(
@@ -34,11 +34,11 @@ def fill(
     stop: int,
     slot: dict[str, np.ndarray],
     *noted: Any,
-    order: EpochOrder = ORDER,
+    order: LoaderOrder = ORDER,
     poison: dict[int, str] | None = None,
 ) -> list[Bad]:
     """Fill rows of a batch of an order, whose indices and keys are written into the slot first."""
-    slot["index"][start:stop] = slot[KEY][start:stop] = order.indices(epoch, number, start, stop)
+    slot["index"][start:stop] = slot[KEY][start:stop] = rows_of(order, epoch, number).index[start:stop]
     return filler_of(source, on_error, poison).fill(epoch, start, stop, slot, *noted)
 
 
@@ -98,7 +98,7 @@ def test_how_a_batch_is_cut_changes_nothing(cuts: list[int]) -> None:
     for source in (Truth(20), TruthRows(20)):
         for one_by_one in (False, True):
             slot, filler = slot_for(source), filler_of(source, "raise")
-            slot["index"][:] = slot[KEY][:] = ORDER.indices(4, 1)
+            slot["index"][:] = slot[KEY][:] = rows_of(ORDER, 4, 1).index
             for start, stop in pairwise(cuts):
                 filler.fill(4, start, stop, slot, one_by_one=one_by_one)
             results.append({name: array.tobytes() for name, array in slot.items()})
@@ -110,7 +110,7 @@ def test_how_a_batch_is_cut_changes_nothing(cuts: list[int]) -> None:
 @pytest.mark.parametrize("kind", [Failing, FailingRows])
 @pytest.mark.parametrize("on_error", ["raise", "skip", "replace"])
 def test_a_bad_sample_is_told_and_its_row_is_as_asked(kind: Any, on_error: Any) -> None:
-    bad = {int(ORDER.indices(0, 0, 0, 6)[2])}
+    bad = {int(rows_of(ORDER, 0, 0).index[0:6][2])}
     source = kind(bad)
     slot = slot_for(source, valid=on_error == "skip")
     problems = fill(source, on_error, 0, 0, 0, 6, slot)
@@ -141,7 +141,7 @@ def test_if_no_substitute_can_be_loaded_either() -> None:
 
 
 def test_padding_is_zeros() -> None:
-    order = EpochOrder(20, 6, seed=3, last="pad")
+    order = epoch_order(20, 6, seed=3, last="pad")
     for source in (Truth(20), TruthRows(20)):
         slot = slot_for(source, valid=True)
         fill(source, "raise", 0, 3, 0, 6, slot, order=order)
@@ -154,7 +154,7 @@ def test_padding_is_zeros() -> None:
 
 def test_what_is_claimed() -> None:
     claims: list[tuple[int, int, int]] = []
-    indices = ORDER.indices(0, 0, 1, 4).tolist()
+    indices = rows_of(ORDER, 0, 0).index[1:4].tolist()
     fill(Truth(20), "raise", 0, 0, 1, 4, slot_for(Truth()), lambda *claim: claims.append(claim))
     assert claims == [(index, row, row + 1) for index, row in zip(indices, range(1, 4), strict=True)]
     claims.clear()
@@ -166,7 +166,7 @@ def test_what_is_claimed() -> None:
 
 
 def test_killers_are_bad_without_being_tried() -> None:
-    index = int(ORDER.indices(0, 0, 0, 6)[1])
+    index = int(rows_of(ORDER, 0, 0).index[0:6][1])
     for source in (Truth(20), TruthRows(20)):
         slot = slot_for(source)
         problems = fill(source, "skip", 0, 0, 0, 6, slot, poison={index: "killed twice"})

@@ -146,7 +146,7 @@ def test_a_folder_with_another_file_of_the_same_number_is_refused(photos: Path, 
 
 def test_states_without_a_fingerprint_are_taken() -> None:
     state = {key: value for key, value in state_of(frame()).items() if key != "source"}
-    assert state["version"] == 1
+    assert state["version"] == 2
     for source in (frame(), frame(table()[::-1]), Truth(N)):
         load(state, source)
     load(state | {"source": None}, frame())

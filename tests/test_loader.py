@@ -289,11 +289,14 @@ def test_going_back_and_forth(expected: Any) -> None:
     ("change", "said"),
     [
         ({"seed": 9}, "seed: 9 there, 5 here"),
-        ({"batch_size": 4}, "batch_size"),
-        ({"n_samples": 99}, "n_samples"),
-        ({"shard": [1, 2]}, "shard"),
-        ({"position": 12}, "position 12"),
-        ({"epoch": -1}, "epoch -1"),
+        ({"order": {"kind": "shuffle", "n_samples": 99}}, "n_samples: 99 there, 100 here"),
+        ({"order": {"kind": "sequence", "n_samples": 100}}, "kind: 'sequence' there, 'shuffle' here"),
+        ({"order": "shuffle"}, "order='shuffle'"),
+        ({"position": 13}, "position 104 of an epoch of 100"),
+        ({"position": "x"}, "position='x'"),
+        ({"epoch": -1}, "epoch=-1: that is an integer, 0 or more"),
+        ({"step": 0}, "step=0: that is an integer, 1 or more"),
+        ({"version": 3}, "version 3, and this ringload reads 1 and 2"),
     ],
 )
 def test_states_of_another_order_are_refused(change: dict[str, Any], said: str) -> None:

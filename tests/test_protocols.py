@@ -103,19 +103,14 @@ class Fixed:
         (Fixed(np.zeros(2)), r"index is an array of integers \(n,\)"),
         (Fixed(Rows(np.arange(2), np.arange(3))), r"has 2 indices and 3 keys"),
         (Fixed(Rows(np.arange(2), np.array([-1, 0]))), r"key has -1 to 0"),
-        (Fixed, r"order= is an object with n_batches\(epoch\) and rows\(epoch, number\)"),
-        ([1, 2, 3], r"order= is an object with n_batches\(epoch\) and rows\(epoch, number\)"),
+        (Fixed, r"order= is 'shuffle', 'sequence', .* not the class tests.Fixed"),
+        ("random", r"order= is 'shuffle', 'sequence', .* not 'random'"),
+        ({"a": 1}, r"order= is 'shuffle', 'sequence', .* not an object of class dict"),
     ],
 )
 def test_an_order_that_cannot_be_is_named(order: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said), Loader(Truth(20), 4, workers=0, order=order) as loader:
         next(iter(loader))
-
-
-def test_an_order_has_no_shard_beside_it() -> None:
-    for options in ({"shard": (0, 2)}, {"last": "pad"}):
-        with pytest.raises(ConfigError, match="an order= of your own says which rows there are"):
-            Loader(Truth(20), 4, workers=0, order=Fixed(np.arange(4)), **options)
 
 
 def test_batches_of_an_order_may_differ_in_size() -> None:

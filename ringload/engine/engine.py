@@ -140,15 +140,16 @@ class Engine:
         finally:
             self._carry_out_close()
 
-    def seek(self, epoch: int, number: int) -> None:
-        """The next batch is `number` of `epoch`. What was filled ahead is lost, unless it is just that."""
+    def seek(self, epoch: int, number: int, anew: bool = False) -> None:
+        """The next batch is `number` of `epoch`. What was filled ahead is lost, unless it is just that, and not to be filled
+        `anew`, as the order gives other rows from now on."""
         state = self._state
         try:
             with self._life.lock, _Session(self):
                 if (epoch, number) != state.due:
                     for observer in state.observers:
                         observer.on_seek(epoch, number)
-                if (epoch, number) != state.due or not state.workers.n_workers:  # nothing tells that its source changed
+                if (epoch, number) != state.due or anew or not state.workers.n_workers:  # nothing tells that its source changed
                     self._schedule.give_up()
                     state.due = (epoch, number)
                 self._waiting.housekeeping()

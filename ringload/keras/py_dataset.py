@@ -139,10 +139,9 @@ class RingDataset(keras.utils.PyDataset):
         """Keras passes shuffle=False to the adapter for `evaluate`, `predict` and validation, but also for
         `fit(shuffle=False)`."""
         order = self.loader.order
-        n_left_out = order.n_samples - order.n_batches() * order.batch_size * order.world if order.last == "drop" else 0
+        n_left_out, n_padded = max(0, order.n_left()), max(0, -order.n_left())
         does = ["shuffles (shuffle=True)"] if order.shuffle else []
         does += [f"leaves {n_left_out} of {order.n_samples} samples out of each pass (last='drop')"] if n_left_out else []
-        n_padded = order.n_batches() * order.batch_size * order.world - order.n_samples if order.last == "pad" else 0
         does += [f"adds {n_padded} rows of zeros to each pass (last='pad')"] if n_padded else []
         if not does:
             return

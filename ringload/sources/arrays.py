@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ringload.checks import fixed_once_made
+from ringload.checks import fixed_once_made, no_field
 from ringload.errors import ConfigError
 from ringload.fields import Field, Worker, as_fields, in_brief
 from ringload.sources.disk_arrays import DiskArray
@@ -69,6 +69,19 @@ class Arrays:
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of_arrays(self._arrays)
         return self._fingerprint
+
+    def column(self, name: str) -> np.ndarray:
+        """The array of a field, for orders that name it: `(N, ...)`.
+
+        Raises:
+            ConfigError: there is no such array, or it is not in memory.
+        """
+        if name not in self._arrays:
+            raise ConfigError(no_field(name, list(self._arrays), "column"))
+        array = self._arrays[name]
+        if not isinstance(array, np.ndarray):
+            raise ConfigError(f"the array {name!r} is on disk: give an order its values, read before")
+        return array
 
     def start(self, worker: Worker) -> None:
         """Prepare to load in a worker."""

@@ -35,6 +35,7 @@ class BoundSource:
     global_random: bool
     calls_user_code: bool
     is_own: bool
+    order: Any  # of a loader that is given none; None: ringload's shuffle
 
 
 def bind(source: Any) -> BoundSource:
@@ -68,6 +69,7 @@ def bind(source: Any) -> BoundSource:
         global_random=global_random,
         calls_user_code=global_random or not is_own or getattr(source, "calls_user_code", False),
         is_own=is_own,
+        order=getattr(source, "order", None),
     )
 
 

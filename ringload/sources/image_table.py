@@ -238,6 +238,16 @@ class ImageFrame:
         self._rows_checksum = self._rows_checksum or checksum(self.rows)
         return self.table_fingerprint.of_rows(self._rows_checksum)
 
+    def column(self, name: str) -> np.ndarray:
+        """The values `(N,)` of a column of the table, or of a field of labels or weights, for orders that name one.
+
+        Raises:
+            ConfigError: there is neither.
+        """
+        if self._table is not None and name in self._table.columns:
+            return np.asarray(self._table[name].iloc[self.rows])
+        return self._labels.named(name).of_all(len(self))
+
     # -- attributes of Keras' flow_from_dataframe ---------------------------------------------------------------------
 
     @property

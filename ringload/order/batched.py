@@ -1,0 +1,267 @@
+"""The loader's own orders: a rank's batches of each epoch.
+
+    Batched   cuts an order by position into batches          Shared   deals the batches of an order by batch to ranks
+
+Both count steps: `step` positions (of samples, or of batches) are taken when each rank receives one batch. A state says how
+many steps were taken from where. So a loader with another step can go on there, in the middle of one of its own steps: `resume`
+moves the grid of that epoch. A chunk of entries is computed at once, and kept for the batches that follow.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from ringload.checks import one_of
+from ringload.errors import ConfigError
+from ringload.order.checked import CheckedOrder, CheckedPositions
+from ringload.protocols import PAD, Order, Rows
+
+Last = Literal["drop", "keep", "pad"]
+
+CHUNK_ROWS = 8192  # of an epoch, computed at once in 1 ms
+
+
+class LoaderOrder(Order, Protocol):
+    """The order of a loader, with what its state and the adapters need."""
+
+    n_samples: int
+    batch_size: int
+    last: Last
+    rank: int
+    world: int
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether samples come in another order than that of the source."""
+        ...
+
+    @property
+    def has_whole_batches(self) -> bool:
+        """Whether each batch has `batch_size` rows."""
+        ...
+
+    def n_batches(self, epoch: int = 0) -> int: ...
+
+    def n_left(self, epoch: int = 0) -> int:
+        """How many positions of an epoch no rank has; below 0: how many rows of padding there are."""
+        ...
+
+    def n_positions(self, epoch: int) -> int:
+        """Positions of an epoch: samples, or batches for an order by batch."""
+        ...
+
+    def step(self, epoch: int) -> int:
+        """Positions that a batch of each rank takes."""
+        ...
+
+    def start(self, epoch: int) -> int:
+        """The position where batch 0 of this epoch begins, or would begin."""
+        ...
+
+    def resume(self, epoch: int, position: int) -> int:
+        """Move the grid of an epoch so that a batch begins at `position`. Returns the number of that batch."""
+        ...
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """What another order has to have in common to go on in an epoch."""
+        ...
+
+
+class _Grid:
+    """Steps of an epoch, which begin at `start`."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._moved = (-1, 0)  # the epoch that was resumed, and where its grid begins
+
+    def step(self, epoch: int) -> int:
+        return self._step
+
+    def start(self, epoch: int) -> int:
+        return self._moved[1] if self._moved[0] == epoch else 0
+
+    def resume(self, epoch: int, position: int) -> int:
+        number, start = divmod(position, self._step)
+        self._moved = epoch, start
+        return number
+
+
+class Batched(_Grid):
+    """A rank's share of an order by position, cut into batches. A `LoaderOrder`.
+
+    "drop": every rank has the same number of whole batches. "keep": every rank has ceil(N / world) samples; the last batch may
+    be shorter, and up to world - 1 samples come twice. "pad": every rank has as many rows, with padding instead of repeated
+    samples and of a shorter batch.
+
+    Raises:
+        ConfigError: an argument is not valid, or the first epoch has no batch.
+    """
+
+    def __init__(
+        self,
+        order: CheckedPositions,
+        batch_size: int,
+        last: Last = "drop",
+        rank: int = 0,
+        world: int = 1,
+        epoch: int = 0,
+    ) -> None:
+        if batch_size <= 0:
+            raise ConfigError(f"batch_size is a positive integer, not {batch_size}")
+        one_of("last", last, ("drop", "keep", "pad"))
+        check_shard(rank, world)
+        super().__init__(batch_size * world)
+        self.by_position, self.n_samples, self.batch_size = order, order.n_samples, batch_size
+        self.last, self.rank, self.world = last, rank, world
+        self._chunk: tuple[tuple[int, int, int], Rows] = ((-1, -1, -1), Rows(np.empty(0, np.int64)))
+        if self.n_batches(epoch) == 0:
+            shared = f" shared by {world} ranks" if world > 1 else ""
+            raise ConfigError(
+                f"{order.n_positions(epoch)} samples{shared} do not fill a batch of {batch_size}: lower batch_size, or use "
+                "last='keep' or last='pad'"
+            )
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether samples come in another order than that of the source."""
+        return self.by_position.shuffle
+
+    @property
+    def has_whole_batches(self) -> bool:
+        """Whether each batch has `batch_size` rows."""
+        return self.last != "keep"
+
+    def n_left(self, epoch: int = 0) -> int:
+        """How many positions of an epoch no rank has; below 0: how many rows of padding there are."""
+        n = self.by_position.n_positions(epoch) - self.start(epoch)
+        return 0 if self.last == "keep" else n - self.n_batches(epoch) * self._step
+
+    def n_positions(self, epoch: int) -> int:
+        """Samples of an epoch."""
+        return self.by_position.n_positions(epoch)
+
+    def _n_per_rank(self, epoch: int) -> int:
+        """Rows of an epoch for each rank, with padding."""
+        left = max(0, self.by_position.n_positions(epoch) - self.start(epoch))
+        return left // self._step * self.batch_size if self.last == "drop" else -(-left // self.world)
+
+    def n_batches(self, epoch: int = 0) -> int:
+        """Batches of an epoch on each rank."""
+        return -(-self._n_per_rank(epoch) // self.batch_size)
+
+    def n_rows(self, epoch: int, number: int) -> int:
+        """Rows of batch `number`."""
+        if self.last == "keep":
+            return min(self.batch_size, self._n_per_rank(epoch) - number * self.batch_size)
+        return self.batch_size
+
+    def rows(self, epoch: int, number: int) -> Rows:
+        """The rows of batch `number` of `epoch`. Do not write to them."""
+        first = number * self.batch_size
+        last = first + self.n_rows(epoch, number)
+        parts = []
+        while first < last:
+            chunk, skipped = divmod(first, CHUNK_ROWS)
+            n, rows = min(last - first, CHUNK_ROWS - skipped), self._of_chunk(epoch, chunk)
+            taken = slice(skipped, skipped + n)
+            parts.append(Rows(rows.index[taken], None if rows.key is None else rows.key[taken]))
+            first += n
+        if len(parts) == 1:
+            return parts[0]
+        keys = [part.key for part in parts if part.key is not None]
+        return Rows(np.concatenate([part.index for part in parts]), np.concatenate(keys) if keys else None)
+
+    def _of_chunk(self, epoch: int, chunk: int) -> Rows:
+        """Several threads may call it at once."""
+        which, rows = self._chunk
+        if which != (epoch, chunk, self.start(epoch)):
+            which = epoch, chunk, self.start(epoch)
+            rows = self._compute(*which)
+            self._chunk = which, rows
+        return rows
+
+    def forget(self) -> None:
+        """The order by position gives other samples from now on."""
+        self._chunk = ((-1, -1, -1), Rows(np.empty(0, np.int64)))
+
+    def _compute(self, epoch: int, chunk: int, start: int) -> Rows:
+        own = np.arange(chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS, dtype=np.int64)
+        positions, n = start + own * self.world + self.rank, self.by_position.n_positions(epoch)
+        rows = self.by_position.at(epoch, positions % n)
+        if self.last != "pad":
+            return rows
+        return Rows(np.where(positions < n, rows.index, PAD), rows.key)
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """What another order has to have in common to go on in an epoch."""
+        return self.by_position.state_at(epoch)
+
+
+class Shared(_Grid):
+    """A rank's batches of an order by batch: rank r of `world` has batches r, r + world, ... A `LoaderOrder`.
+
+    "drop": batches that are not one for each rank are dropped. "keep": the first batches of the epoch come again in their
+    place. "pad": batches of padding; shorter batches are padded, too.
+
+    Raises:
+        ConfigError: an argument is not valid, or the first epoch has no batch.
+    """
+
+    def __init__(self, order: CheckedOrder, last: Last = "drop", rank: int = 0, world: int = 1, epoch: int = 0) -> None:
+        one_of("last", last, ("drop", "keep", "pad"))
+        check_shard(rank, world)
+        super().__init__(world)
+        self._order, self.n_samples, self.batch_size = order, order.n_samples, order.batch_size
+        self.last, self.rank, self.world = last, rank, world
+        if self.n_batches(epoch) == 0:
+            raise ConfigError(
+                f"an epoch of {order.n_batches(epoch)} batches has none for each of {world} ranks: use last='keep' or "
+                "last='pad'"
+            )
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether samples come in another order than that of the source."""
+        return self._order.shuffle
+
+    @property
+    def has_whole_batches(self) -> bool:
+        """Whether each batch has `batch_size` rows."""
+        return self.last == "pad"
+
+    def n_left(self, epoch: int = 0) -> int:
+        """0: it is not known which samples an order by batch leaves out."""
+        return 0
+
+    def n_batches(self, epoch: int = 0) -> int:
+        """Batches of an epoch on each rank."""
+        left = max(0, self._order.n_batches(epoch) - self.start(epoch))
+        return left // self.world if self.last == "drop" else -(-left // self.world)
+
+    def n_positions(self, epoch: int) -> int:
+        """Batches of an epoch, of all ranks together."""
+        return self._order.n_batches(epoch)
+
+    def rows(self, epoch: int, number: int) -> Rows | None:
+        """The rows of batch `number` of `epoch`."""
+        n, at = self._order.n_batches(epoch), self.start(epoch) + number * self.world + self.rank
+        if at >= n and self.last == "pad":
+            return Rows(np.full(self.batch_size, PAD, np.int64))
+        rows = self._order.rows(epoch, at % n)
+        if rows is None or self.last != "pad" or len(rows.index) == self.batch_size:
+            return rows
+        missing = self.batch_size - len(rows.index)
+        key = None if rows.key is None else np.pad(rows.key, (0, missing))
+        return Rows(np.pad(rows.index, (0, missing), constant_values=PAD), key, rows.fields)
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """What another order has to have in common to go on in an epoch."""
+        return self._order.state_at(epoch)
+
+
+def check_shard(rank: int, world: int) -> None:
+    """Refuse a rank that is not below the world."""
+    if not 0 <= rank < world:
+        raise ConfigError(f"shard is (rank, world) with 0 <= rank < world, not ({rank}, {world})")
