@@ -279,8 +279,11 @@ def test_states_of_version_1_load() -> None:
         loader.load_state_dict(old)
         indices = [int(index) for batch in loader for index in check(batch)]
         assert indices == [sample for sample, _ in sequence("shuffle", 3, 100)][32:]
-    with Loader(Truth(100), 3, workers=0, seed=5, shuffle=False) as loader:
-        pytest.raises(ConfigError, loader.load_state_dict, old).match("kind: 'shuffle' there, 'sequence' here")
+    with (
+        Loader(Truth(100), 3, workers=0, seed=5, shuffle=False) as loader,
+        pytest.raises(ConfigError, match=r"kind: 'shuffle' there, 'sequence' here"),
+    ):
+        loader.load_state_dict(old)
 
 
 def numbered(loader: Loader) -> Iterator[tuple[tuple[int, int], Any]]:
@@ -330,8 +333,11 @@ def test_what_cannot_be_reweighted() -> None:
             pytest.raises(ConfigError, loader.reweight, np.ones(20)).match(
                 r"reweight\(\) is for a loader with order=ringload.W"
             )
-    with Loader(Truth(20), 4, workers=0, order=Weighted(np.ones(20))) as loader:
-        pytest.raises(ConfigError, loader.reweight, [1, 2, 3]).match(r"reweight: there are 20 samples, and .* shape \(3,\)")
+    with (
+        Loader(Truth(20), 4, workers=0, order=Weighted(np.ones(20))) as loader,
+        pytest.raises(ConfigError, match=r"reweight: there are 20 samples, and .* shape \(3,\)"),
+    ):
+        loader.reweight([1, 2, 3])
 
 
 # -- what others have written -----------------------------------------------------------------------------------------
@@ -381,8 +387,11 @@ def test_a_list_that_is_not_the_same_again_is_refused() -> None:
     with Loader(Truth(100), 5, workers=0, order=lambda epoch: rng.permutation(100).tolist()) as loader:
         next(iter(loader))
         state = loader.state_dict()
-    with Loader(Truth(100), 5, workers=0, order=lambda epoch: rng.permutation(100).tolist()) as loader:
-        pytest.raises(ConfigError, loader.load_state_dict, state).match("listed: .* there, .* here")
+    with (
+        Loader(Truth(100), 5, workers=0, order=lambda epoch: rng.permutation(100).tolist()) as loader,
+        pytest.raises(ConfigError, match=r"listed: .* there, .* here"),
+    ):
+        loader.load_state_dict(state)
 
 
 class Short:
