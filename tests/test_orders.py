@@ -257,6 +257,15 @@ def test_the_rest_of_an_epoch_is_complete(name: str, last: Any, world: int, batc
         assert not Counter(wanted) - Counter(found)
 
 
+@pytest.mark.parametrize("name", ["shuffle", "weighted", "balanced", "function"])
+def test_a_resumed_epoch_is_followed_by_whole_ones(name: str) -> None:
+    order = epoch_order(100, 7, seed=5, last="keep", order=ALL[name])
+    state = {"version": 2, "epoch": 1, "position": 30, "start": 0, "step": 1, "seed": 5, "order": {}}
+    assert resumed(order, state) == (1, 4)
+    for epoch in (2, 3, 0):
+        assert received([order], epoch, range(order.n_batches(epoch))) == sequence(ALL[name], epoch, order.n_positions(epoch))
+
+
 def test_batches_are_dealt_to_ranks_in_turn() -> None:
     batches = [[1, 2], [3], [4, 5], [6], [7, 8], [9, 10], [11]]
     for last, n in (("drop", 2), ("keep", 3), ("pad", 3)):
@@ -329,10 +338,11 @@ def test_other_weights_are_in_force_from_the_next_batch_on(workers: int) -> None
 
 def test_what_cannot_be_reweighted() -> None:
     for order in ("shuffle", Weighted(np.ones(20), replacement=False), Explicit([[1, 2]])):
-        with Loader(Truth(20), 4, workers=0, order=order) as loader:
-            pytest.raises(ConfigError, loader.reweight, np.ones(20)).match(
-                r"reweight\(\) is for a loader with order=ringload.W"
-            )
+        with (
+            Loader(Truth(20), 4, workers=0, order=order) as loader,
+            pytest.raises(ConfigError, match=r"reweight\(\) is for a loader with order=ringload.Weighted"),
+        ):
+            loader.reweight(np.ones(20))
     with (
         Loader(Truth(20), 4, workers=0, order=Weighted(np.ones(20))) as loader,
         pytest.raises(ConfigError, match=r"reweight: there are 20 samples, and .* shape \(3,\)"),

@@ -46,14 +46,18 @@ SECTIONS = {
         "assert sorted(seen) == np.arange(96).tolist()",
     ),
     "### JAX": ("", BATCHES),
+    "## Orders": ("loader.close()", "assert len(seen) == 96 and len(set(seen)) < 80"),
+    "**Elastic resume**": (
+        "loader.close()",
+        "assert len(taken) == 2 and sum(len(batch.index) for batch in loader) == 8 and loader.epoch == 0",
+    ),
     "## Plug in your own": (
         "",
         """
-with ringload.Loader(source, 32, workers=1, order=Balanced(labels % 3, 4, 32)) as made:
+with ringload.Loader(source, 32, workers=1, order=HardFirst(np.arange(96.0))) as made:
     for batch in made:
         step(batch["image"], batch["label"])
-        assert np.bincount(batch["label"] % 3, minlength=3).min() > 3
-assert len(seen) == 4 * 32
+assert seen == labels[::-1].tolist()
 """,
     ),
 }

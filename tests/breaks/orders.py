@@ -1,0 +1,99 @@
+"""Which samples come, how often, and where a run goes on: what makes that exact, undone."""
+
+from tests.breaks import Break, Edit
+
+HERE = "test_orders.py"
+TABLE = (
+    Break(
+        "a loader that resumes with another step begins at one of its own steps",
+        (),
+        (Edit("order/batched.py", "        self._moved = epoch, start\n", "        self._moved = epoch, 0\n"),),
+        (f"{HERE}::test_any_ranks_and_batch_sizes_make_one_sequence", f"{HERE}::test_the_rest_of_an_epoch_is_complete"),
+        r"assert",
+    ),
+    Break(
+        "the grid of a resumed epoch is that of the next epochs",
+        (),
+        (
+            Edit(
+                "order/batched.py",
+                "        return self._moved[1] if self._moved[0] == epoch else 0\n",
+                "        return self._moved[1]\n",
+            ),
+        ),
+        (f"{HERE}::test_a_resumed_epoch_is_followed_by_whole_ones",),
+        r"assert",
+    ),
+    Break(
+        "what is left and is no batch for each rank is an epoch without batches",
+        (),
+        (Edit("order/state.py", "    if number and number >= order.n_batches(epoch):", "    if number < 0:"),),
+        (f"{HERE}::test_the_rest_of_an_epoch_is_complete",),
+        r"assert|Error",
+    ),
+    Break(
+        "a sample that comes twice draws the same",
+        (),
+        (Edit("order/weighted.py", "        return Rows(index, positions)\n", "        return Rows(index)\n"),),
+        (f"{HERE}::test_where_a_sample_comes_twice_it_draws_anew",),
+        r"assert",
+    ),
+    Break(
+        "each epoch of shares begins with the same samples",
+        (),
+        (Edit("order/shares.py", "* epoch\n        return Rows(", "* 0\n        return Rows("),),
+        (f"{HERE}::test_classes_come_in_their_shares_and_go_through_their_samples",),
+        r"each sample once before any comes again",
+    ),
+    Break(
+        "shares are rounded down",
+        (),
+        (Edit("order/shares.py", "    return np.floor(values + 0.5)", "    return np.floor(values + 0.0)"),),
+        (f"{HERE}::test_counts_of_up_to_four_parts_are_within_one",),
+        r"assert",
+    ),
+    Break(
+        "batches that were filled ahead are lent with the weights of before",
+        (),
+        (Edit("loader.py", "        self._engine.seek(epoch, position, anew=True)\n", ""),),
+        (f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on[2]",),
+        r"assert",
+    ),
+    Break(
+        "a chunk that was computed before new weights stays",
+        (),
+        (
+            Edit(
+                "order/batched.py",
+                "        self._chunk = ((-1, -1, -1), Rows(np.empty(0, np.int64)))\n\n    def _compute",
+                "\n    def _compute",
+            ),
+        ),
+        (f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on",),
+        r"assert",
+    ),
+    Break(
+        "a state does not have the weights that were replaced",
+        (),
+        (Edit("loader.py", "        adopt_weights(self.order, state)\n", ""),),
+        (f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on",),
+        r"belongs to another order",
+    ),
+    Break(
+        "a sampler that lists something else after resuming is not noticed",
+        (),
+        (Edit("order/given.py", "zlib.crc32(ends, zlib.crc32(read.index.tobytes()))", "0"),),
+        (f"{HERE}::test_a_list_that_is_not_the_same_again_is_refused",),
+        r"DID NOT RAISE",
+    ),
+    Break(
+        "a sampler draws from the generators as they are",
+        (),
+        (
+            Edit("order/given.py", "    random.seed(word)\n    np.random.seed(word)\n", ""),
+            Edit("order/given.py", "        torch.default_generator.manual_seed(word)\n", "        pass\n"),
+        ),
+        (f"{HERE}::test_torchs_samplers",),
+        r"assert",
+    ),
+)
