@@ -245,6 +245,7 @@ def test_the_rest_of_an_epoch_is_complete(name: str, last: Any, world: int, batc
         return
     n_batches = {order.n_batches(2) for order in orders}
     assert len(n_batches) == 1
+    assert number < max(n_batches)
     found = [one for one in received(orders, 2, range(number, n_batches.pop())) if one[0] >= 0]
     wanted = sequence(ALL[name], 2, 100)[start:]
     if last == "pad":

@@ -49,7 +49,7 @@ SECTIONS = {
     "## Orders": ("loader.close()", "assert len(seen) == 96 and len(set(seen)) < 80"),
     "**Elastic resume**": (
         "loader.close()",
-        "assert len(taken) == 2 and sum(len(batch.index) for batch in loader) == 8 and loader.epoch == 0",
+        "assert len(taken) == 2 and sum(len(batch.index) for batch in loader) == 8",
     ),
     "## Plug in your own": (
         "",
