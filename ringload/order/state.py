@@ -85,7 +85,7 @@ def resumed(order: LoaderOrder, state: Mapping[str, Any]) -> tuple[int, int]:
     if position > (n := order.n_positions(epoch)):
         raise ConfigError(f"the state is at position {position:,} of an epoch of {n:,}")
     number = order.resume(epoch, position)
-    if number and number >= order.n_batches(epoch):  # what is left is no batch for each rank
+    if position and number >= order.n_batches(epoch):  # what is left is no batch for each rank
         order.resume(epoch, 0)
         return epoch + 1, 0
     return epoch, number

@@ -27,7 +27,7 @@ TABLE = (
     Break(
         "what is left and is no batch for each rank is an epoch without batches",
         (),
-        (Edit("order/state.py", "    if number and number >= order.n_batches(epoch):", "    if number < 0:"),),
+        (Edit("order/state.py", "    if position and number >= order.n_batches(epoch):", "    if number < 0:"),),
         (f"{HERE}::test_the_rest_of_an_epoch_is_complete",),
         r"assert|Error",
     ),
