@@ -381,9 +381,12 @@ class Loader:
         the same state, and any number of ranks can go on from it, with any batch size. `source` is the fingerprint of the
         source: of a table, of arrays (the first call may take a second), or of a source with `fingerprint()`.
         """
-        fingerprint = fingerprint_of(self.source)
-        epoch, position = self._engine.due
-        state = state_of(self.order, self._options.seed, epoch, position)
+        return self.state_at(*self._engine.due)
+
+    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
+        """The state of a trainer that has received `position` batches of `epoch`: for those that receive batches later than the
+        loader gives them, such as a step behind tf.data's `prefetch`."""
+        state, fingerprint = state_of(self.order, self._options.seed, epoch, position), fingerprint_of(self.source)
         return state | ({} if fingerprint is None else {"source": fingerprint})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def as_dataset(
     Restore the loader's state before you make the dataset: the dataset declares the number of batches of a whole epoch to
     Keras. A dataset that is made within an epoch declares no number. `loader.state_dict()` counts the batches that tf.data has
     read, up to `prefetch` + 1 more than your step has received. To save the step's position, count yourself: after n batches of
-    an epoch, save `loader.state_dict() | {"epoch": epoch, "position": n}`; at its end, epoch + 1 and 0.
+    an epoch, save `loader.state_at(epoch, n)`; at its end, `loader.state_at(epoch + 1, 0)`.
 
     With `tf.distribute`: `strategy.experimental_distribute_dataset(dataset)` divides each batch among the replicas of this
     process (the loader's batch is the global batch); it copies the parts, and drops or repeats no sample. With several

@@ -37,8 +37,8 @@ def loader(n=64, batch_size=8, slots=8, **options):
     return made
 def is_right(made, epoch, number, b):
     '''Whether a batch is what it should be, by arithmetic.'''
-    indices = made.order.indices(epoch, number)
-    draws = [int(Randomness(made.order.seed).of(epoch, int(index)).integers(1 << 30)) for index in indices]
+    indices = made.order.rows(epoch, number).index
+    draws = [int(Randomness(made.state_dict()["seed"]).of(epoch, int(index)).integers(1 << 30)) for index in indices]
     label, draw, image = (np.asarray(b[name]) for name in ("label", "draw", "image"))
     return label.tolist() == indices.tolist() and draw.tolist() == draws and np.array_equal(image, truths(indices, draws))
 """

@@ -123,7 +123,7 @@ for one, other in zip(resumed, whole, strict=True): np.testing.assert_allclose(o
 assert (begins, n - (BACKEND == "tensorflow"), n_whole) == (1, 30, 30), (begins, n, n_whole)  # see Checkpoint
 
 # what cannot be
-with ringload.Loader(source, 4, workers=0) as made, ringload.Loader(source, 5, workers=0) as other:
+with ringload.Loader(source, 4, workers=0) as made, ringload.Loader(source, 5, workers=0, shuffle=False) as other:
     data = ringload.keras.dataset(made)
     fit = lambda: line().fit(data, callbacks=[ringload.keras.Checkpoint(folder / "a", data)], verbose=0)
     message("holds a checkpoint", fit)
@@ -132,7 +132,7 @@ with ringload.Loader(source, 4, workers=0) as made, ringload.Loader(source, 5, w
     unbuilt = keras.Sequential([keras.layers.Dense(1)])
     message("no variables yet", lambda: ringload.keras.Checkpoint(folder / "a", data).restore(unbuilt))
     wrong = ringload.keras.Checkpoint(folder / "a", ringload.keras.dataset(other))
-    message("batch_size: 4 there, 5 here", lambda: wrong.restore(line()))
+    message("kind: 'shuffle' there, 'sequence' here", lambda: wrong.restore(line()))
     manifest = folder / "a" / "checkpoint.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
     message("version 2", lambda: ringload.keras.Checkpoint(folder / "a", data).restore(line()))

@@ -26,13 +26,13 @@ def loader(n=60, batch_size=5, source=None, slots=None, **options):
 
 class Checker:
     '''Knows by arithmetic, not by the batch, what each row of each batch of Truth is.'''
-    def __init__(self, order):
-        self.order, self.randomness, self.place = order, Randomness(order.seed), (0, 0)
+    def __init__(self, made):
+        self.order, self.randomness, self.place = made.order, Randomness(made.state_dict()["seed"]), (0, 0)
     def wrong(self, batch):
         '''How many rows of the next batch are not what they should be.'''
         epoch, number = self.place
         self.place = following(self.order, epoch, number)
-        rows = zip(self.order.indices(epoch, number), *(batch[name].cpu().numpy() for name in ("image", "label", "draw")))
+        rows = zip(self.order.rows(epoch, number).index, *(batch[name].cpu().numpy() for name in ("image", "label", "draw")))
         return sum(not self.is_right(int(index), epoch, *row) for index, *row in rows)
     def is_right(self, index, epoch, image, label, draw):
         drawn = int(self.randomness.of(epoch, index).integers(1 << 30))
@@ -203,7 +203,7 @@ STRESS = """
 def steps(batches, n, every=2, synchronize=lambda: None):
     '''Train for `n` steps, of which one in `every` is slow. Returns how many rows were wrong at the end of the slow steps;
     if those before are not waited for, they are looked at then.'''
-    checker, n_wrong, trained = Checker(batches.loader.order), 0, []
+    checker, n_wrong, trained = Checker(batches.loader), 0, []
     stream = itertools.chain.from_iterable(iter(batches) for _ in itertools.count())
     for step, batch in enumerate(itertools.islice(stream, n)):
         trained.append(batch)

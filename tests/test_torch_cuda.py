@@ -138,7 +138,7 @@ with loader(40, 4, slots=4) as made:
     assert int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, len(memory), 0)) == 0  # by somebody else
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        batches, checker = Batches(made, "cuda"), Checker(made.order)
+        batches, checker = Batches(made, "cuda"), Checker(made)
         for batch in batches:
             assert checker.wrong(batch) == 0
     assert len(warned) == 1, [str(one.message) for one in warned]
@@ -149,7 +149,7 @@ with loader(40, 4, slots=4) as made:
     assert int(torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)) == 0
     del memory
 with loader(40, 4, slots=4) as made:
-    batches, checker = Batches(made, "cuda", pin=False), Checker(made.order)
+    batches, checker = Batches(made, "cuda", pin=False), Checker(made)
     assert all(checker.wrong(batch) == 0 for batch in batches) and batches.pinned_bytes == 0
     assert pinned_of(made) == [False] * 3
     assert "there are" in refused(ConfigError, lambda: Batches(made, f"cuda:{torch.cuda.device_count()}"))

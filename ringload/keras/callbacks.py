@@ -199,7 +199,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.model.save_weights(writing, overwrite=True)
         _replace(writing, weights)
         writing = self._folder / f"{MANIFEST}.writing"
-        state = self._data.loader.state_dict() | {"epoch": epoch, "position": number}
+        state = self._data.loader.state_at(epoch, number)
         manifest = {"version": VERSION, "epoch": self._epoch + is_over, "weights": weights.name, "loader": state}
         writing.write_text(json.dumps(manifest, indent=1))
         _replace(writing, self._folder / MANIFEST)

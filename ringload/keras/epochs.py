@@ -106,7 +106,7 @@ class EpochTracker:
                 self._is_unfinished = False
             elif is_reset and self._n_given < len(self._loader) and self._first is not None:
                 epoch, number = self._first
-                self._loader.load_state_dict(self._loader.state_dict() | {"epoch": epoch, "position": number})
+                self._loader.load_state_dict(self._loader.state_at(epoch, number))
                 self._abandon()
             self._within_epoch = False
             self._n_ended += 1

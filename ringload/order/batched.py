@@ -31,6 +31,7 @@ class LoaderOrder(Order, Protocol):
     last: Last
     rank: int
     world: int
+    grid: tuple[int, int]  # the epoch that was resumed, and the position where its batch 0 begins, or would begin
 
     @property
     def shuffle(self) -> bool:
@@ -74,17 +75,17 @@ class _Grid:
 
     def __init__(self, step: int) -> None:
         self._step = step
-        self._moved = (-1, 0)  # the epoch that was resumed, and where its grid begins
+        self.grid = (-1, 0)  # the epoch that was resumed, and where its batch 0 begins, or would begin
 
     def step(self, epoch: int) -> int:
         return self._step
 
     def start(self, epoch: int) -> int:
-        return self._moved[1] if self._moved[0] == epoch else 0
+        return self.grid[1] if self.grid[0] == epoch else 0
 
     def resume(self, epoch: int, position: int) -> int:
         number, start = divmod(position, self._step)
-        self._moved = epoch, start
+        self.grid = (epoch, start) if start else (-1, 0)
         return number
 
 

@@ -68,6 +68,7 @@ class ByEpoch:
         self._make, self._to = make, to
         self.n_samples, self.batch_size, self.last, self.rank, self.world = to.n_samples, to.batch_size, last, rank, world
         self._kept: dict[int, LoaderOrder] = {}
+        self.grid = (-1, 0)
         self.n_batches(to.epoch)
 
     def of(self, epoch: int) -> LoaderOrder:
@@ -111,12 +112,14 @@ class ByEpoch:
         return self.of(epoch).step(epoch)
 
     def start(self, epoch: int) -> int:
-        """The position where batch 0 of this epoch begins."""
+        """The position where batch 0 of this epoch begins, or would begin."""
         return self.of(epoch).start(epoch)
 
     def resume(self, epoch: int, position: int) -> int:
         """Move the grid of an epoch so that a batch begins at `position`."""
-        return self.of(epoch).resume(epoch, position)
+        number = self.of(epoch).resume(epoch, position)
+        self.grid = self.of(epoch).grid
+        return number
 
     def state(self, epoch: int) -> dict[str, Any]:
         """What another order has to have in common to go on in an epoch."""

@@ -1,9 +1,10 @@
 """The order's part of a loader's state: where the trainer is, independent of batch size, ranks and workers.
 
-    {"version": 2, "epoch": e, "position": n, "start": s, "step": p, "seed": ..., "order": {...}}
+    {"version": 2, "epoch": e, "position": n, "step": p, "grid": [r, s], "seed": ..., "order": {...}}
 
-The first `start + position * step` positions of the epoch are gone: of samples, or of batches for an order by batch. Version 1
-had the batch size and the shard instead, and `start` was 0.
+The first `start + position * step` positions of the epoch are gone: of samples, or of batches for an order by batch. `start` is
+s in the epoch r, in which a loader with another step went on; in all others it is 0. Version 1 had the batch size and the shard
+instead of both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ringload.order.choose import ByEpoch
 from ringload.order.weighted import Drawn
 
 VERSION = 2
-NEEDED = ("epoch", "position", "start", "step", "seed", "order")
+NEEDED = ("epoch", "position", "step", "grid", "seed", "order")
 OF_VERSION_1 = ("epoch", "position", "seed", "n_samples", "batch_size")
 
 
@@ -30,8 +31,8 @@ def state_of(order: LoaderOrder, seed: int, epoch: int, number: int) -> dict[str
         "version": VERSION,
         "epoch": epoch,
         "position": number,
-        "start": order.start(epoch),
         "step": order.step(epoch),
+        "grid": list(order.grid),
         "seed": seed,
         "order": order.state(epoch),
     }
@@ -50,11 +51,14 @@ def read_state(state: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"this is not a state of a ringload.Loader: it lacks {missing}")
     if made.get("version") != VERSION:
         raise ConfigError(f"the state has version {short(made.get('version'))}, and this ringload reads 1 and {VERSION}")
-    for name in ("epoch", "position", "start", "step"):
+    for name in ("epoch", "position", "step"):
         value, least = made[name], int(name == "step")
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise ConfigError(f"the state has {name}={short(value)}: that is an integer, {least} or more")
         made[name] = int(value)
+    grid = made["grid"]
+    if not isinstance(grid, list | tuple) or len(grid) != 2 or not all(isinstance(one, int) for one in grid):
+        raise ConfigError(f"the state has grid={short(grid)}: that is [epoch, position]")
     if not isinstance(made["order"], Mapping):
         raise ConfigError(f"the state has order={short(made['order'])}: that is a dict")
     return made
@@ -69,7 +73,13 @@ def _of_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
         step = state["batch_size"] * state["shard"][1]
         order = {"kind": "shuffle" if state["shuffle"] else "sequence", "n_samples": state["n_samples"]}
     kept = {name: state[name] for name in ("epoch", "position", "seed", "source") if name in state}
-    return {"version": VERSION, "start": 0, "step": step, "order": order, **kept}
+    return {"version": VERSION, "step": step, "grid": [-1, 0], "order": order, **kept}
+
+
+def position_of(state: Mapping[str, Any]) -> int:
+    """How many positions of its epoch are gone."""
+    epoch, start = state["grid"]
+    return int((start if epoch == state["epoch"] else 0) + state["position"] * state["step"])
 
 
 def order_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -81,7 +91,7 @@ def order_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 def resumed(order: LoaderOrder, state: Mapping[str, Any]) -> tuple[int, int]:
     """(epoch, number) of the batch with which this order goes on."""
-    epoch, position = state["epoch"], state["start"] + state["position"] * state["step"]
+    epoch, position = state["epoch"], position_of(state)
     if position > (n := order.n_positions(epoch)):
         raise ConfigError(f"the state is at position {position:,} of an epoch of {n:,}")
     number = order.resume(epoch, position)
@@ -105,7 +115,7 @@ def adopt_weights(order: LoaderOrder, state: Mapping[str, Any]) -> None:
     inner = getattr(getattr(order, "by_position", None), "order", None)
     values = state["order"].get("values")
     if values is not None and isinstance(inner, Drawn) and inner.state()["weights"] != state["order"].get("weights"):
-        inner.reweight(values, (state["epoch"], state["start"] + state["position"] * state["step"]))
+        inner.reweight(values, (state["epoch"], position_of(state)))
         order.forget()  # type: ignore[attr-defined]
 
 

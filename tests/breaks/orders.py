@@ -7,7 +7,13 @@ TABLE = (
     Break(
         "a loader that resumes with another step begins at one of its own steps",
         (),
-        (Edit("order/batched.py", "        self._moved = epoch, start\n", "        self._moved = epoch, 0\n"),),
+        (
+            Edit(
+                "order/batched.py",
+                "        self.grid = (epoch, start) if start else (-1, 0)\n",
+                "        self.grid = (epoch, 0)\n",
+            ),
+        ),
         (f"{HERE}::test_any_ranks_and_batch_sizes_make_one_sequence", f"{HERE}::test_the_rest_of_an_epoch_is_complete"),
         r"assert",
     ),
@@ -17,8 +23,8 @@ TABLE = (
         (
             Edit(
                 "order/batched.py",
-                "        return self._moved[1] if self._moved[0] == epoch else 0\n",
-                "        return self._moved[1]\n",
+                "        return self.grid[1] if self.grid[0] == epoch else 0\n",
+                "        return self.grid[1]\n",
             ),
         ),
         (f"{HERE}::test_a_resumed_epoch_is_followed_by_whole_ones",),
