@@ -25,7 +25,17 @@ from ringload.order.batched import Last, LoaderOrder
 from ringload.order.choose import column_of, loader_order
 from ringload.order.position import following
 from ringload.order.ranks import Ranks
-from ringload.order.state import adopt_weights, is_arithmetic, order_difference, read_state, resumed, reweight, state_of
+from ringload.order.state import (
+    Change,
+    beginning,
+    is_arithmetic,
+    order_difference,
+    read_state,
+    resumed,
+    reweighted,
+    state_of,
+    weights_there,
+)
 from ringload.packing.pack import Packed, pack
 from ringload.packing.watch import LATE, Watch
 from ringload.protocols import Binding, Job, Observer, Workers
@@ -369,10 +379,11 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next `for` pass over `epoch`, from its beginning."""
-        self._go_to(integer("epoch", epoch, 0), 0)
+        self._go_to(integer("epoch", epoch, 0), 0, beginning(self.order))
 
-    def _go_to(self, epoch: int, position: int) -> None:
-        self._engine.seek(epoch, position)
+    def _go_to(self, epoch: int, position: int, changes: Sequence[Change]) -> None:
+        """With changes, batches of the same number have other rows than before."""
+        self._engine.seek(epoch, position, changes)
         self._begun = False
         self._iteration += 1
 
@@ -402,10 +413,9 @@ class Loader:
                 the message names the difference. A state without a fingerprint is accepted.
         """
         state = read_state(state)
-        epoch = state["epoch"]
-        adopt_weights(self.order, state)
-        own = state_of(self.order, self._options.seed, epoch, 0)
-        if told := order_difference(state, own):
+        own = state_of(self.order, self._options.seed, state["epoch"], 0)
+        without = () if weights_there(self.order, state) is None else ("weights",)
+        if told := order_difference(state, own, without):
             raise ConfigError(f"the state belongs to another order ({told}): make the Loader with the same arguments")
         there = state.get("source")
         if there is not None and (differs := difference(there, fingerprint_of(self.source), self.source)):
@@ -420,8 +430,7 @@ class Loader:
             ConfigError: the weights are not valid, as for `Weighted`, or the loader has another order.
         """
         epoch, position = self._engine.due
-        reweight(self.order, weights, epoch, position)
-        self._engine.seek(epoch, position, anew=True)
+        self._engine.seek(epoch, position, reweighted(self.order, weights, epoch, position))
 
     @property
     def epoch(self) -> int:

@@ -41,7 +41,7 @@ from ringload.workers.supervisor import WorkerSupervisor
 from ringload.workers.templates import Template
 from tests.conftest import Injected, Times, descriptors
 from tests.deaths import kill_all, lines_of, members
-from tests.helpers import Truth, check, content
+from tests.helpers import Truth, check, content, order_of
 from tests.moments import HOME, Moment, gone, interrupt, moments
 
 pytestmark = pytest.mark.fault
@@ -477,6 +477,33 @@ def test_other_calls_are_interrupted_at_every_moment(
             for _ in range(3 * N_SLOTS):
                 trial.next()
     injected(f"Ctrl-C at every moment of {name}", len(at))
+
+
+@pytest.mark.timeout(600)
+def test_a_resume_within_a_batch_is_interrupted_at_every_moment(times: Times, injected: Injected) -> None:
+    """The order and the position move together, or not at all."""
+    with make() as made:
+        state = {**made.state_at(1, 7), "grid": [1, 2]}
+        samples, before, after = order_of(made, 1), ((-1, 0), (1, 2)), ((1, 2), (1, 7))
+
+        def prepare() -> None:
+            made.set_epoch(1)
+            iterator = iter(made)
+            check(next(iterator))
+            check(next(iterator))
+
+        prepare()
+        at, found = list(moments(lambda: made.load_state_dict(state), times(40, 10_000))), set()
+        for k in at:
+            prepare()
+            interrupted_at(k, lambda: made.load_state_dict(state))
+            now = made.order.grid, (made.epoch, made.position)
+            assert now in (before, after), now
+            start = now[0][1] + 4 * now[1][1]
+            assert check(made.peek()).tolist() == samples[start : start + 4]
+            found.add(now)
+        assert found == {before, after}
+    injected("Ctrl-C at every moment of load_state_dict() within a batch", len(at))
 
 
 @pytest.mark.timeout(600)

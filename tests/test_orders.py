@@ -18,6 +18,7 @@ from ringload.order.batched import LoaderOrder
 from ringload.order.permutation import permute_each, round_keys
 from ringload.order.shares import by_shares
 from ringload.order.state import read_state, resumed, state_of
+from ringload.system.interrupts import set_together
 from tests.deaths import kill_all, members
 from tests.helpers import Truth, check, content, epoch_order, rows_of
 
@@ -177,6 +178,13 @@ def test_classes_come_in_their_shares_and_go_through_their_samples(name: str) ->
             assert len(set(own[start : start + size].tolist())) == size, "each sample once before any comes again"
 
 
+def go_on(order: LoaderOrder, state: dict[str, Any]) -> tuple[int, int]:
+    """As a loader resumes."""
+    epoch, number, changes = resumed(order, state)
+    set_together(*changes)
+    return epoch, number
+
+
 # -- ranks, and resuming on others ------------------------------------------------------------------------------------
 
 
@@ -205,7 +213,7 @@ def test_any_ranks_and_batch_sizes_make_one_sequence(name: str) -> None:
             n = orders[0].n_positions(epoch)
             number = 0
             if state:
-                places = {resumed(order, read_state(json.loads(json.dumps(state)))) for order in orders}
+                places = {go_on(order, read_state(json.loads(json.dumps(state)))) for order in orders}
                 assert len(places) == 1
                 now, number = places.pop()
                 if now != epoch:
@@ -236,7 +244,7 @@ def test_the_rest_of_an_epoch_is_complete(name: str, last: Any, world: int, batc
     except ConfigError:
         return
     state = {"version": 2, "epoch": 2, "position": start, "step": 1, "grid": [-1, 0], "seed": 5, "order": {}}
-    places = {resumed(order, state) for order in orders}
+    places = {go_on(order, state) for order in orders}
     assert len(places) == 1
     epoch, number = places.pop()
     if epoch == 3:
@@ -262,7 +270,7 @@ def test_the_rest_of_an_epoch_is_complete(name: str, last: Any, world: int, batc
 def test_a_resumed_epoch_is_followed_by_whole_ones(name: str) -> None:
     order = epoch_order(100, 7, seed=5, last="keep", order=ALL[name])
     state = {"version": 2, "epoch": 1, "position": 30, "step": 1, "grid": [-1, 0], "seed": 5, "order": {}}
-    assert resumed(order, state) == (1, 4)
+    assert go_on(order, state) == (1, 4)
     for epoch in (2, 3, 0):
         assert received([order], epoch, range(order.n_batches(epoch))) == sequence(ALL[name], epoch, order.n_positions(epoch))
 
@@ -280,7 +288,15 @@ def test_batches_are_dealt_to_ranks_in_turn() -> None:
 
 
 def test_states_of_version_1_load() -> None:
-    old: dict[str, Any] = {"version": 1, "epoch": 3, "position": 4, "seed": 5, "n_samples": 100, "batch_size": 4, "shuffle": True}
+    old: dict[str, Any] = {
+        "version": 1,
+        "epoch": 3,
+        "position": 4,
+        "seed": 5,
+        "n_samples": 100,
+        "batch_size": 4,
+        "shuffle": True,
+    }
     old |= {"last": "drop", "shard": [1, 2]}
     with Loader(Truth(100), 4, workers=0, seed=5, shard=(1, 2)) as loader:
         loader.load_state_dict(old)
@@ -294,6 +310,29 @@ def test_states_of_version_1_load() -> None:
         pytest.raises(ConfigError, match=r"kind: 'shuffle' there, 'sequence' here"),
     ):
         loader.load_state_dict(old)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["shuffle", "weighted"])
+def test_batches_that_were_filled_ahead_are_those_of_the_grid(name: str, workers: int) -> None:
+    """A resumed epoch begins at batch 0, as one that is passed as a whole does, with other samples."""
+    options: dict[str, Any] = {"order": ALL[name], "seed": 5, "ram_budget": "200MB", "workers": workers}
+    whole = [sample for sample, _ in sequence(ALL[name], 0, 100)]
+    with Loader(Truth(100), 5, **options) as first:
+        next(iter(first))
+        state = first.state_dict()
+    with Loader(Truth(100), 20, **options) as loader:
+        loader.peek()  # they are filled
+        loader.load_state_dict(state)
+        assert (loader.epoch, loader.position) == (0, 0)
+        assert [int(index) for batch in loader for index in check(batch)] == whole[5:85]
+        assert (loader.epoch, loader.position) == (1, 0)
+        loader.set_epoch(0)
+        assert [int(index) for batch in loader for index in check(batch)] == whole
+        loader.load_state_dict(state)
+        loader.peek()
+        loader.set_epoch(0)
+        assert check(next(iter(loader))).tolist() == whole[:20]
 
 
 def numbered(loader: Loader) -> Iterator[tuple[tuple[int, int], Any]]:

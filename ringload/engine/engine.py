@@ -31,7 +31,7 @@ from ringload.ring.layout import Layout
 from ringload.ring.lease import Batch, LeaseEnd
 from ringload.stats import Counters
 from ringload.system import forks
-from ringload.system.interrupts import acquire_now
+from ringload.system.interrupts import acquire_now, set_together
 
 OPEN, INCONSISTENT = State.OPEN, State.INCONSISTENT
 
@@ -140,18 +140,19 @@ class Engine:
         finally:
             self._carry_out_close()
 
-    def seek(self, epoch: int, number: int, anew: bool = False) -> None:
-        """The next batch is `number` of `epoch`. What was filled ahead is lost, unless it is just that, and not to be filled
-        `anew`, as the order gives other rows from now on."""
+    def seek(self, epoch: int, number: int, changes: Sequence[tuple[object, str, Any]] = ()) -> None:
+        """The next batch is `number` of `epoch`. What was filled ahead is lost, unless it is just that, and nothing `changes`:
+        (object, name, value) of attributes of the order, which are set in one step with the position."""
         state = self._state
         try:
             with self._life.lock, _Session(self):
                 if (epoch, number) != state.due:
                     for observer in state.observers:
                         observer.on_seek(epoch, number)
-                if (epoch, number) != state.due or anew or not state.workers.n_workers:  # nothing tells that its source changed
+                # Without workers, nothing tells that the source has changed.
+                if (epoch, number) != state.due or changes or not state.workers.n_workers:
                     self._schedule.give_up()
-                    state.due = (epoch, number)
+                    set_together(*changes, (state, "due", (epoch, number)))
                 self._waiting.housekeeping()
         finally:
             self._carry_out_close()

@@ -3,13 +3,14 @@
     Batched   cuts an order by position into batches          Shared   deals the batches of an order by batch to ranks
 
 Both count steps: `step` positions (of samples, or of batches) are taken when each rank receives one batch. A state says how
-many steps were taken from where. So a loader with another step can go on there, in the middle of one of its own steps: `resume`
-moves the grid of that epoch. A chunk of entries is computed at once, and kept for the batches that follow.
+many steps were taken from where. So a loader with another step can go on there, in the middle of one of its own steps: then the
+`grid` of that epoch is moved. A chunk of entries is computed at once, and kept for the batches that follow.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,7 +21,17 @@ from ringload.protocols import PAD, Order, Rows
 
 Last = Literal["drop", "keep", "pad"]
 
-CHUNK_ROWS = 8192  # of an epoch, computed at once in 1 ms
+CHUNK_ROWS = 8192  # of an epoch, computed at once in 0.4 ms
+NO_CHUNK = ((-1, -1, -1), Rows(np.empty(0, np.int64)))
+NO_GRID = (-1, 0)  # no epoch was resumed between two of its batches
+
+
+class Place(NamedTuple):
+    """Where a batch would be: its number, if the order had this `grid`, and how many batches its epoch would have."""
+
+    number: int
+    grid: tuple[int, int]
+    n_batches: int
 
 
 class LoaderOrder(Order, Protocol):
@@ -61,8 +72,8 @@ class LoaderOrder(Order, Protocol):
         """The position where batch 0 of this epoch begins, or would begin."""
         ...
 
-    def resume(self, epoch: int, position: int) -> int:
-        """Move the grid of an epoch so that a batch begins at `position`. Returns the number of that batch."""
+    def place(self, epoch: int, position: int) -> Place:
+        """Where the batch that begins at `position` would be."""
         ...
 
     def state(self, epoch: int) -> dict[str, Any]:
@@ -70,12 +81,12 @@ class LoaderOrder(Order, Protocol):
         ...
 
 
-class _Grid:
+class _Grid(ABC):
     """Steps of an epoch, which begin at `start`."""
 
     def __init__(self, step: int) -> None:
         self._step = step
-        self.grid = (-1, 0)  # the epoch that was resumed, and where its batch 0 begins, or would begin
+        self.grid = NO_GRID
 
     def step(self, epoch: int) -> int:
         return self._step
@@ -83,10 +94,17 @@ class _Grid:
     def start(self, epoch: int) -> int:
         return self.grid[1] if self.grid[0] == epoch else 0
 
-    def resume(self, epoch: int, position: int) -> int:
+    def place(self, epoch: int, position: int) -> Place:
+        """Where the batch that begins at `position` would be."""
         number, start = divmod(position, self._step)
-        self.grid = (epoch, start) if start else (-1, 0)
-        return number
+        return Place(number, (epoch, start) if start else NO_GRID, self._n_batches(epoch, start))
+
+    def n_batches(self, epoch: int = 0) -> int:
+        """Batches of an epoch on each rank."""
+        return self._n_batches(epoch, self.start(epoch))
+
+    @abstractmethod
+    def _n_batches(self, epoch: int, start: int) -> int: ...
 
 
 class Batched(_Grid):
@@ -116,7 +134,7 @@ class Batched(_Grid):
         super().__init__(batch_size * world)
         self.by_position, self.n_samples, self.batch_size = order, order.n_samples, batch_size
         self.last, self.rank, self.world = last, rank, world
-        self._chunk: tuple[tuple[int, int, int], Rows] = ((-1, -1, -1), Rows(np.empty(0, np.int64)))
+        self.chunk = NO_CHUNK
         if self.n_batches(epoch) == 0:
             shared = f" shared by {world} ranks" if world > 1 else ""
             raise ConfigError(
@@ -143,19 +161,18 @@ class Batched(_Grid):
         """Samples of an epoch."""
         return self.by_position.n_positions(epoch)
 
-    def _n_per_rank(self, epoch: int) -> int:
+    def _n_per_rank(self, epoch: int, start: int) -> int:
         """Rows of an epoch for each rank, with padding."""
-        left = max(0, self.by_position.n_positions(epoch) - self.start(epoch))
+        left = max(0, self.by_position.n_positions(epoch) - start)
         return left // self._step * self.batch_size if self.last == "drop" else -(-left // self.world)
 
-    def n_batches(self, epoch: int = 0) -> int:
-        """Batches of an epoch on each rank."""
-        return -(-self._n_per_rank(epoch) // self.batch_size)
+    def _n_batches(self, epoch: int, start: int) -> int:
+        return -(-self._n_per_rank(epoch, start) // self.batch_size)
 
     def n_rows(self, epoch: int, number: int) -> int:
         """Rows of batch `number`."""
         if self.last == "keep":
-            return min(self.batch_size, self._n_per_rank(epoch) - number * self.batch_size)
+            return min(self.batch_size, self._n_per_rank(epoch, self.start(epoch)) - number * self.batch_size)
         return self.batch_size
 
     def rows(self, epoch: int, number: int) -> Rows:
@@ -176,16 +193,12 @@ class Batched(_Grid):
 
     def _of_chunk(self, epoch: int, chunk: int) -> Rows:
         """Several threads may call it at once."""
-        which, rows = self._chunk
+        which, rows = self.chunk
         if which != (epoch, chunk, self.start(epoch)):
             which = epoch, chunk, self.start(epoch)
             rows = self._compute(*which)
-            self._chunk = which, rows
+            self.chunk = which, rows
         return rows
-
-    def forget(self) -> None:
-        """The order by position gives other samples from now on."""
-        self._chunk = ((-1, -1, -1), Rows(np.empty(0, np.int64)))
 
     def _compute(self, epoch: int, chunk: int, start: int) -> Rows:
         own = np.arange(chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS, dtype=np.int64)
@@ -236,9 +249,8 @@ class Shared(_Grid):
         """0: it is not known which samples an order by batch leaves out."""
         return 0
 
-    def n_batches(self, epoch: int = 0) -> int:
-        """Batches of an epoch on each rank."""
-        left = max(0, self._order.n_batches(epoch) - self.start(epoch))
+    def _n_batches(self, epoch: int, start: int) -> int:
+        left = max(0, self._order.n_batches(epoch) - start)
         return left // self.world if self.last == "drop" else -(-left // self.world)
 
     def n_positions(self, epoch: int) -> int:

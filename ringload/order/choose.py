@@ -10,7 +10,7 @@ import numpy as np
 
 from ringload.checks import named, short
 from ringload.errors import ConfigError
-from ringload.order.batched import Batched, Last, LoaderOrder, Shared
+from ringload.order.batched import NO_GRID, Batched, Last, LoaderOrder, Place, Shared
 from ringload.order.checked import CheckedOrder, CheckedPositions
 from ringload.order.given import Explicit
 from ringload.order.positions import Sequential, Shuffled
@@ -68,7 +68,7 @@ class ByEpoch:
         self._make, self._to = make, to
         self.n_samples, self.batch_size, self.last, self.rank, self.world = to.n_samples, to.batch_size, last, rank, world
         self._kept: dict[int, LoaderOrder] = {}
-        self.grid = (-1, 0)
+        self.grid = NO_GRID
         self.n_batches(to.epoch)
 
     def of(self, epoch: int) -> LoaderOrder:
@@ -84,6 +84,7 @@ class ByEpoch:
                 raise ConfigError(f"order=: {named(self._make)} returned a function for epoch {epoch}: return an order")
             found = loader_order(given, replace(self._to, epoch=epoch), self.last, self.rank, self.world)
             self._kept = {**dict(list(self._kept.items())[1 - N_KEPT :]), epoch: found}
+        found.grid = self.grid
         return found
 
     @property
@@ -115,11 +116,9 @@ class ByEpoch:
         """The position where batch 0 of this epoch begins, or would begin."""
         return self.of(epoch).start(epoch)
 
-    def resume(self, epoch: int, position: int) -> int:
-        """Move the grid of an epoch so that a batch begins at `position`."""
-        number = self.of(epoch).resume(epoch, position)
-        self.grid = self.of(epoch).grid
-        return number
+    def place(self, epoch: int, position: int) -> Place:
+        """Where the batch that begins at `position` would be."""
+        return self.of(epoch).place(epoch, position)
 
     def state(self, epoch: int) -> dict[str, Any]:
         """What another order has to have in common to go on in an epoch."""

@@ -9,16 +9,18 @@ instead of both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from ringload.checks import short
 from ringload.errors import ConfigError
-from ringload.order.batched import LoaderOrder
+from ringload.order.batched import NO_CHUNK, NO_GRID, Batched, LoaderOrder
 from ringload.order.choose import ByEpoch
 from ringload.order.weighted import Drawn
+
+Change = tuple[object, str, Any]  # (object, name of its attribute, value)
 
 VERSION = 2
 NEEDED = ("epoch", "position", "step", "grid", "seed", "order")
@@ -73,7 +75,7 @@ def _of_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
         step = state["batch_size"] * state["shard"][1]
         order = {"kind": "shuffle" if state["shuffle"] else "sequence", "n_samples": state["n_samples"]}
     kept = {name: state[name] for name in ("epoch", "position", "seed", "source") if name in state}
-    return {"version": VERSION, "step": step, "grid": [-1, 0], "order": order, **kept}
+    return {"version": VERSION, "step": step, "grid": list(NO_GRID), "order": order, **kept}
 
 
 def position_of(state: Mapping[str, Any]) -> int:
@@ -82,41 +84,55 @@ def position_of(state: Mapping[str, Any]) -> int:
     return int((start if epoch == state["epoch"] else 0) + state["position"] * state["step"])
 
 
-def order_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What another order has in its state, in words; "" if it is the same."""
+def order_difference(there: Mapping[str, Any], here: Mapping[str, Any], without: Collection[str] = ()) -> str:
+    """What another order has in its state, in words; "" if it is the same, but for some names."""
     saved, own = {"seed": there["seed"], **there["order"]}, {"seed": here["seed"], **here["order"]}
-    names = [name for name in {**saved, **own} if saved.get(name) != own.get(name) and name != "values"]
+    names = [name for name in {**saved, **own} if saved.get(name) != own.get(name) and name not in ("values", *without)]
     return ", ".join(f"{name}: {short(saved.get(name))} there, {short(own.get(name))} here" for name in names)
 
 
-def resumed(order: LoaderOrder, state: Mapping[str, Any]) -> tuple[int, int]:
-    """(epoch, number) of the batch with which this order goes on."""
+def resumed(order: LoaderOrder, state: Mapping[str, Any]) -> tuple[int, int, list[Change]]:
+    """(epoch, number) of the batch with which this order goes on, and what changes in it at the same time."""
     epoch, position = state["epoch"], position_of(state)
     if position > (n := order.n_positions(epoch)):
         raise ConfigError(f"the state is at position {position:,} of an epoch of {n:,}")
-    number = order.resume(epoch, position)
-    if position and number >= order.n_batches(epoch):  # what is left is no batch for each rank
-        order.resume(epoch, 0)
-        return epoch + 1, 0
-    return epoch, number
+    number, grid, n_batches = order.place(epoch, position)
+    if position and number >= n_batches:  # what is left is no batch for each rank
+        epoch, number, grid = epoch + 1, 0, NO_GRID
+    return epoch, number, [*beginning(order, grid), *_adopted(order, state, (epoch, position))]
 
 
-def reweight(order: LoaderOrder, weights: Any, epoch: int, number: int) -> None:
-    """Put other weights in force from a batch on."""
-    inner = getattr(getattr(order, "by_position", None), "order", None)
-    if not isinstance(inner, Drawn):
+def beginning(order: LoaderOrder, grid: tuple[int, int] = NO_GRID) -> list[Change]:
+    """What changes in an order that gets this grid."""
+    return [] if order.grid == grid else [(order, "grid", grid)]
+
+
+def reweighted(order: LoaderOrder, weights: Any, epoch: int, number: int) -> list[Change]:
+    """What changes in an order that gets other weights from a batch on."""
+    drawn = _drawn(order)
+    if drawn is None:
         raise ConfigError("reweight() is for a loader with order=ringload.Weighted(...), with replacement")
-    inner.reweight(weights, (epoch, order.start(epoch) + number * order.step(epoch)))
-    order.forget()  # type: ignore[attr-defined]
+    pieces = drawn.reweighted(weights, (epoch, order.start(epoch) + number * order.step(epoch)))
+    return [(drawn, "pieces", pieces), (order, "chunk", NO_CHUNK)]
 
 
-def adopt_weights(order: LoaderOrder, state: Mapping[str, Any]) -> None:
-    """Put the weights in force that a state has in it, from its position on."""
-    inner = getattr(getattr(order, "by_position", None), "order", None)
-    values = state["order"].get("values")
-    if values is not None and isinstance(inner, Drawn) and inner.state()["weights"] != state["order"].get("weights"):
-        inner.reweight(values, (state["epoch"], position_of(state)))
-        order.forget()  # type: ignore[attr-defined]
+def weights_there(order: LoaderOrder, state: Mapping[str, Any]) -> Any:
+    """The weights that a state has in it, if they are not those of this order."""
+    drawn, values = _drawn(order), state["order"].get("values")
+    is_other = values is not None and drawn is not None and drawn.state()["weights"] != state["order"].get("weights")
+    return values if is_other else None
+
+
+def _adopted(order: LoaderOrder, state: Mapping[str, Any], start: tuple[int, int]) -> list[Change]:
+    drawn, values = _drawn(order), weights_there(order, state)
+    if drawn is None or values is None:
+        return []
+    return [(drawn, "pieces", drawn.reweighted(values, start)), (order, "chunk", NO_CHUNK)]
+
+
+def _drawn(order: LoaderOrder) -> Drawn | None:
+    inner = order.by_position.order if isinstance(order, Batched) else None
+    return inner if isinstance(inner, Drawn) else None
 
 
 def is_arithmetic(order: LoaderOrder) -> bool:

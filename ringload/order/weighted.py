@@ -132,10 +132,10 @@ class Drawn:
             index[chosen] = self.pieces[number].drawn(chances[chosen])
         return Rows(index, positions)
 
-    def reweight(self, weights: Any, start: tuple[int, int]) -> None:
-        """Put other weights in force from a position on."""
+    def reweighted(self, weights: Any, start: tuple[int, int]) -> list[Piece]:
+        """The pieces, with other weights in force from a position on."""
         made = Piece(start, checked_weights(weights, self.n_samples, "reweight"))
-        self.pieces = [*(piece for piece in self.pieces if piece.start < start), made]
+        return [*(piece for piece in self.pieces if piece.start < start), made]
 
     def state(self) -> dict[str, Any]:
         """What a loader's state says of this order."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain, starmap
 from typing import Any, cast
@@ -60,6 +61,12 @@ def acquire_now(lock: threading.Lock) -> Iterator[bool]:
     """`for _ in acquire_now(lock): try: ... finally: lock.release()` does this once, if the lock is free. No interruption comes
     between taking the lock and the `try`: a step of this loop is no call."""
     return filter(None, map(lock.acquire, (False,)))
+
+
+def set_together(*changes: tuple[object, str, Any]) -> None:
+    """Set attributes of objects, (object, name, value), in one step: an interruption leaves all or none of them set. Neither
+    the attributes nor their objects' `__setattr__` are written in Python."""
+    deque(starmap(setattr, changes), maxlen=0)
 
 
 def finalize(end: Callable[[], None]) -> None:

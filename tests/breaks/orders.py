@@ -7,13 +7,7 @@ TABLE = (
     Break(
         "a loader that resumes with another step begins at one of its own steps",
         (),
-        (
-            Edit(
-                "order/batched.py",
-                "        self.grid = (epoch, start) if start else (-1, 0)\n",
-                "        self.grid = (epoch, 0)\n",
-            ),
-        ),
+        (Edit("order/batched.py", "Place(number, (epoch, start) if start else NO_GRID,", "Place(number, NO_GRID,"),),
         (f"{HERE}::test_any_ranks_and_batch_sizes_make_one_sequence", f"{HERE}::test_the_rest_of_an_epoch_is_complete"),
         r"assert",
     ),
@@ -31,11 +25,43 @@ TABLE = (
         r"assert",
     ),
     Break(
+        "batches that were filled ahead of a resume are lent, though their numbers alone are the same",
+        (),
+        (Edit("engine/engine.py", " or changes or not state.workers", " or not state.workers"),),
+        (
+            f"{HERE}::test_batches_that_were_filled_ahead_are_those_of_the_grid[shuffle-2]",
+            f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on[2]",
+        ),
+        r"assert",
+    ),
+    Break(
+        "an epoch that was resumed is passed as a whole from where it was resumed",
+        (),
+        (Edit("loader.py", "0), 0, beginning(self.order))", "0), 0, [])"),),
+        (f"{HERE}::test_batches_that_were_filled_ahead_are_those_of_the_grid[shuffle-0]",),
+        r"assert",
+    ),
+    Break(
         "what is left and is no batch for each rank is an epoch without batches",
         (),
-        (Edit("order/state.py", "    if position and number >= order.n_batches(epoch):", "    if number < 0:"),),
+        (Edit("order/state.py", "    if position and number >= n_batches:", "    if number < 0:"),),
         (f"{HERE}::test_the_rest_of_an_epoch_is_complete",),
         r"assert|Error",
+    ),
+    Break(
+        "an interruption moves the order, and not the position",
+        (),
+        (
+            Edit(
+                "engine/engine.py",
+                '                    set_together(*changes, (state, "due", (epoch, number)))\n',
+                "                    for one, name, value in changes:\n"
+                "                        setattr(one, name, value)\n"
+                "                    state.due = (epoch, number)\n",
+            ),
+        ),
+        ("test_interrupts.py::test_a_resume_within_a_batch_is_interrupted_at_every_moment",),
+        r"assert",
     ),
     Break(
         "a sample that comes twice draws the same",
@@ -59,29 +85,16 @@ TABLE = (
         r"assert",
     ),
     Break(
-        "batches that were filled ahead are lent with the weights of before",
-        (),
-        (Edit("loader.py", "        self._engine.seek(epoch, position, anew=True)\n", ""),),
-        (f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on[2]",),
-        r"assert",
-    ),
-    Break(
         "a chunk that was computed before new weights stays",
         (),
-        (
-            Edit(
-                "order/batched.py",
-                "        self._chunk = ((-1, -1, -1), Rows(np.empty(0, np.int64)))\n\n    def _compute",
-                "\n    def _compute",
-            ),
-        ),
+        (Edit("order/state.py", '"pieces", pieces), (order, "chunk", NO_CHUNK)]', '"pieces", pieces)]'),),
         (f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on",),
         r"assert",
     ),
     Break(
         "a state does not have the weights that were replaced",
         (),
-        (Edit("loader.py", "        adopt_weights(self.order, state)\n", ""),),
+        (Edit("order/state.py", "    return values if is_other else None\n", "    return None\n"),),
         (f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on",),
         r"belongs to another order",
     ),

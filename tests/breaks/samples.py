@@ -205,7 +205,7 @@ TABLE = (
     Break(
         "a resumed loader begins an epoch at its second batch",
         ("soak: resumes by a state", "soak: closes in mid-epoch", "soak: second loaders at the same time"),
-        (Edit("order/state.py", "    return epoch, number\n", "    return epoch, number + (number > 0)\n"),),
+        (Edit("order/state.py", "    return epoch, number, [*", "    return epoch, number + (number > 0), [*"),),
         ("test_soak.py::test_a_short_soak",),
         r"assert",
         100,
