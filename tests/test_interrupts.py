@@ -479,31 +479,39 @@ def test_other_calls_are_interrupted_at_every_moment(
     injected(f"Ctrl-C at every moment of {name}", len(at))
 
 
-@pytest.mark.timeout(600)
-def test_a_resume_within_a_batch_is_interrupted_at_every_moment(times: Times, injected: Injected) -> None:
+def test_a_resume_within_a_batch_is_interrupted_before_any_line_of_seek(injected: Injected) -> None:
     """The order and the position move together, or not at all."""
+    place = Engine.seek.__code__
     with make() as made:
         state = {**made.state_at(1, 7), "grid": [1, 2]}
         samples, before, after = order_of(made, 1), ((-1, 0), (1, 2)), ((1, 2), (1, 7))
-
-        def prepare() -> None:
+        found = set()
+        for line in sorted(lines_of(place)):
             made.set_epoch(1)
             iterator = iter(made)
             check(next(iterator))
             check(next(iterator))
 
-        prepare()
-        at, found = list(moments(lambda: made.load_state_dict(state), times(40, 10_000))), set()
-        for k in at:
-            prepare()
-            interrupted_at(k, lambda: made.load_state_dict(state))
+            def trace(frame: Any, event: str, argument: Any, line: int = line) -> Any:
+                if frame.f_code is not place:
+                    return None
+                if event == "line" and frame.f_lineno == line:
+                    raise KeyboardInterrupt
+                return trace
+
+            sys.settrace(trace)
+            try:
+                with suppress(KeyboardInterrupt):
+                    made.load_state_dict(state)
+            finally:
+                sys.settrace(None)
             now = made.order.grid, (made.epoch, made.position)
             assert now in (before, after), now
             start = now[0][1] + 4 * now[1][1]
             assert check(made.peek()).tolist() == samples[start : start + 4]
             found.add(now)
+            injected("Ctrl-C before any line of seek() within a batch", 1)
         assert found == {before, after}
-    injected("Ctrl-C at every moment of load_state_dict() within a batch", len(at))
 
 
 @pytest.mark.timeout(600)

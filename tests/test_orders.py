@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ringload import Arrays, Balanced, Blocks, ConfigError, Explicit, Loader, Rows, Weighted
@@ -238,6 +238,7 @@ def test_any_ranks_and_batch_sizes_make_one_sequence(name: str) -> None:
     st.integers(1, 12),
     st.integers(0, 80),
 )
+@example("shuffle", "drop", 7, 12, 17)  # no batch is left
 def test_the_rest_of_an_epoch_is_complete(name: str, last: Any, world: int, batch_size: int, start: int) -> None:
     try:
         orders = [epoch_order(100, batch_size, True, 5, last, rank, world, ALL[name]) for rank in range(world)]
