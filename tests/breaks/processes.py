@@ -122,10 +122,7 @@ TABLE = (
                 "room.n_slots(state.n_first, 0)) > 0:",
             ),
         ),
-        (
-            "test_source_memory.py::test_slots_are_given_up_for_objects",
-            "test_source_memory.py::test_what_does_not_fit_is_refused_before_the_first_batch",
-        ),
+        ("test_source_memory.py::test_what_does_not_fit_is_refused_before_the_first_batch",),
         r"assert|DID NOT RAISE",
         limit_s=60.0,
     ),
