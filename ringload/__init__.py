@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ringload.bridge.generator import generator_from_df
     from ringload.fields import Field, Worker
     from ringload.loader import Loader
+    from ringload.order.buckets import Buckets
     from ringload.order.given import Explicit
     from ringload.order.positions import Blocks
     from ringload.order.shares import Balanced
@@ -48,6 +49,7 @@ __all__ = [
     "Balanced",
     "Batch",
     "Blocks",
+    "Buckets",
     "BudgetError",
     "ConfigError",
     "ContentTooLargeError",
@@ -84,6 +86,7 @@ _HOMES = {
     "Balanced": "ringload.order.shares",
     "Batch": "ringload.ring.lease",
     "Blocks": "ringload.order.positions",
+    "Buckets": "ringload.order.buckets",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
     "ImageFolder": "ringload.sources.image_folder",

@@ -111,9 +111,10 @@ class Loader:
             state on which samples depend, other than the state that workers are always given (see
             `ringload.packing.process_state` and `module_globals`). It is not called with workers=0.
         epochs: the number of epochs, if known: then workers do not fill batches beyond the last one.
-        order: which samples come when, instead of `shuffle`: "shuffle" or "sequence"; `ringload.Weighted`, `Balanced`, `Blocks`
-            or `Explicit`; a torch Sampler or BatchSampler; an iterable of index arrays `(n,)`; a function of the epoch that
-            returns one of these, or is a generator of index arrays; or an object that implements `PositionOrder` or `Order`.
+        order: which samples come when, instead of `shuffle`: "shuffle" or "sequence"; `ringload.Weighted`, `Balanced`,
+            `Blocks`, `Buckets` or `Explicit`; a torch Sampler or BatchSampler; an iterable of index arrays `(n,)`; a function
+            of the epoch that returns one of these, or is a generator of index arrays; or an object that implements
+            `PositionOrder` or `Order`.
         observers: `Observer` objects, whose methods are called for batches, deaths, restarts, growth and bad samples.
         fields, n_samples: only if the source is a function.
 

@@ -131,13 +131,15 @@ class PositionOrder(Protocol):
 @dataclass(frozen=True)
 class Binding:
     """What a description of an order, such as `ringload.Weighted`, is bound to: `bind(binding)` returns a `PositionOrder` or an
-    `Order`. `column(name)` gives the values `(N,)` of a column of the source; `epoch` is the first that it is asked for."""
+    `Order`. `column(name)` gives the values `(N,)` of a column of the source; `epoch` is the first that it is asked for; `last` is
+    the loader's: whether it drops what does not fill a batch."""
 
     n_samples: int
     batch_size: int
     seed: int
     column: Callable[[str], np.ndarray]
     epoch: int = 0
+    last: str = "keep"
 
 
 class Order(Protocol):
