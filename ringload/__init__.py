@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ringload.sources.arrays import Arrays
     from ringload.sources.image_folder import ImageFolder
     from ringload.sources.image_table import ImageFrame
+    from ringload.sources.packed import Packed
     from ringload.stats import Stats
     from ringload.storage.registry import register_storage
 
@@ -61,6 +62,7 @@ __all__ = [
     "LoaderClosedError",
     "Observer",
     "Order",
+    "Packed",
     "Plan",
     "PositionOrder",
     "RingloadError",
@@ -94,6 +96,7 @@ _HOMES = {
     "Loader": "ringload.loader",
     "Observer": "ringload.protocols",
     "Order": "ringload.protocols",
+    "Packed": "ringload.sources.packed",
     "Plan": "ringload.ring.plan",
     "PositionOrder": "ringload.protocols",
     "Rows": "ringload.protocols",

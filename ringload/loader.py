@@ -13,7 +13,7 @@ import numpy as np
 
 from ringload.bad_sample import Bad
 from ringload.bad_samples import BadSamples
-from ringload.checks import fixed_once_made, flag, in_our_words, integer, warn
+from ringload.checks import fixed_once_made, flag, in_our_words, integer, listed, named, warn
 from ringload.engine.describe import OF_ARRAYS
 from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
@@ -201,6 +201,10 @@ class Loader:
             raise ConfigError("shuffle= and order= both say in which order samples come: give one of them")
         if len(self.source) == 0:
             raise ConfigError("the source has no samples")
+        if (names := bind(self.source).order_fields) and (order is not None or shuffle is not None):
+            raise ConfigError(
+                f"{named(self.source)} has its own order, which writes the fields {listed(names)}: omit order= and shuffle="
+            )
         if order is None:
             order = bind(self.source).order
         if order is None:

@@ -49,15 +49,10 @@ def test_each_sample_comes_once_and_no_batch_is_above_the_budget(
     else:
         assert {len(batch) for batch in batches[:-1]} <= {batch_size}
         assert len(batches) == -(-len(lengths) // batch_size)
-    try:
-        dropped = epoch_order(len(lengths), batch_size, seed=3, last="drop", order=buckets)
-    except ConfigError as error:
-        assert "do not fill a batch" in str(error)
-        assert len(batches) == 1
-    else:
-        assert batches_of(dropped, epoch) in (batches, batches[:-1])
-        if most is None:
-            assert all(len(batch) == batch_size for batch in batches_of(dropped, epoch))
+    if len(batches) > 1:
+        dropped = batches_of(epoch_order(len(lengths), batch_size, seed=3, last="drop", order=buckets), epoch)
+        assert dropped in (batches, batches[:-1])
+        assert most is not None or all(len(batch) == batch_size for batch in dropped)
 
 
 @pytest.mark.parametrize("most", [None, 16_384])
@@ -155,7 +150,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "most": (lambda: Buckets([1, 2, 3], max_elements=0), r"max_elements is an integer from 1 on"),
     "spread": (lambda: Buckets([1, 2, 3], spread=0.5), r"spread is a number from 1 on, not 0.5"),
     "least": (lambda: Buckets([1, 2, 3], least=0), r"least is an integer from 1 on"),
-    "column": (lambda: Buckets("n"), r"names the column 'n', and Truth has no method column"),
+    "column": (lambda: Buckets("n"), r"names the column 'n', and .*Truth has no method column"),
     "too few": (lambda: Buckets([1, 2, 3]), r"3 samples do not fill a batch of 4"),
 }
 
