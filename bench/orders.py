@@ -67,9 +67,10 @@ def seconds(make: Callable[[], Any], n: int, position: int) -> tuple[float, floa
     number = min(position // BATCH, order.n_batches(0) * 2 // 3)
     order.rows(0, number)
     first_s = time.perf_counter()
-    for more in range(N_MORE):
+    n_more = min(N_MORE, order.n_batches(0) - number)
+    for more in range(n_more):
         order.rows(0, number + more)
-    return first_s - begin_s, (time.perf_counter() - first_s) / N_MORE
+    return first_s - begin_s, (time.perf_counter() - first_s) / n_more
 
 
 def padding(description: Any, lengths: np.ndarray) -> float:
@@ -88,8 +89,8 @@ def main(samples: int, padded: int) -> None:
     table = Table(title=f"{samples:,} samples, batches of {BATCH}; {machine()['cpu']}", title_justify="left")
     for name in ("order", "start", "resume", "batch", "start, to shuffle's"):
         table.add_column(name)
-    for make in orders(10_000).values():  # to import and to warm up
-        seconds(make, 10_000, 5000)
+    for make in orders(100_000).values():  # to import and to warm up
+        seconds(make, 100_000, 5000)
     usual = 0.0
     for name, make in orders(samples).items():
         start_s, batch_s = seconds(make, samples, 0)
