@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ringload.bridge.generator import generator_from_df
     from ringload.fields import Field, Worker
     from ringload.loader import Loader
+    from ringload.order.buckets import Buckets
     from ringload.order.given import Explicit
     from ringload.order.positions import Blocks
     from ringload.order.shares import Balanced
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ringload.sources.arrays import Arrays
     from ringload.sources.image_folder import ImageFolder
     from ringload.sources.image_table import ImageFrame
+    from ringload.sources.packed import Packed
     from ringload.stats import Stats
     from ringload.storage.registry import register_storage
 
@@ -48,6 +50,7 @@ __all__ = [
     "Balanced",
     "Batch",
     "Blocks",
+    "Buckets",
     "BudgetError",
     "ConfigError",
     "ContentTooLargeError",
@@ -59,6 +62,7 @@ __all__ = [
     "LoaderClosedError",
     "Observer",
     "Order",
+    "Packed",
     "Plan",
     "PositionOrder",
     "RingloadError",
@@ -84,6 +88,7 @@ _HOMES = {
     "Balanced": "ringload.order.shares",
     "Batch": "ringload.ring.lease",
     "Blocks": "ringload.order.positions",
+    "Buckets": "ringload.order.buckets",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
     "ImageFolder": "ringload.sources.image_folder",
@@ -91,6 +96,7 @@ _HOMES = {
     "Loader": "ringload.loader",
     "Observer": "ringload.protocols",
     "Order": "ringload.protocols",
+    "Packed": "ringload.sources.packed",
     "Plan": "ringload.ring.plan",
     "PositionOrder": "ringload.protocols",
     "Rows": "ringload.protocols",

@@ -13,7 +13,7 @@ import numpy as np
 
 from ringload.bad_sample import Bad
 from ringload.bad_samples import BadSamples
-from ringload.checks import fixed_once_made, flag, in_our_words, integer, warn
+from ringload.checks import fixed_once_made, flag, in_our_words, integer, listed, named, warn
 from ringload.engine.describe import OF_ARRAYS
 from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
@@ -121,9 +121,10 @@ class Loader:
             state on which samples depend, other than the state that workers are always given (see
             `ringload.packing.process_state` and `module_globals`). It is not called with workers=0.
         epochs: the number of epochs, if known: then workers do not fill batches beyond the last one.
-        order: which samples come when, instead of `shuffle`: "shuffle" or "sequence"; `ringload.Weighted`, `Balanced`, `Blocks`
-            or `Explicit`; a torch Sampler or BatchSampler; an iterable of index arrays `(n,)`; a function of the epoch that
-            returns one of these, or is a generator of index arrays; or an object that implements `PositionOrder` or `Order`.
+        order: which samples come when, instead of `shuffle`: "shuffle" or "sequence"; `ringload.Weighted`, `Balanced`,
+            `Blocks`, `Buckets` or `Explicit`; a torch Sampler or BatchSampler; an iterable of index arrays `(n,)`; a function
+            of the epoch that returns one of these, or is a generator of index arrays; or an object that implements
+            `PositionOrder` or `Order`.
         observers: `Observer` objects, whose methods are called for batches, deaths, restarts, growth and bad samples.
         fields, n_samples: only if the source is a function.
 
@@ -210,6 +211,10 @@ class Loader:
             raise ConfigError("shuffle= and order= both say in which order samples come: give one of them")
         if len(self.source) == 0:
             raise ConfigError("the source has no samples")
+        if (names := bind(self.source).order_fields) and (order is not None or shuffle is not None):
+            raise ConfigError(
+                f"{named(self.source)} has its own order, which writes the fields {listed(names)}: omit order= and shuffle="
+            )
         if order is None:
             order = bind(self.source).order
         if order is None:

@@ -54,6 +54,7 @@ class Source(Protocol):
         describe(index)                 a sample in words (its path), for messages
         begin_task(rows)                some rows are loaded next, one by one: field -> `(n, *shape)`, with what the order has
                                         written there
+        order_fields = ("a", "b")       the fields that its order writes, and no other order; see `Rows.fields`
         load_again()                    called after the rows of a task: True, and all of them are loaded once more
         scratch_bytes                   the most memory that loading one sample may take, beside its row
         fingerprint()                   a value that JSON can hold, and that differs from that of other data, or of the same
@@ -131,13 +132,15 @@ class PositionOrder(Protocol):
 @dataclass(frozen=True)
 class Binding:
     """What a description of an order, such as `ringload.Weighted`, is bound to: `bind(binding)` returns a `PositionOrder` or an
-    `Order`. `column(name)` gives the values `(N,)` of a column of the source; `epoch` is the first that it is asked for."""
+    `Order`. `column(name)` gives the values `(N,)` of a column of the source; `epoch` is the first that it is asked for; `last`
+    is the loader's."""
 
     n_samples: int
     batch_size: int
     seed: int
     column: Callable[[str], np.ndarray]
     epoch: int = 0
+    last: str = "keep"
 
 
 class Order(Protocol):

@@ -183,13 +183,9 @@ class Batched(_Grid):
         while first < last:
             chunk, skipped = divmod(first, CHUNK_ROWS)
             n, rows = min(last - first, CHUNK_ROWS - skipped), self._of_chunk(epoch, chunk)
-            taken = slice(skipped, skipped + n)
-            parts.append(Rows(rows.index[taken], None if rows.key is None else rows.key[taken]))
+            parts.append(_part_of(rows, slice(skipped, skipped + n)))
             first += n
-        if len(parts) == 1:
-            return parts[0]
-        keys = [part.key for part in parts if part.key is not None]
-        return Rows(np.concatenate([part.index for part in parts]), np.concatenate(keys) if keys else None)
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _of_chunk(self, epoch: int, chunk: int) -> Rows:
         """Several threads may call it at once."""
@@ -206,11 +202,22 @@ class Batched(_Grid):
         rows = self.by_position.at(epoch, positions % n)
         if self.last != "pad":
             return rows
-        return Rows(np.where(positions < n, rows.index, PAD), rows.key)
+        return Rows(np.where(positions < n, rows.index, PAD), rows.key, rows.fields)
 
     def state(self, epoch: int) -> dict[str, Any]:
         """What another order has to have in common to go on in an epoch."""
         return self.by_position.state_at(epoch)
+
+
+def _part_of(rows: Rows, which: slice) -> Rows:
+    key = None if rows.key is None else rows.key[which]
+    return Rows(rows.index[which], key, {name: values[which] for name, values in rows.fields.items()})
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    keys = [part.key for part in parts if part.key is not None]
+    fields = {name: np.concatenate([part.fields[name] for part in parts]) for name in parts[0].fields}
+    return Rows(np.concatenate([part.index for part in parts]), np.concatenate(keys) if keys else None, fields)
 
 
 class Shared(_Grid):

@@ -32,7 +32,7 @@ def loader_order(given: Any, to: Binding, last: Last, rank: int, world: int) -> 
     """
     if _is_function(given):
         return ByEpoch(given, to, last, rank, world)
-    bound = _bound(given, to)
+    bound = _bound(given, replace(to, last=last))
     if hasattr(bound, "at"):
         return Batched(CheckedPositions(bound, to.n_samples), to.batch_size, last, rank, world, to.epoch)
     return Shared(CheckedOrder(bound, to.n_samples, to.batch_size), last, rank, world, to.epoch)

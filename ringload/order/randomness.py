@@ -35,6 +35,14 @@ class Randomness:
         return self._generator
 
 
+def rewind(generator: np.random.Generator, key: int) -> None:
+    """Set a generator of `Randomness` to that of another sample, of the same epoch."""
+    state: Any = generator.bit_generator.state
+    state["state"]["counter"][:] = 0, 0, _LOADING, key
+    state["buffer_pos"], state["has_uint32"], state["uinteger"] = 4, 0, 0
+    generator.bit_generator.state = state
+
+
 class Generators(Sequence[np.random.Generator]):
     """The generators of several samples, each made on access."""
 

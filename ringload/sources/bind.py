@@ -35,6 +35,7 @@ class BoundSource:
     global_random: bool
     calls_user_code: bool
     is_own: bool
+    order_fields: tuple[str, ...]  # that `order` writes
     order: Any  # of a loader that is given none; None: ringload's shuffle
 
 
@@ -50,7 +51,7 @@ def bind(source: Any) -> BoundSource:
 
         neither = "has neither load(index, rng, out) nor load_rows(indices, rngs, out)"
         raise ConfigError(f"{named(source)} {neither}: {of_source(source)}")
-    is_own = type(source).__module__.startswith("ringload.")
+    is_own = type(source).__module__.startswith("ringload.") and getattr(source, "is_own", True)
     draws = bool(getattr(source, "random", True))
     global_random = draws and bool(getattr(source, "global_random", True))
     return BoundSource(
@@ -69,6 +70,7 @@ def bind(source: Any) -> BoundSource:
         global_random=global_random,
         calls_user_code=global_random or not is_own or getattr(source, "calls_user_code", False),
         is_own=is_own,
+        order_fields=getattr(source, "order_fields", ()),
         order=getattr(source, "order", None),
     )
 

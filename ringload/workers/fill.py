@@ -72,9 +72,12 @@ class Filler:
         rows = {name: array[start:stop] for name, array in slot.items()}
         keys = rows.pop(KEY)
         index = rows["index"].copy()  # there, a substitute's takes the place of a bad sample's
+        ordered = {name: rows[name].copy() for name in self._bound.order_fields}  # the same is true of these
         bad = self._fill(epoch, start, index, keys, rows, note_work, one_by_one)
         if self._is_to_load_again():
             rows["index"][:] = index
+            for name, values in ordered.items():
+                rows[name][:] = values
             bad = self._fill(epoch, start, index, keys, rows, note_work, one_by_one)
         return bad
 
