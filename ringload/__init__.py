@@ -35,8 +35,11 @@ if TYPE_CHECKING:
     from ringload.ring.lease import Batch
     from ringload.ring.plan import Plan
     from ringload.sources.arrays import Arrays
+    from ringload.sources.function import FunctionSource
     from ringload.sources.image_folder import ImageFolder
     from ringload.sources.image_table import ImageFrame
+    from ringload.sources.mixed import mix
+    from ringload.sources.parts import Part
     from ringload.stats import Stats
     from ringload.storage.registry import register_storage
 
@@ -53,12 +56,14 @@ __all__ = [
     "ContentTooLargeError",
     "Explicit",
     "Field",
+    "FunctionSource",
     "ImageFolder",
     "ImageFrame",
     "Loader",
     "LoaderClosedError",
     "Observer",
     "Order",
+    "Part",
     "Plan",
     "PositionOrder",
     "RingloadError",
@@ -75,6 +80,7 @@ __all__ = [
     "WorkerDiedError",
     "Workers",
     "generator_from_df",
+    "mix",
     "register_storage",
 ]
 
@@ -86,11 +92,13 @@ _HOMES = {
     "Blocks": "ringload.order.positions",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
+    "FunctionSource": "ringload.sources.function",
     "ImageFolder": "ringload.sources.image_folder",
     "ImageFrame": "ringload.sources.image_table",
     "Loader": "ringload.loader",
     "Observer": "ringload.protocols",
     "Order": "ringload.protocols",
+    "Part": "ringload.sources.parts",
     "Plan": "ringload.ring.plan",
     "PositionOrder": "ringload.protocols",
     "Rows": "ringload.protocols",
@@ -101,6 +109,7 @@ _HOMES = {
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",
     "generator_from_df": "ringload.bridge.generator",
+    "mix": "ringload.sources.mixed",
     "register_storage": "ringload.storage.registry",
 }
 _MODULES = {"jax", "keras", "tf", "torch"}

@@ -329,10 +329,11 @@ def test_other_weights_are_in_force_from_the_next_batch_on(workers: int) -> None
 
 def test_what_cannot_be_reweighted() -> None:
     for order in ("shuffle", Weighted(np.ones(20), replacement=False), Explicit([[1, 2]])):
-        with Loader(Truth(20), 4, workers=0, order=order) as loader:
-            pytest.raises(ConfigError, loader.reweight, np.ones(20)).match(
-                r"reweight\(\) is for a loader with order=ringload.W"
-            )
+        with (
+            Loader(Truth(20), 4, workers=0, order=order) as loader,
+            pytest.raises(ConfigError, match=r"reweight\(\) is for a loader with order=ringload.W"),
+        ):
+            loader.reweight(np.ones(20))
     with (
         Loader(Truth(20), 4, workers=0, order=Weighted(np.ones(20))) as loader,
         pytest.raises(ConfigError, match=r"reweight: there are 20 samples, and .* shape \(3,\)"),

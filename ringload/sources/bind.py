@@ -35,6 +35,8 @@ class BoundSource:
     global_random: bool
     calls_user_code: bool
     is_own: bool
+    rows_of: Callable[[np.ndarray], Any]
+    ahead_bytes: int
     order: Any  # of a loader that is given none; None: ringload's shuffle
 
 
@@ -50,7 +52,7 @@ def bind(source: Any) -> BoundSource:
 
         neither = "has neither load(index, rng, out) nor load_rows(indices, rngs, out)"
         raise ConfigError(f"{named(source)} {neither}: {of_source(source)}")
-    is_own = type(source).__module__.startswith("ringload.")
+    is_own = type(source).__module__.startswith("ringload.") and getattr(source, "is_own", True)
     draws = bool(getattr(source, "random", True))
     global_random = draws and bool(getattr(source, "global_random", True))
     return BoundSource(
@@ -69,6 +71,8 @@ def bind(source: Any) -> BoundSource:
         global_random=global_random,
         calls_user_code=global_random or not is_own or getattr(source, "calls_user_code", False),
         is_own=is_own,
+        rows_of=getattr(source, "rows_of", _themselves),
+        ahead_bytes=getattr(source, "ahead_bytes", 0),
         order=getattr(source, "order", None),
     )
 
@@ -79,3 +83,7 @@ def _nothing(worker: Worker) -> None:
 
 def _no_description(index: int) -> str:
     return ""
+
+
+def _themselves(indices: np.ndarray) -> np.ndarray:
+    return indices
