@@ -192,6 +192,8 @@ MIX = {  # of datasets.interleave_datasets, tf.data, WebDataset and MosaicML's S
 TABLES = {
     "ImageFrame.split": SPLIT,
     "ImageFrame.folds": FOLDS,
+    "Mixed.split": SPLIT,
+    "Mixed.folds": FOLDS,
     "split": SPLIT,
     "folds": FOLDS,
     "mix": MIX,

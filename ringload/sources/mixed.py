@@ -256,17 +256,29 @@ class Mixed:
         seed: int = 0,
         by: Any = None,
         how: How = "stratify",
-        **options: Any,
+        *,
+        augment: parts.Augment = "first",
+        eval_transform: Any = parts.NOT_GIVEN,
     ) -> tuple[Mixed, ...]:
-        """Two mixes or more, of parts of the sources: see `ringload.Arrays.split`. But with how="group", each has its share of
+        """Two mixes or more, of parts of the sources: see `ringload.Part.split`. But with how="group", each has its share of
         each source."""
+        options: dict[str, Any] = {"augment": augment, "eval_transform": eval_transform}
         made: tuple[Mixed, ...] = parts.split(self, fraction, seed, self._strata(by, how), how, **options)
         return made
 
     @in_our_words()
-    def folds(self, k: int, seed: int = 0, by: Any = None, how: How = "stratify", **options: Any) -> list[tuple[Mixed, Mixed]]:
-        """`k` pairs (train, validation) of mixes: see `ringload.Arrays.folds`."""
-        return parts.folds(self, k, seed, self._strata(by, how), how, **options)
+    def folds(
+        self,
+        k: int,
+        seed: int = 0,
+        by: Any = None,
+        how: How = "stratify",
+        *,
+        augment: parts.Augment = "first",
+        eval_transform: Any = parts.NOT_GIVEN,
+    ) -> list[tuple[Mixed, Mixed]]:
+        """`k` pairs (train, validation) of mixes: see `ringload.Part.folds`."""
+        return parts.folds(self, k, seed, self._strata(by, how), how, augment=augment, eval_transform=eval_transform)
 
     def _strata(self, by: Any, how: How) -> Any:
         """What to stratify or group by, `(N,)`: source and value."""

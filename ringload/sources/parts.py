@@ -104,6 +104,8 @@ def values_of(source: Any, by: Any, how: How) -> Any:
         if not callable(column := getattr(source, "column", None)):
             raise ConfigError(f"by={short(by)}: {named(source)} has no columns: give values `(N,)`, one for each sample")
         by = column(by)
+    if isinstance(by, list):
+        by = np.array(by, object)
     if np.shape(by) != (len(source),):
         raise ConfigError(f"by= has values of shape {np.shape(by)}, and there are {len(source):,} samples: give one for each")
     return by
