@@ -269,7 +269,7 @@ def test_bytes_are_the_same_for_any_workers_and_deaths(kind: str) -> None:
                 expected[batch.epoch, batch.number] = content([batch])
     for workers in (1, 2):
         with Loader(mix(SOURCES[kind](), stop="longest"), 7, workers=workers, **options) as loader:
-            for _ in range(2):
+            for _ in range(6):  # more than is filled ahead of the first kill
                 for batch in loader:
                     assert content([batch]) == expected[batch.epoch, batch.number]
                     if workers == 2 and batch.number == 2 and batch.epoch % 3 == 0:
@@ -452,6 +452,31 @@ def test_a_schedule_goes_on_after_resuming_and_another_one_is_refused() -> None:
         made.load_state_dict(state)
 
 
+# -- without an end ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("tensorflow", "keras")
+def test_an_endless_mix_in_keras_and_tensorflow() -> None:
+    import keras
+    import tensorflow as tf
+
+    import ringload.keras
+    import ringload.tf
+
+    one = Arrays(x=np.zeros((20, 3), np.float32), y=np.zeros(20, np.float32))
+    source = mix({"a": one, "b": one}, stop="never")
+    with Loader(source, 4, workers=0, copy=True) as loader:
+        model = keras.Sequential([keras.layers.Dense(1)])
+        model.compile(loss="mse")
+        history = model.fit(ringload.keras.dataset(loader, "x", "y"), steps_per_epoch=7, epochs=3, verbose=0)
+        assert len(history.history["loss"]) == 3
+        assert loader.epoch == 0
+    with Loader(source, 4, workers=0, copy=True) as loader:
+        made = ringload.tf.as_dataset(loader, "x", "y")
+        assert made.cardinality() == tf.data.INFINITE_CARDINALITY
+        assert len(list(made.take(30))) == 30
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -473,7 +498,10 @@ BOTH = {"a": X, "b": X}
     [
         (lambda: mix([X, X]), "sources are a dict, name -> source"),
         (lambda: mix({}), "sources are a dict"),
-        (lambda: mix({1: X}), "sources are a dict"),
+        (
+            lambda: mix({1: X}),  # type: ignore[dict-item]
+            "sources are a dict",
+        ),
         (lambda: mix({"a": load}), r"source 'a': .* is no source of samples: give ringload.FunctionSource\("),
         (lambda: mix({"a": np.zeros(3)}), r"source 'a': .*numpy.ndarray is no source.*ringload.Arrays"),
         (lambda: mix({"a": mix(BOTH)}), "source 'a' is a mix itself, whose weights would be lost"),
@@ -493,7 +521,10 @@ BOTH = {"a": X, "b": X}
         (lambda: mix(BOTH, {"a": 1, "b": -1}), "finite, not negative, and not all 0"),
         (lambda: mix(BOTH, {"a": 1, "b": float("nan")}), "finite"),
         (lambda: mix(BOTH, {"a": 0, "b": 0}), "not all 0"),
-        (lambda: mix(BOTH, {"a": "x", "b": 0}), "weights are numbers"),
+        (
+            lambda: mix(BOTH, {"a": "x", "b": 0}),  # type: ignore[dict-item]
+            "weights are numbers",
+        ),
         (lambda: mix(BOTH, lambda n: 1 // n), r"weights\(0\) raised ZeroDivisionError"),
         (lambda: mix(BOTH, lambda n: {"a": -1, "b": 1}), r"weights\(0\): weights are finite"),
         (lambda: mix(BOTH, lambda n: 3), r"weights\(0\): weights are a dict"),

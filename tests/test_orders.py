@@ -260,7 +260,7 @@ def test_the_rest_of_an_epoch_is_complete(name: str, last: Any, world: int, batc
 def test_batches_are_dealt_to_ranks_in_turn() -> None:
     batches = [[1, 2], [3], [4, 5], [6], [7, 8], [9, 10], [11]]
     for last, n in (("drop", 2), ("keep", 3), ("pad", 3)):
-        orders = [epoch_order(20, 2, True, 5, last, rank, 3, Explicit(batches)) for rank in range(3)]  # type: ignore[arg-type]
+        orders = [epoch_order(20, 2, True, 5, last, rank, 3, Explicit(batches)) for rank in range(3)]
         assert {order.n_batches(0) for order in orders} == {n}
         got = [rows_of(orders[k % 3], 0, k // 3).index.tolist() for k in range(3 * n)]
         if last == "pad":
@@ -270,7 +270,15 @@ def test_batches_are_dealt_to_ranks_in_turn() -> None:
 
 
 def test_states_of_version_1_load() -> None:
-    old = {"version": 1, "epoch": 3, "position": 4, "seed": 5, "n_samples": 100, "batch_size": 4, "shuffle": True}
+    old: dict[str, Any] = {
+        "version": 1,
+        "epoch": 3,
+        "position": 4,
+        "seed": 5,
+        "n_samples": 100,
+        "batch_size": 4,
+        "shuffle": True,
+    }
     old |= {"last": "drop", "shard": [1, 2]}
     with Loader(Truth(100), 4, workers=0, seed=5, shard=(1, 2)) as loader:
         loader.load_state_dict(old)
@@ -356,14 +364,16 @@ def test_torchs_samplers() -> None:
         DistributedSampler(data, 2, 1, seed=3),
         BatchSampler(RandomSampler(data), 6, drop_last=False),
     ):
-        before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+        state: Any = np.random.get_state()
+        before = torch.get_rng_state(), state[1].tolist()
         got = []
         for workers in (0, 1):
             with Loader(Truth(100), 6, workers=workers, order=sampler, seed=5, last="keep", ram_budget="200MB") as loader:
                 got.append([check(batch).tolist() for _ in range(2) for batch in loader])
         assert got[0] == got[1], "the same again, as the global generators are seeded"
         assert torch.equal(torch.get_rng_state(), before[0])
-        assert np.random.get_state()[1].tolist() == before[1]
+        state = np.random.get_state()
+        assert state[1].tolist() == before[1]
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(1)
             assert [index for batch in got[0][len(got[0]) // 2 :] for index in batch] == list(sampler)
@@ -442,7 +452,7 @@ class Positions:
         (Explicit([[1], []]), "item 1 is"),
         (Explicit([0.5, 1.0]), "item 0 is 0.5"),
         (Explicit([]), "lists nothing"),
-        (Explicit(7), "Explicit takes an iterable, or a function of the epoch"),  # type: ignore[arg-type]
+        (Explicit(7), "Explicit takes an iterable, or a function of the epoch"),
         (Short(), r"ends after 20 items, and its len\(\) is 30"),
         (raising, "epoch 0, raised after 1 items: KeyError: 'no such luck'"),
         (lambda epoch: 7, "order= is 'shuffle', 'sequence'"),
@@ -463,7 +473,7 @@ def test_arguments_that_cannot_be() -> None:
         (lambda: Blocks(0), "size"),
         (lambda: Blocks(3, 0), "window"),
         (lambda: Weighted([1], n=0), "n"),
-        (lambda: Weighted([1], replacement=2), "replacement"),  # type: ignore[arg-type]
+        (lambda: Weighted([1], replacement=2), "replacement"),
         (lambda: Balanced([1], n=-1), "n"),
         (lambda: Loader(Truth(20), 4, workers=0, order="shuffle", shuffle=True), "shuffle= and order= both say"),
     ):

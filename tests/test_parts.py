@@ -190,14 +190,14 @@ class Told(TruthRows):
         present = rows["index"][rows["index"] >= 0]
         assert (present >= N // 2).all()
 
-    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:  # type: ignore[override]
         assert self.told
         load(index, rng, out)
 
     load_rows = None  # type: ignore[assignment]
 
 
-OF_TRUTH = {
+OF_TRUTH: dict[str, Callable[[], Any]] = {
     "function": SOURCES["function"],
     "load": SOURCES["load"],
     "load_rows": SOURCES["load_rows"],
@@ -209,7 +209,7 @@ OF_TRUTH = {
 def test_bytes_of_a_part_are_the_same_for_any_workers_and_deaths(name: str) -> None:
     options: dict[str, Any] = {"seed": 5, "restarts": None, "ram_budget": "200MB", "last": "pad"}
     rows = N - 1 - np.random.default_rng(0).permutation(N // 2)
-    expected = {}
+    expected: dict[tuple[int, int], Any] = {}
     for workers in (0, 1, 2):
         part = OF_TRUTH[name]().subset(rows)
         with Loader(part, 7, workers=workers, **options) as loader:
@@ -329,7 +329,7 @@ class Ordered(Truth):
         (lambda: Part(Ordered(4)), "has an order of its own"),
         (lambda: Part(Truth(4), [4]), "indices are from 0 to 3, not 4 to 4"),
         (lambda: Part(Truth(4), []), "at least one"),
-        (lambda: Part(Truth(4), [0.5]), "indices are integers"),
+        (lambda: Part(Truth(4), np.array([0.5])), "indices are integers"),
         (lambda: arrays().subset(np.zeros(N, bool)), "at least one"),
         (lambda: arrays().split(1.5), "fraction is a share"),
         (lambda: arrays().split(0.5, seed=-1), "seed is"),
@@ -354,7 +354,8 @@ def test_bad_input_is_named(make: Callable[[], Any], said: str) -> None:
 
 
 def test_arguments_of_other_libraries_are_known() -> None:
-    for source in (arrays(), FunctionSource(load, FIELDS, 9), Part(Truth(9)), mixed()):
+    sources: list[Any] = [arrays(), FunctionSource(load, FIELDS, 9), Part(Truth(9)), mixed()]
+    for source in sources:
         with pytest.raises(TypeError, match=r"split\(\) has no argument 'test_size': here it is called fraction="):
             source.split(test_size=0.2)
         with pytest.raises(TypeError, match=r"folds\(\) has no argument 'n_splits': here it is called k="):
