@@ -36,9 +36,12 @@ if TYPE_CHECKING:
     from ringload.ring.lease import Batch
     from ringload.ring.plan import Plan
     from ringload.sources.arrays import Arrays
+    from ringload.sources.function import FunctionSource
     from ringload.sources.image_folder import ImageFolder
     from ringload.sources.image_table import ImageFrame
+    from ringload.sources.mixed import mix
     from ringload.sources.packed import Packed
+    from ringload.sources.parts import Part
     from ringload.stats import Stats
     from ringload.storage.registry import register_storage
 
@@ -56,6 +59,7 @@ __all__ = [
     "ContentTooLargeError",
     "Explicit",
     "Field",
+    "FunctionSource",
     "ImageFolder",
     "ImageFrame",
     "Loader",
@@ -63,6 +67,7 @@ __all__ = [
     "Observer",
     "Order",
     "Packed",
+    "Part",
     "Plan",
     "PositionOrder",
     "RingloadError",
@@ -79,6 +84,7 @@ __all__ = [
     "WorkerDiedError",
     "Workers",
     "generator_from_df",
+    "mix",
     "register_storage",
 ]
 
@@ -91,12 +97,14 @@ _HOMES = {
     "Buckets": "ringload.order.buckets",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
+    "FunctionSource": "ringload.sources.function",
     "ImageFolder": "ringload.sources.image_folder",
     "ImageFrame": "ringload.sources.image_table",
     "Loader": "ringload.loader",
     "Observer": "ringload.protocols",
     "Order": "ringload.protocols",
     "Packed": "ringload.sources.packed",
+    "Part": "ringload.sources.parts",
     "Plan": "ringload.ring.plan",
     "PositionOrder": "ringload.protocols",
     "Rows": "ringload.protocols",
@@ -107,6 +115,7 @@ _HOMES = {
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",
     "generator_from_df": "ringload.bridge.generator",
+    "mix": "ringload.sources.mixed",
     "register_storage": "ringload.storage.registry",
 }
 _MODULES = {"jax", "keras", "tf", "torch"}

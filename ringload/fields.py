@@ -6,7 +6,7 @@ import operator
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
@@ -176,6 +176,12 @@ class Row(MutableMapping[str, np.ndarray]):
     def written(self) -> None:
         """Note that all fields are written, by a function that does not use this object."""
         self._touched.update(self._views)
+
+    def only(self, names: Iterable[str]) -> Row:
+        """The same row with some of its fields. What is written there is written here."""
+        row = Row({name: self._views[name] for name in names}, self.number)
+        row._touched = self._touched
+        return row
 
     def untouched(self) -> set[str]:
         """The fields that were neither written nor returned to be written to."""

@@ -38,7 +38,7 @@ from ringload.order.state import (
 )
 from ringload.packing.pack import Packed, pack
 from ringload.packing.watch import LATE, Watch
-from ringload.protocols import Binding, Job, Observer, Workers
+from ringload.protocols import PAD, Binding, Job, Observer, Workers
 from ringload.ring.layout import Layout
 from ringload.ring.lease import Batch
 from ringload.ring.plan import Plan, make_plan, parse_bytes, room_in
@@ -219,7 +219,8 @@ class Loader:
             order = bind(self.source).order
         if order is None:
             order = "shuffle" if shuffle in (True, None) else "sequence"
-        binding = Binding(len(self.source), self.batch_size, self._options.seed, column_of(self.source))
+        columns, is_shuffled = column_of(self.source), shuffle in (True, None)
+        binding = Binding(len(self.source), self.batch_size, self._options.seed, columns, shuffle=is_shuffled)
         return loader_order(order, binding, last, *checked_shard(self._ranks.shard))
 
     @property
@@ -379,6 +380,17 @@ class Loader:
         batch, bad = peeked
         self._bad.refuse(bad)
         return batch
+
+    def batch_rows(self, batch: Batch | np.ndarray) -> Any:
+        """The rows `(B,) int64` of the user's table or arrays that are in a batch, or in its `index (B,)`; -1 for padding. So
+        `frame.iloc[loader.batch_rows(batch)]` is what the table says of the batch, also if the source is a part of the table.
+        Of a mix: two arrays, the number of each row's source in the mix, and its row there.
+        """
+        index = np.asarray(batch.index if isinstance(batch, Batch) else batch)
+        rows = bind(self.source).rows_of(np.maximum(index, 0))
+        if isinstance(rows, tuple):
+            return tuple(np.where(index < 0, PAD, one) for one in rows)
+        return np.where(index < 0, PAD, rows)
 
     # -- state --------------------------------------------------------------------------------------------------------
 

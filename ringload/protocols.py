@@ -60,11 +60,14 @@ class Source(Protocol):
         fingerprint()                   a value that JSON can hold, and that differs from that of other data, or of the same
                                         data in another order: a loader's state holds it, and is refused by another source
         column(name)                    the values `(N,)` of a column, for orders that name one (`ringload.Weighted("weight")`)
-        order                           the order of a loader that is given neither order= nor shuffle=
+        order                           the order of a loader that is given no order=
+        rows_of(indices)                the rows `(n,)` of the user's table or arrays that samples are, for `Loader.batch_rows`
         refuses_large = True            the source refuses samples that need more memory than there is (`Worker.max_bytes`)
         random = False                  loading draws nothing: `rng` is None
         global_random = False           loading draws nothing from `random` or `numpy.random`: they are not seeded for it
         calls_user_code = True          of ringload's own sources: this one calls the user's code
+        is_own = False                  of ringload's own sources: describe() calls the user's code, too
+        ahead_bytes                     of scratch_bytes: what the source keeps between samples (bytes that are read ahead)
     """
 
     fields: Mapping[str, Any]  # name -> Field, or (shape, dtype)
@@ -133,7 +136,7 @@ class PositionOrder(Protocol):
 class Binding:
     """What a description of an order, such as `ringload.Weighted`, is bound to: `bind(binding)` returns a `PositionOrder` or an
     `Order`. `column(name)` gives the values `(N,)` of a column of the source; `epoch` is the first that it is asked for; `last`
-    is the loader's."""
+    is the loader's; `shuffle` is the loader's argument, for the order that a source has of its own."""
 
     n_samples: int
     batch_size: int
@@ -141,6 +144,7 @@ class Binding:
     column: Callable[[str], np.ndarray]
     epoch: int = 0
     last: str = "keep"
+    shuffle: bool = True
 
 
 class Order(Protocol):

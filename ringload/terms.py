@@ -154,7 +154,7 @@ SET_LATER = {  # attribute -> what does what people set it for
     "order": "make a new Loader; source.subset(indices) with shuffle=False gives an order of your own",
     "rows": "source.subset(indices) gives a source of some of the rows",
     "labels": "change the table, and make a new source of it",
-    "augmentation": "make a new one with other arguments; source.without_augmentation() has none",
+    "augmentation": "make a new one with other arguments; source.plain() has none",
 }
 VALUES = {  # argument -> value of another library -> what it is here
     "label_mode": {"sparse": "'int'", "raw": "'float'", "other": "'float'", "multi_output": "label={name: column, ...}"},
@@ -176,8 +176,27 @@ SPLIT = {  # of scikit-learn's train_test_split
     "groups": "by= names the column, with how='group'",
     "shuffle": "leave it out: samples are drawn at random, and keep the table's order in each part",
 }
+FOLDS = {**SPLIT, "n_splits": "k", "n_folds": "k", "folds": "k"}
+MIX = {  # of datasets.interleave_datasets, tf.data, WebDataset and MosaicML's Streams
+    "datasets": "sources",
+    "probabilities": "weights",
+    "probs": "weights",
+    "proportions": "weights",
+    "stopping_strategy": "stop",
+    "stop_on_empty_dataset": "stop",
+    "longest": "stop='longest' goes through every source before an epoch ends",
+    "shuffle": "it is an argument of ringload.Loader: shuffle=False keeps the order of each source",
+    "fill": "missing",
+    "fill_value": "missing",
+}
 TABLES = {
     "ImageFrame.split": SPLIT,
+    "ImageFrame.folds": FOLDS,
+    "Mixed.split": SPLIT,
+    "Mixed.folds": FOLDS,
+    "split": SPLIT,
+    "folds": FOLDS,
+    "mix": MIX,
     "Loader": LOADER,
     "ImageFrame": IMAGES,
     "ImageFolder": IMAGES,

@@ -16,6 +16,7 @@ from ringload.checks import in_our_words, short
 from ringload.errors import ConfigError, LoaderClosedError
 from ringload.fields import Field
 from ringload.loader import Loader
+from ringload.order.position import is_endless
 
 try:
     import tensorflow as tf
@@ -101,7 +102,8 @@ def as_dataset(
     made = tf.data.Dataset.from_generator(one_pass, output_signature=parts.specs(spec))
     made._ringload_loader = loader  # datasets and iterators made of this one keep the loader alive
     if counted:
-        made = made.apply(tf.data.experimental.assert_cardinality(len(loader)))
+        n = tf.data.INFINITE_CARDINALITY if is_endless(loader.order, loader.epoch) else len(loader)
+        made = made.apply(tf.data.experimental.assert_cardinality(n))
     options = tf.data.Options()
     options.experimental_optimization.inject_prefetch = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

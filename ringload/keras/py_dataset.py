@@ -20,6 +20,7 @@ from ringload.checks import fixed_once_made, in_our_words, short, warn
 from ringload.errors import ConfigError
 from ringload.keras.epochs import EpochTracker
 from ringload.loader import Loader
+from ringload.order.position import is_endless
 from ringload.packing.tensors import looks_into
 from ringload.ring.lease import Batch
 
@@ -206,7 +207,8 @@ def dataset(
         sample_weight: the field of sample weights, which may be class weights. Default: the field `weight`, if the source has
             it. Multiplied by `valid`, if the loader has that field.
         repeat: passes follow each other without an end, also within an epoch of Keras. For a `steps_per_epoch` that does not
-            divide a pass, or is longer than one. Without it, Keras' epoch ends where a pass ends.
+            divide a pass, or is longer than one. Without it, Keras' epoch ends where a pass ends. True for an order without an
+            end, `ringload.mix(..., stop="never")`.
 
     Raises:
         ConfigError: a field does not exist, or Keras has no such dtype on its backend (strings and times; uint64 on torch).
@@ -215,7 +217,7 @@ def dataset(
     parts = roles_of(loader, x, y, sample_weight)
     backend = keras.backend.backend()
     refuse_unless(parts, f"Keras on {backend}", lambda dtype: _has(backend, dtype))
-    return RingDataset(loader, parts, repeat)
+    return RingDataset(loader, parts, repeat or is_endless(loader.order, loader.epoch))
 
 
 def _calling_adapter() -> Any:

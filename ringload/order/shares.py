@@ -174,15 +174,15 @@ class Parts:
     """
 
     def __init__(self, starts: np.ndarray, members: np.ndarray | None, seed: int) -> None:
-        self.starts, self.sizes, self._members = starts, np.diff(starts), members
-        self._keys = round_keys(seed, 0)
+        self.starts, self.sizes, self._members, self._seed = starts, np.diff(starts), members, seed
 
-    def samples(self, group: np.ndarray, draw: np.ndarray, shuffle: bool = True) -> Any:
-        """The sample that is shown when a group is drawn from for the `draw`-th time, from 0 on: `(m,) int64`."""
+    def samples(self, group: np.ndarray, draw: np.ndarray, shuffle: bool = True, epoch: int = 0) -> Any:
+        """The sample that is shown when a group is drawn from for the `draw`-th time, from 0 on: `(m,) int64`. `epoch`: where
+        each epoch begins with draw 0, so that it has other permutations than the epoch before."""
         sizes = self.sizes[group]
         cycle, place = draw // sizes, draw % sizes
         if shuffle:
-            place = permute_each(place, sizes, (cycle << np.int64(20)) + group, self._keys)
+            place = permute_each(place, sizes, (cycle << np.int64(20)) + group, round_keys(self._seed, epoch))
         at = self.starts[group] + place
         return at if self._members is None else self._members[at]
 
@@ -245,13 +245,14 @@ def checked_shares(given: Sequence[Any], what: str) -> np.ndarray:
 
 @dataclass(eq=False)
 class Shared:
-    """An order of parts in shares. An epoch goes on in each part where the one before has ended."""
+    """An order of parts in shares. An epoch goes on in each part where the one before has ended; one without end does not."""
 
     n: int
     tree: Tree | Period
     parts: Parts
     shares: np.ndarray
-    shuffle = True
+    shuffle: bool = True
+    has_end: bool = True
 
     @property
     def n_samples(self) -> int:
@@ -264,12 +265,13 @@ class Shared:
 
     def at(self, epoch: int, positions: np.ndarray) -> Rows:
         """A sample may come again, so it draws by its position."""
-        part, within = self.tree.at(positions)
-        before = self.tree.counts(self.n, len(self.shares)) * epoch
-        return Rows(self.parts.samples(part, within + before[part]), positions)
+        part, draw = self.tree.at(positions)
+        if self.has_end:
+            draw += (self.tree.counts(self.n, len(self.shares)) * epoch)[part]
+        return Rows(self.parts.samples(part, draw, self.shuffle, 0 if self.has_end else epoch), positions)
 
     def state(self) -> dict[str, Any]:
         """What a loader's state says of this order."""
         sizes = self.parts.sizes.tolist()
         shares = (self.shares / self.shares.sum()).tolist()
-        return {"kind": "shares", "n": self.n, "sizes": sizes, "shares": shares}
+        return {"kind": "shares" if self.shuffle else "shares, in sequence", "n": self.n, "sizes": sizes, "shares": shares}

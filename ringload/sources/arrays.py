@@ -11,6 +11,7 @@ import numpy as np
 from ringload.checks import fixed_once_made, no_field
 from ringload.errors import ConfigError
 from ringload.fields import Field, Worker, as_fields, in_brief
+from ringload.sources import parts
 from ringload.sources.disk_arrays import DiskArray
 from ringload.sources.fingerprints import Fingerprint, fingerprint_of_arrays
 
@@ -29,6 +30,8 @@ class Arrays:
 
     Dtypes are not converted. Arguments without rows of one shape and one dtype are refused: sparse and masked arrays, lists of
     different lengths, Python objects, columns with missing values, generators.
+
+    Attributes: `rows`, the numbers of the samples; `subset`, `split` and `folds` make parts, which share the arrays.
 
     Raises:
         ConfigError: an array cannot be used, as above, or the arrays' lengths differ. The message says what to do.
@@ -82,6 +85,9 @@ class Arrays:
         if not isinstance(array, np.ndarray):
             raise ConfigError(f"the array {name!r} is on disk: give an order its values, read before")
         return array
+
+    rows = property(parts.rows)
+    subset, split, folds, plain = parts.subset, parts.split, parts.folds, parts.plain
 
     def start(self, worker: Worker) -> None:
         """Prepare to load in a worker."""

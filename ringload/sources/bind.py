@@ -36,6 +36,8 @@ class BoundSource:
     calls_user_code: bool
     is_own: bool
     order_fields: tuple[str, ...]  # that `order` writes
+    rows_of: Callable[[np.ndarray], Any]
+    ahead_bytes: int
     order: Any  # of a loader that is given none; None: ringload's shuffle
 
 
@@ -71,6 +73,8 @@ def bind(source: Any) -> BoundSource:
         calls_user_code=global_random or not is_own or getattr(source, "calls_user_code", False),
         is_own=is_own,
         order_fields=getattr(source, "order_fields", ()),
+        rows_of=getattr(source, "rows_of", _themselves),
+        ahead_bytes=getattr(source, "ahead_bytes", 0),
         order=getattr(source, "order", None),
     )
 
@@ -81,3 +85,7 @@ def _nothing(worker: Worker) -> None:
 
 def _no_description(index: int) -> str:
     return ""
+
+
+def _themselves(indices: np.ndarray) -> np.ndarray:
+    return indices

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -204,4 +204,18 @@ def difference(saved: Any, current: Any, source: Any) -> str:
         return _table_difference(saved, current, source.table_fingerprint)
     if kinds == ["arrays", "arrays"]:
         return _array_difference(saved["arrays"], current["arrays"])
+    if kinds == ["part", "part"]:
+        if saved["of"] == current["of"]:
+            return "the source has other rows of the same whole, by another split or subset, or in another order"
+        return difference(saved["of"], current["of"], source.source)
+    if kinds == ["mix", "mix"]:
+        return _mix_difference(saved["sources"], current["sources"], source.sources)
     return f"the fingerprint of the state's source is {short(saved)}, that of this {type(source).__name__} is {short(current)}"
+
+
+def _mix_difference(saved: Sequence[Any], current: Sequence[Any], sources: Mapping[str, Any]) -> str:
+    there, here = ([[name, n] for name, n, _ in one] for one in (saved, current))
+    if there != here:
+        return f"the mix of the state has the sources and sizes {short(there)}, this one {short(here)}"
+    name, old, new = next((name, old, new) for (name, _, old), (_, _, new) in zip(saved, current, strict=True) if old != new)
+    return f"source {name!r} of the mix: {difference(old, new, sources[name])}"

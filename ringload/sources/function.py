@@ -8,14 +8,30 @@ from typing import Any
 from ringload.checks import integer, short
 from ringload.errors import ConfigError
 from ringload.fields import as_fields, in_brief
+from ringload.sources import parts
 
 
 class FunctionSource:
-    """A function `load(index, rng, out)` with its fields and number of samples."""
+    """A function `load(index, rng, out)` with its fields and number of samples, for `ringload.mix`, or to be split.
+
+    Example: `train, validation = ringload.FunctionSource(load, {"x": ringload.Field((8,), "float32")}, 1000).split(0.2)`.
+
+    Arguments:
+        load: writes sample `index` into `out`, field -> its row; see `ringload.Source`.
+        fields: name -> `ringload.Field(shape, dtype)`.
+        n_samples: how many samples there are.
+
+    Attributes: `rows`, the numbers of the samples; `subset`, `split` and `folds` make parts.
+
+    Raises:
+        ConfigError: an argument is not valid.
+    """
 
     def __init__(self, load: Callable[..., Any], fields: Any, n_samples: int | None) -> None:
         if fields is None or n_samples is None:
             raise ConfigError("a function as a source needs fields={name: ringload.Field(shape, dtype)} and n_samples=...")
+        if not callable(load):
+            raise ConfigError(f"FunctionSource: load is a function load(index, rng, out), not {short(load)}")
         self.fields = as_fields(fields)
         self.load = load
         self._n_samples = integer("n_samples", n_samples, 1)
@@ -25,3 +41,6 @@ class FunctionSource:
 
     def __repr__(self) -> str:
         return in_brief(self, f"function {getattr(self.load, '__name__', short(self.load))}")
+
+    rows = property(parts.rows)
+    subset, split, folds, plain = parts.subset, parts.split, parts.folds, parts.plain

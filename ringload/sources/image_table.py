@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ringload.checks import fixed_once_made, flag, height_width, in_our_words, one_of, short, warn
+from ringload.checks import fixed_once_made, flag, height_width, in_our_words, short
 from ringload.errors import ConfigError, ContentTooLargeError
 from ringload.fields import Field, Row, Worker, as_fields
 from ringload.images.augment import SCALE, Dtype
@@ -22,8 +22,9 @@ from ringload.sources.columns import column_of, numbers, present, read_table
 from ringload.sources.fingerprints import Fingerprint, TableFingerprint, checksum
 from ringload.sources.label_field import WEIGHT, Label, LabelFields
 from ringload.sources.labels import LabelMode, encode
+from ringload.sources.parts import NOT_GIVEN, Augment, are_values, folds, split
 from ringload.sources.paths import paths_of
-from ringload.sources.splits import How, chosen_rows, rows_of_parts
+from ringload.sources.splits import How, chosen_rows
 from ringload.sources.stored_files import StoredFiles
 from ringload.storage.registry import factory_of
 
@@ -31,12 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IMAGE = "image"  # the name of the field of images
-NOT_GIVEN = "not given"  # the default of eval_transform=
-NO_TRANSFORM = (
-    "split(): the parts after the first have no transform, as they have no flip and no random crops. If the transform also "
-    "does what they need (such as normalising), give that, split(..., eval_transform=...); if it is augmentation alone, give "
-    "eval_transform=None. augment='all' keeps transform, flip and random crops in each part"
-)
 
 
 class ImageFrame:
@@ -97,8 +92,8 @@ class ImageFrame:
     values a pixel, or with odd bits need tifffile. Gray of a JPEG file is its luma.
 
     Attributes: `class_names`, `class_indices` (of one label field); `filenames`, `filepaths`, `samples`, `n`; `labels`, the
-    values of one label field; `rows`, the samples' rows in the table; `augmentation`, what is done at random. None of them
-    can be set.
+    values of one label field; `rows (N,)`, the samples' rows in the table, as `df.iloc` takes them, also of a part;
+    `augmentation`, what is done at random. None of them can be set.
 
     Raises:
         ConfigError: the table, a column or an option is not valid; the message names column and row.
@@ -199,6 +194,11 @@ class ImageFrame:
         return worst_scratch_bytes(self._decoder.max_pixels) + self._files.ahead_bytes
 
     @property
+    def ahead_bytes(self) -> int:
+        """Of these, bytes that are read ahead, which stay between images."""
+        return self._files.ahead_bytes
+
+    @property
     def refuses_large(self) -> bool:
         """Whether images that the budget does not allow may be refused: not with `max_pixels`, which the budget must hold."""
         return self._decoder.guaranteed_pixels is None
@@ -228,6 +228,11 @@ class ImageFrame:
     def _decode(self, index: int, max_bytes: int, rng: np.random.Generator | None, row: np.ndarray) -> None:
         """The content of the file is freed when this returns, before the turn ends."""
         self._decoder.load(self._files.read(index, max_bytes), rng, row)
+
+    def rows_of(self, indices: np.ndarray) -> np.ndarray:
+        """The rows of samples in the table."""
+        made: np.ndarray = self.rows[indices]
+        return made
 
     def describe(self, index: int) -> str:
         """The sample's path."""
@@ -302,7 +307,7 @@ class ImageFrame:
         by: Any = None,
         how: How = "stratify",
         *,
-        augment: Literal["first", "all"] = "first",
+        augment: Augment = "first",
         eval_transform: Any = NOT_GIVEN,
     ) -> tuple[ImageFrame, ...]:
         """Two parts or more, for training and validation. All keep the table's order, and depend on `seed` alone.
@@ -316,7 +321,7 @@ class ImageFrame:
 
         Arguments:
             fraction: the share of the second of two parts; or the shares of all parts, which sum to 1: (0.7, 0.2, 0.1).
-            by: a column to stratify or group by; missing values are one value.
+            by: a column to stratify or group by, or values `(N,)`; missing values are one value.
             augment: "first"; or "all": each part is augmented as this frame is.
             eval_transform: the `transform` of the parts after the first, for steps that are no augmentation, such as
                 normalising; None: no transform. If it is not given, they have no transform, and if this frame has one, a
@@ -325,23 +330,31 @@ class ImageFrame:
         Raises:
             ConfigError: there is no such column, or a part would be empty.
         """
-        if one_of("augment", augment, ("first", "all")) == "all" and eval_transform is not NOT_GIVEN:
-            raise ConfigError(
-                "augment='all' keeps transform in all parts, and eval_transform= replaces it in some: give one of both"
-            )
-        if by is not None and self._table is None:
+        options = {"augment": augment, "eval_transform": eval_transform}
+        return split(self, fraction, seed, self._values_of(by), how, **options)
+
+    @in_our_words()
+    def folds(
+        self,
+        k: int,
+        seed: int = 0,
+        by: Any = None,
+        how: How = "stratify",
+        *,
+        augment: Augment = "first",
+        eval_transform: Any = NOT_GIVEN,
+    ) -> list[tuple[ImageFrame, ImageFrame]]:
+        """`k` pairs (train, validation), for cross-validation: each sample is in one of the `k` validation parts, which are
+        those of `split` with `k` equal fractions. The arguments are those of `split`."""
+        return folds(self, k, seed, self._values_of(by), how, augment=augment, eval_transform=eval_transform)
+
+    def _values_of(self, by: Any) -> Any:
+        """What to stratify or group by, `(N,)`."""
+        if by is None or are_values(by, len(self)):
+            return by
+        if self._table is None:
             raise ConfigError(f"this frame has no table, as it was pickled: split by {short(by)} before it is pickled")
-        if by is None and how == "group":
-            raise ConfigError("how='group' needs by=, the column whose values are the groups")
-        values = None if by is None or self._table is None else column_of(self._table, by).iloc[self.rows]
-        parts = [self.subset(rows) for rows in rows_of_parts(len(self), fraction, seed, values, how)]
-        if augment == "all" or (self._is_plain and eval_transform is NOT_GIVEN):
-            return tuple(parts)
-        if eval_transform is NOT_GIVEN:
-            eval_transform = None
-            if self._decoder.augmenter.transform is not None:
-                warn(NO_TRANSFORM)
-        return (parts[0], *(part.without_augmentation(eval_transform) for part in parts[1:]))
+        return column_of(self._table, by).iloc[self.rows]
 
     def without_augmentation(self, transform: Any = None) -> ImageFrame:
         """The same samples without `flip`, with resize="crop" in place of "random_crop", and with `transform` in place of this
@@ -352,9 +365,15 @@ class ImageFrame:
         part._is_plain = True
         return part
 
+    def plain(self, transform: Any = NOT_GIVEN) -> ImageFrame:
+        """`without_augmentation`, but of a frame that has none already it is that frame, with its transform."""
+        if transform is NOT_GIVEN and self._is_plain:
+            return self
+        return self.without_augmentation(None if transform is NOT_GIVEN else transform)
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageFrame:
         """The samples `indices`, in that order; or those where a mask of bools is True. They are augmented as in this frame:
-        for validation use `subset(...).without_augmentation()`.
+        for validation use `subset(...).plain()`.
 
         Raises:
             ConfigError: `indices` are empty, or not valid.

@@ -50,9 +50,9 @@ TABLE = (
         (),
         (
             Edit(
-                "sources/image_table.py",
-                "        return (parts[0], *(part.without_augmentation(eval_transform) for part in parts[1:]))\n",
-                "        return tuple(parts)\n",
+                "sources/parts.py",
+                "    return (first, *plain)\n",
+                "    return (first, *others)\n",
             ),
         ),
         ("test_splits.py::test_only_the_first_part_is_augmented",),
