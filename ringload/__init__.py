@@ -103,7 +103,7 @@ _HOMES = {
     "generator_from_df": "ringload.bridge.generator",
     "register_storage": "ringload.storage.registry",
 }
-_MODULES = {"jax", "keras", "tf", "torch"}
+_MODULES = {"jax", "keras", "state", "tf", "torch"}
 _FORMER_NAMES = {
     "Closed": "LoaderClosedError",
     "Producer": "Worker",
