@@ -381,10 +381,7 @@ class Loader:
         the same state, and any number of ranks can go on from it, with any batch size. `source` is the fingerprint of the
         source: of a table, of arrays (the first call may take a second), or of a source with `fingerprint()`.
         """
-        fingerprint = fingerprint_of(self.source)
-        epoch, position = self._engine.due
-        state = state_of(self.order, self._options.seed, epoch, position)
-        return state | ({} if fingerprint is None else {"source": fingerprint})
+        return self.state_at(*self._engine.due)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume at the position of `state`, with any number of workers and ranks, and any batch size. The next `for` passes
@@ -471,6 +468,12 @@ class Loader:
         begun = iter(self)
         self._engine.advise(advice)
         return begun
+
+    def state_at(self, epoch: int, number: int) -> dict[str, Any]:
+        """The state of a trainer that receives batch `number` of `epoch` next."""
+        fingerprint = fingerprint_of(self.source)
+        state = state_of(self.order, self._options.seed, epoch, number)
+        return state | ({} if fingerprint is None else {"source": fingerprint})
 
     def following(self, epoch: int, number: int) -> tuple[int, int]:
         """(epoch, number) of the batch after the given one."""

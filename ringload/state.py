@@ -28,7 +28,7 @@ def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
         ConfigError: the states differ; the message names which ranks differ, and in what. Or one of them is not a state.
     """
-    if isinstance(states, str) or not isinstance(states, Sequence) or not states:
+    if not isinstance(states, list | tuple) or not states:
         raise ConfigError(f"merge() takes a list with the state of each rank, not {short(states)}")
     read = [_parts(state, rank) for rank, state in enumerate(states)]
     names = list(dict.fromkeys(name for parts in read for name in parts))

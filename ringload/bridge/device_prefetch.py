@@ -159,14 +159,11 @@ class DevicePrefetcher:
             return  # the error is raised first
         place = self._loader.following(*self._fetched[-1][0]) if self._fetched else self._after
         if place[0] == self._epoch and place != (self._loader.epoch, self._loader.position):
-            self._loader.load_state_dict(self._loader.state_dict() | {"epoch": place[0], "position": place[1]})
+            self._loader.load_state_dict(self._loader.state_at(*place))
             self._pass, self._iteration = iter(self._loader), self._loader.iteration
         self._inconsistent = False
 
 
 def state_of(loader: Loader, ahead: DevicePrefetcher | None) -> dict[str, Any]:
     """The loader's state, with the position of the trainer: batches that `ahead` has copied but not given do not count."""
-    state = loader.state_dict()
-    if ahead is not None and ahead.is_current:
-        state["epoch"], state["position"] = ahead.at
-    return state
+    return loader.state_at(*ahead.at) if ahead is not None and ahead.is_current else loader.state_dict()
