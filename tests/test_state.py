@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import ringload
-from ringload import ConfigError, Loader
+from ringload import Batch, ConfigError, Loader
+from ringload.bridge.device_prefetch import DevicePrefetcher, PendingTransfers, state_of
 from tests.helpers import Truth, order_of
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,46 @@ def test_what_is_no_state() -> None:
     ):
         with pytest.raises(ConfigError, match=f"^rank 1: .*{said}"):
             ringload.state.merge([state, wrong])
+
+
+class Copied:
+    """A copy that is done at once."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.index = batch.index.tolist()
+
+    def begin(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def done(self) -> bool:
+        return True
+
+    def receive(self) -> list[int]:
+        return self.index
+
+
+def test_a_state_is_of_its_own_epoch_where_the_next_one_has_begun() -> None:
+    """A batch is copied ahead: the loader is at the next epoch, which begins elsewhere, and lists other samples."""
+    order = ringload.Explicit(lambda epoch: np.random.default_rng(epoch).permutation(20))
+    with Loader(Truth(20), 3, workers=1, ram_budget="200MB", order=order) as loader:
+        with Loader(Truth(20), 4, workers=0, order=order) as first:
+            next(iter(first))
+            loader.load_state_dict(first.state_dict())  # 16 samples are left: 5 batches
+        ahead = DevicePrefetcher(loader, Copied, PendingTransfers())
+        received, stream = [], iter(ahead)
+        while len(received) < 4:
+            loader.poll()
+            if len(received) < 3 or loader.ready:  # so that the last one is copied ahead
+                received.append(next(stream))
+        while loader.epoch == 0:
+            while not loader.ready:
+                loader.poll()
+            ahead._fetch_ahead()
+        state = state_of(loader, ahead)
+        last = next(stream)
+        loader.load_state_dict(state)
+        assert [batch.index.tolist() for batch in loader] == [last]
 
 
 RANK = """

@@ -29,8 +29,8 @@ def prepare(accelerator: Any, loader: Loader | Batches[Any] | DataLoader[Any]) -
         loader = ringload.torch.prepare(accelerator, ringload.Loader(source, 64, shard="auto"))
         model, optimizer = accelerator.prepare(model, optimizer)
 
-    `accelerator.prepare` returns a `Loader` or `Batches` as it is, so that Accelerate does not know which batch is the last one;
-    and of a `ringload.torch.DataLoader` it makes a loader of torch's own class, with a warning.
+    `accelerator.prepare` returns a `Loader` or `Batches` as it is, so Accelerate does not know which batch is the last one. Of
+    a `ringload.torch.DataLoader` it makes a loader of torch's own class, with a warning.
 
     A `Loader` or `Batches` loads the share of this rank, as `shard` says. Tensors are on `accelerator.device`. So
     `accumulate`, `skip_first_batches`, `save_state` and `load_state` work; a state may be loaded with any number of ranks.
