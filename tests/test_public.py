@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "checks", "terms"},
     {"system"},
     {"fields", "bad_sample", "protocols"},
-    {"order", "storage", "packing", "stats", "log", "bad_samples"},
+    {"order", "state", "storage", "packing", "stats", "log", "bad_samples"},
     {"images"},
     {"sources"},
     {"ring"},

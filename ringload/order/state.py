@@ -67,7 +67,8 @@ def read_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
-    if missing := [name for name in OF_VERSION_1 if name not in state]:
+    needed = (*OF_VERSION_1, *(() if "order" in state else ("shard", "shuffle")))
+    if missing := [name for name in needed if name not in state]:
         raise ConfigError(f"this is not a state of a ringload.Loader: it lacks {missing}")
     if "order" in state:  # of the user's own
         step, order = 1, {"kind": state["order"], "n_samples": state["n_samples"]}

@@ -8,8 +8,10 @@ import os
 import re
 import signal
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from ringload.bad_sample import Bad
+from ringload.checks import warn
 from ringload.engine.schedule import UNUSABLE
 from ringload.errors import ConfigError, SampleError, StallError, WorkerDiedError
 from ringload.system.deaths import Death
@@ -87,3 +89,14 @@ def unusable_in_worker(error: Exception) -> ConfigError | None:
         'by name. To let workers inherit it, use multiprocessing_context="fork". The worker says:\n'
         f"{text.removeprefix(UNUSABLE)}"
     )
+
+
+def no_attribute(loader: Any, name: str) -> NoReturn:
+    """A DataLoader's `__getattr__`. Accelerate asks for `_is_accelerate_prepared` before it replaces a loader."""
+    if name == "_is_accelerate_prepared":
+        warn(
+            "accelerator.prepare() replaces this ringload.torch.DataLoader by a loader of torch's own class: to keep it, use "
+            "ringload.torch.prepare(accelerator, loader)",
+            RuntimeWarning,
+        )
+    raise AttributeError(f"{type(loader).__name__!r} object has no attribute {name!r}")

@@ -25,10 +25,8 @@ What a user of torch's would notice:
    trainer, without `__slots__` and `__del__`. Others (dataclasses, sets, ranges, masked arrays, nested, sparse and quantized
    tensors, subclasses of tensors, classes inside functions) need allow_pickle=True.
 7. The first batch may be loaded twice: again, with seeds, once anything was drawn (see `source`).
-8. in_order=False keeps the order, too. `prepare` and `skip_first_batches` of accelerate, and so the Trainer of transformers
-   where its loader is prepared, make a loader of torch's own class of this one, without a word: it is not on the ring, and has
-   nothing of what this class has beside torch's. `accelerate.data_loader.DataLoader = ringload.torch.DataLoader`, set
-   before, keeps it.
+8. in_order=False keeps the order, too. `prepare` of accelerate makes a loader of torch's own class of this one, with a warning:
+   `ringload.torch.prepare(accelerator, loader)` keeps it. `skip_first_batches` does so without a warning, for that pass.
 9. A StopIteration, SystemExit, KeyboardInterrupt or GeneratorExit that a sample raises in a worker is a RuntimeError of its
    batch. Without workers a StopIteration is one, too, and the others are what they are.
 """
@@ -37,7 +35,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 import torch.utils.data
@@ -48,6 +46,7 @@ from ringload.errors import ConfigError
 from ringload.loader import Loader
 from ringload.packing.installed import installed_modules
 from ringload.packing.pack import ForkRequiredError
+from ringload.torch.dataloader.errors import no_attribute
 from ringload.torch.dataloader.feed import FeedSettings, begin_imports
 from ringload.torch.dataloader.iterators import InProcessPass, Pass, Progress, RingPass
 from ringload.torch.dataloader.ring import RingSettings, RowLayout, TorchRing
@@ -173,6 +172,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         super().__setattr__(name, value)
         if is_new:
             self._version = getattr(self, "_version", 0) + 1
+
+    if not TYPE_CHECKING:  # else a type checker would accept any attribute
+        __getattr__ = no_attribute
 
     # -- iterating ----------------------------------------------------------------------------------------------------
 
