@@ -501,12 +501,6 @@ class Loader:
         self._engine.advise(advice)
         return begun
 
-    def state_at(self, epoch: int, number: int) -> dict[str, Any]:
-        """The state of a trainer that receives batch `number` of `epoch` next."""
-        fingerprint = fingerprint_of(self.source)
-        state = state_of(self.order, self._options.seed, epoch, number)
-        return state | ({} if fingerprint is None else {"source": fingerprint})
-
     def following(self, epoch: int, number: int) -> tuple[int, int]:
         """(epoch, number) of the batch after the given one."""
         return following(self.order, epoch, number)

@@ -60,7 +60,7 @@ class Source(Protocol):
         fingerprint()                   a value that JSON can hold, and that differs from that of other data, or of the same
                                         data in another order: a loader's state holds it, and is refused by another source
         column(name)                    the values `(N,)` of a column, for orders that name one (`ringload.Weighted("weight")`)
-        order                           the order of a loader that is given no order=
+        default_order                   the order of a loader that is given no order=
         rows_of(indices)                the rows `(n,)` of the user's table or arrays that samples are, for `Loader.batch_rows`
         refuses_large = True            the source refuses samples that need more memory than there is (`Worker.max_bytes`)
         random = False                  loading draws nothing: `rng` is None

@@ -206,7 +206,7 @@ def test_deaths_and_workers_change_nothing() -> None:
 
 def test_a_bad_sample_is_named_with_its_row() -> None:
     made = packed()
-    rows = rows_in(epoch_order(200, 1, seed=SEED, order=made.order), 0)
+    rows = rows_in(epoch_order(200, 1, seed=SEED, order=made.default_order), 0)
     first, bad = next(row[:2] for row in rows if len(row) > 1)
     source = Text(bad=[bad])
     with Loader(packed(source), 4, workers=0, seed=SEED) as loader, pytest.raises(SampleError) as raised:

@@ -75,7 +75,7 @@ def bind(source: Any) -> BoundSource:
         order_fields=getattr(source, "order_fields", ()),
         rows_of=getattr(source, "rows_of", _themselves),
         ahead_bytes=getattr(source, "ahead_bytes", 0),
-        order=getattr(source, "order", None),
+        order=getattr(source, "default_order", None),
     )
 
 

@@ -79,7 +79,7 @@ class Mixed:
         self.fields, self._fills = _common_fields(self.sources, self._missing)
         self._starts = np.concatenate([[0], np.cumsum([len(source) for source in sources.values()])])
         self._stop, self._weights = stop, dict(weights) if isinstance(weights, Mapping) else weights
-        self.order = Mix(self.names, np.diff(self._starts).tolist(), self._weights, stop)
+        self.default_order = Mix(self.names, np.diff(self._starts).tolist(), self._weights, stop)
         self._fixed = ("sources", "names", "fields", "order")
 
     if not TYPE_CHECKING:

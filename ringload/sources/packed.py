@@ -72,7 +72,7 @@ class Packed:
             raise ConfigError(f"Packed: sample {empty:,} has length 0: leave out what has nothing to pack")
         refuse_above(self._lengths, self.capacity, f"Packed has capacity={self.capacity:,}: raise it, or cut the sample")
         self._names = self._checked_names(as_fields(source.fields), fields)
-        self.order = PackedRows.of(self._lengths, self.capacity, max_samples)
+        self.default_order = PackedRows.of(self._lengths, self.capacity, max_samples)
         self.fields = self._made_fields(as_fields(source.fields))
         self.random, self.global_random = inner.random, inner.global_random
         self.calls_user_code, self.is_own = inner.calls_user_code, inner.is_own
@@ -95,7 +95,7 @@ class Packed:
         return names
 
     def _made_fields(self, inner: dict[str, Field]) -> dict[str, Field]:
-        most, made = self.order.most_samples, {}
+        most, made = self.default_order.most_samples, {}
         for name, field in inner.items():
             shape = (self.capacity, *field.shape[1:]) if name in self._names else (most, *field.shape)
             made[name] = Field(shape, field.dtype)
@@ -112,7 +112,7 @@ class Packed:
     @property
     def fill(self) -> float:
         """The share of the rows that is not padding."""
-        return float(self._lengths.sum(dtype=np.int64) / (self.order.n_rows * self.capacity))
+        return float(self._lengths.sum(dtype=np.int64) / (self.default_order.n_rows * self.capacity))
 
     def fingerprint(self) -> Any:
         """That of the source that is packed."""
