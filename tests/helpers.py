@@ -15,7 +15,9 @@ import numpy as np
 from ringload import Batch, Field, Loader
 from ringload.order.batched import Last, LoaderOrder
 from ringload.order.choose import loader_order
+from ringload.order.state import resumed
 from ringload.protocols import Binding, Rows
+from ringload.system.interrupts import set_together
 
 SHAPE = (8, 6, 3)
 
@@ -83,6 +85,13 @@ def rows_of(order: LoaderOrder, epoch: int, number: int) -> Rows:
     rows = order.rows(epoch, number)
     assert rows is not None
     return rows
+
+
+def go_on(order: LoaderOrder, state: dict[str, Any]) -> tuple[int, int]:
+    """As a loader resumes: (epoch, number) of the batch with which it goes on."""
+    epoch, number, changes = resumed(order, state)
+    set_together(*changes)
+    return epoch, number
 
 
 def epoch_order(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ringload import Arrays, Buckets, ConfigError, Loader
 from ringload.order.batched import LoaderOrder
-from ringload.order.state import read_state, resumed, state_of
+from ringload.order.state import read_state, state_of
 from tests.deaths import kill_all, members
-from tests.helpers import Truth, check, content, epoch_order, rows_of
+from tests.helpers import Truth, check, content, epoch_order, go_on, rows_of
 
 
 def lengths_of(n: int, seed: int = 0, longest: int = 2048) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_ranks_and_resuming_give_one_sequence(world: int, other: int, taken: int
     found = dealt(first, 0, taken)
     states = [json.loads(json.dumps(state_of(order, 5, 1, taken))) for order in first]
     assert all(state == states[0] for state in states)
-    places = {resumed(order, read_state(states[0])) for order in then}
+    places = {go_on(order, read_state(states[0])) for order in then}
     assert len(places) == 1
     epoch, number = places.pop()
     if epoch == 1:

@@ -17,10 +17,10 @@ from ringload import Arrays, ConfigError, Field, FunctionSource, ImageFrame, Loa
 from ringload.order.batched import LoaderOrder
 from ringload.order.choose import loader_order
 from ringload.order.mixed import BLOCK, MOST_BLOCKS, Mix, apportioned
-from ringload.order.state import read_state, resumed, state_of
+from ringload.order.state import read_state, state_of
 from ringload.protocols import Binding
 from tests.deaths import kill_all, members
-from tests.helpers import Truth, TruthRows, content, truth
+from tests.helpers import Truth, TruthRows, content, go_on, truth
 from tests.test_orders import received
 
 Sizes = list[int]
@@ -196,7 +196,7 @@ def test_any_ranks_and_batch_sizes_make_one_sequence(
         orders = [order_of(sizes, weights, stop, batch_size, rank, world) for rank in range(world)]
         number = 0
         if state:
-            places = {resumed(order, read_state(json.loads(json.dumps(state)))) for order in orders}
+            places = {go_on(order, read_state(json.loads(json.dumps(state)))) for order in orders}
             assert len(places) == 1
             now, number = places.pop()
             if now != epoch:
@@ -481,7 +481,7 @@ def test_an_endless_mix_in_keras_and_tensorflow() -> None:
 
 
 class Ordered(Truth):
-    order = "sequence"
+    default_order = "sequence"
 
 
 class LoadsAgain(Truth):

@@ -17,10 +17,9 @@ from ringload import Arrays, Balanced, Blocks, ConfigError, Explicit, Loader, Ro
 from ringload.order.batched import LoaderOrder
 from ringload.order.permutation import permute_each, round_keys
 from ringload.order.shares import by_shares
-from ringload.order.state import read_state, resumed, state_of
-from ringload.system.interrupts import set_together
+from ringload.order.state import read_state, state_of
 from tests.deaths import kill_all, members
-from tests.helpers import Truth, check, content, epoch_order, rows_of
+from tests.helpers import Truth, check, content, epoch_order, go_on, rows_of
 
 LABELS = np.array(["a"] * 5 + ["b"] * 40 + ["c"] * 55)
 OF_ALL: dict[str, Any] = {  # each sample once an epoch
@@ -152,7 +151,7 @@ def test_counts_of_whole_units_are_within_one(units: list[int]) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0.001, 1), min_size=5, max_size=40))
 def test_counts_of_more_parts_are_nearly_within_one(weights: list[float]) -> None:
-    assert largest_error(np.array(weights) / sum(weights), 3000) < 1.25
+    assert largest_error(np.array(weights) / sum(weights), 3000) < 1.5
 
 
 def test_positions_far_away_are_as_exact() -> None:
@@ -176,13 +175,6 @@ def test_classes_come_in_their_shares_and_go_through_their_samples(name: str) ->
         size = int((label == LABELS).sum())
         for start in range(0, len(own) - size + 1, size):
             assert len(set(own[start : start + size].tolist())) == size, "each sample once before any comes again"
-
-
-def go_on(order: LoaderOrder, state: dict[str, Any]) -> tuple[int, int]:
-    """As a loader resumes."""
-    epoch, number, changes = resumed(order, state)
-    set_together(*changes)
-    return epoch, number
 
 
 # -- ranks, and resuming on others ------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from ringload import Arrays, Batch, ConfigError, Field, Loader, Packed, SampleEr
 from ringload.order.batched import LoaderOrder
 from ringload.order.packed import PackedRows
 from ringload.order.randomness import Randomness
-from ringload.order.state import read_state, resumed, state_of
+from ringload.order.state import read_state, state_of
 from tests.deaths import kill_all, members
-from tests.helpers import content, epoch_order, rows_of
+from tests.helpers import content, epoch_order, go_on, rows_of
 from tests.test_buckets import lengths_of
 
 MAX = 40
@@ -147,7 +147,7 @@ def test_ranks_batch_sizes_and_resuming_give_one_sequence() -> None:
             orders = [epoch_order(600, batch_size, True, SEED, "drop", rank, world, made) for rank in range(world)]
             number = 0
             if state:
-                ((epoch, number),) = {resumed(order, read_state(json.loads(json.dumps(state)))) for order in orders}
+                ((epoch, number),) = {go_on(order, read_state(json.loads(json.dumps(state)))) for order in orders}
                 if epoch == 2:
                     break
             stop = min(number + int(rng.integers(0, 4)), orders[0].n_batches(1))

@@ -316,7 +316,7 @@ def test_a_state_does_not_change_a_part() -> None:
 
 
 class Ordered(Truth):
-    order = "sequence"
+    default_order = "sequence"
 
 
 @pytest.mark.parametrize(
