@@ -45,6 +45,25 @@ SECTIONS = {
         "dataset = [(np.full(3, label, 'uint8'), int(label)) for label in labels]",
         "assert sorted(seen) == np.arange(96).tolist()",
     ),
+    "With Accelerate, call": (
+        """
+import accelerate, torch
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+""",
+        "assert len(seen) == len(set(seen)) == 64",  # batches of 64
+    ),
+    "A state can be loaded": (
+        """
+states = []
+for rank in (0, 1, 2, 3):
+    with ringload.Loader(source, 8, workers=0, shard=(rank, 4)) as one:
+        next(iter(one))
+        states.append(one.state_dict())
+loader.close()
+""",
+        "assert sum(len(batch.index) for batch in loader) == 96 - 4 * 8",
+    ),
     "### JAX": ("", BATCHES),
     "## Plug in your own": (
         "",
@@ -59,7 +78,7 @@ assert len(seen) == 4 * 32
 }
 
 
-NEEDS = {"### Keras 3": "tensorflow", "### TensorFlow": "tensorflow", "### JAX": "jax"}
+NEEDS = {"With Accelerate, call": "accelerate", "### Keras 3": "tensorflow", "### TensorFlow": "tensorflow", "### JAX": "jax"}
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def test_a_state_is_of_its_own_epoch_where_the_next_one_has_begun() -> None:
             next(iter(first))
             loader.load_state_dict(first.state_dict())  # 16 samples are left: 5 batches
         ahead = DevicePrefetcher(loader, Copied, PendingTransfers())
-        received, stream = [], iter(ahead)
+        received: list[list[int]] = []
+        stream = iter(ahead)
         while len(received) < 4:
             loader.poll()
             if len(received) < 3 or loader.ready:  # so that the last one is copied ahead
