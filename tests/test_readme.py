@@ -45,6 +45,14 @@ SECTIONS = {
         "dataset = [(np.full(3, label, 'uint8'), int(label)) for label in labels]",
         "assert sorted(seen) == np.arange(96).tolist()",
     ),
+    "With Accelerate, call": (
+        """
+import accelerate, torch
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+""",
+        "assert len(seen) == len(set(seen)) == 64",  # batches of 64
+    ),
     "### JAX": ("", BATCHES),
     "## Orders": ("loader.close()", "assert len(seen) == 96 and len(set(seen)) < 80"),
     "**Elastic resume**": (
@@ -63,7 +71,7 @@ assert seen == labels[::-1].tolist()
 }
 
 
-NEEDS = {"### Keras 3": "tensorflow", "### TensorFlow": "tensorflow", "### JAX": "jax"}
+NEEDS = {"With Accelerate, call": "accelerate", "### Keras 3": "tensorflow", "### TensorFlow": "tensorflow", "### JAX": "jax"}
 
 
 @pytest.mark.parametrize(
