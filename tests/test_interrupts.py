@@ -209,7 +209,7 @@ def test_the_replacement_of_a_server_is_interrupted_at_every_moment(method: str,
             made._engine._state.life.state = State.INCONSISTENT  # or it would be missed only when it is needed
             trial.take()
 
-        at = list(moments(replace, times(10 if method == "spawn" else 25, 10_000)))
+        at = list(moments(replace, times(10, 100) if method == "spawn" else times(25, 10_000)))
         trial.verify()
         for k in at:
             interrupted_at(k, replace)
@@ -524,7 +524,7 @@ def test_a_close_is_interrupted_at_every_moment_and_the_next_one_goes_on(method:
 
     begun().close()  # afterwards the template is there
     before = descriptors()
-    at = list(moments(begun().close, times(10 if method == "spawn" else 25, 10_000)))
+    at = list(moments(begun().close, times(10, 100) if method == "spawn" else times(25, 10_000)))
     for k in at:
         made = begun()
         interrupted_at(k, made.close)
