@@ -124,7 +124,8 @@ def photo(seed: int, height: int, width: int) -> np.ndarray:
 
 # what Python prints of `logging.getLogger("ringload")` where nobody has configured logging
 LOGGED = re.compile(
-    r"^(sample \d+ .*was (skipped|replaced): |worker \d+ (\(pid \d+\) died|cannot be started)|the fork server (was killed|cannot be started)).*\n",
+    r"^(sample \d+ .*was (skipped|replaced): |worker \d+ (\(pid \d+\) died|cannot be started)"
+    r"|the fork server (was killed|cannot be started)).*\n",
     re.MULTILINE,
 )
 
