@@ -11,7 +11,7 @@ import numpy as np
 from ringload.checks import fixed_once_made, no_field
 from ringload.errors import ConfigError
 from ringload.fields import Field, Worker, as_fields, in_brief
-from ringload.sources import parts
+from ringload.sources import parts, splits
 from ringload.sources.disk_arrays import DiskArray
 from ringload.sources.fingerprints import Fingerprint, fingerprint_of_arrays
 
@@ -87,7 +87,7 @@ class Arrays:
         return array
 
     rows = property(parts.rows)
-    subset, split, folds, plain = parts.subset, parts.split, parts.folds, parts.plain
+    subset, split, folds, plain = parts.subset, splits.split, splits.folds, splits.plain
 
     def start(self, worker: Worker) -> None:
         """Prepare to load in a worker."""

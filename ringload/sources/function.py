@@ -8,7 +8,7 @@ from typing import Any
 from ringload.checks import integer, short
 from ringload.errors import ConfigError
 from ringload.fields import as_fields, in_brief
-from ringload.sources import parts
+from ringload.sources import parts, splits
 
 
 class FunctionSource:
@@ -43,4 +43,4 @@ class FunctionSource:
         return in_brief(self, f"function {getattr(self.load, '__name__', short(self.load))}")
 
     rows = property(parts.rows)
-    subset, split, folds, plain = parts.subset, parts.split, parts.folds, parts.plain
+    subset, split, folds, plain = parts.subset, splits.split, splits.folds, splits.plain

@@ -22,9 +22,8 @@ from ringload.sources.columns import column_of, numbers, present, read_table
 from ringload.sources.fingerprints import Fingerprint, TableFingerprint, checksum
 from ringload.sources.label_field import WEIGHT, Label, LabelFields
 from ringload.sources.labels import LabelMode, encode
-from ringload.sources.parts import NOT_GIVEN, Augment, are_values, folds, split
 from ringload.sources.paths import paths_of
-from ringload.sources.splits import How, chosen_rows
+from ringload.sources.splits import NOT_GIVEN, Augment, How, are_values, chosen_rows, folds, split
 from ringload.sources.stored_files import StoredFiles
 from ringload.storage.registry import factory_of
 

@@ -15,14 +15,14 @@ import numpy as np
 
 from ringload.checks import fixed_once_made, in_our_words, listed, named, short
 from ringload.errors import ConfigError
-from ringload.fields import Field, Worker, as_fields, in_brief, write_exactly
+from ringload.fields import Worker, in_brief
 from ringload.order.mixed import Mix, Stop, Weights
-from ringload.sources import parts
+from ringload.sources import parts, splits
 from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import Fingerprint, fingerprint_of
-from ringload.sources.splits import How, chosen_rows
+from ringload.sources.mixed_fields import SOURCE, common_fields, load_into, load_rows, refuse_unmixable
+from ringload.sources.splits import NOT_GIVEN, Augment, How, chosen_rows
 
-SOURCE = "source"  # the field that has the number of a sample's source
 PIECE_BYTES = 1 << 20  # rows that are loaded at once, where they do not lie together in the batch
 
 
@@ -74,9 +74,9 @@ class Mixed:
         if not isinstance(sources, Mapping) or not sources or not all(isinstance(name, str) for name in sources):
             raise ConfigError(f"mix: sources are a dict, name -> source, not {short(sources)}")
         self.sources, self.names = dict(sources), list(sources)
-        self._bounds = [_checked(name, source) for name, source in sources.items()]
+        self._bounds = [_bound(name, source) for name, source in sources.items()]
         self._missing = {} if missing is None else missing
-        self.fields, self._fills = _common_fields(self.sources, self._missing)
+        self.fields, self._fills = common_fields(self.sources, self._missing)
         self._starts = np.concatenate([[0], np.cumsum([len(source) for source in sources.values()])])
         self._stop, self._weights = stop, dict(weights) if isinstance(weights, Mapping) else weights
         self.default_order = Mix(self.names, np.diff(self._starts).tolist(), self._weights, stop)
@@ -113,7 +113,7 @@ class Mixed:
         out[SOURCE][...] = which
         if bound.load is not None:
             return bound.load(within, rng if bound.random else None, out.only(bound.names))
-        _load_rows(bound, np.array([within]), [rng], {name: out[name][None] for name in bound.names})
+        load_rows(bound, np.array([within]), [rng], {name: out[name][None] for name in bound.names})
         return None
 
     @property
@@ -130,7 +130,7 @@ class Mixed:
                 out[name][places] = fill
             n = max(1, PIECE_BYTES // sum(self.fields[name].row_bytes for name in bound.names))
             for start in range(0, len(places), n):
-                _load_into(bound, places[start : start + n], within, rngs, out)
+                load_into(bound, places[start : start + n], within, rngs, out)
 
     @property
     def prefetch(self) -> Callable[[np.ndarray], None] | None:
@@ -232,19 +232,15 @@ class Mixed:
         if empty := [name for number, name in enumerate(self.names) if not (which == number).any()]:
             raise ConfigError(f"mix: the part has no samples of the sources {listed(empty)}: give each source some")
         return self._with(
-            {name: _as_part(one).subset(within[which == k]) for k, (name, one) in enumerate(self.sources.items())}
+            {name: parts.as_part(one).subset(within[which == k]) for k, (name, one) in enumerate(self.sources.items())}
         )
 
-    def plain(self, transform: Any = parts.NOT_GIVEN) -> Mixed:
+    def plain(self, transform: Any = NOT_GIVEN) -> Mixed:
         """A mix of the sources without augmentation, of those that can be made so. `transform` is for images, as in
         `ImageFrame.without_augmentation`."""
-        has_images = {name: bool(getattr(one, "augmentation", {})) for name, one in self.sources.items()}
-        return self._with(
-            {
-                name: _as_part(one).plain(transform if has_images[name] or not any(has_images.values()) else parts.NOT_GIVEN)
-                for name, one in self.sources.items()
-            }
-        )
+        images = [name for name, one in self.sources.items() if getattr(one, "augmentation", {})]
+        given = {name: transform if name in images or not images else NOT_GIVEN for name in self.names}
+        return self._with({name: parts.as_part(one).plain(given[name]) for name, one in self.sources.items()})
 
     def _with(self, sources: dict[str, Any]) -> Mixed:
         return Mixed(sources, self._weights, self._stop, self._missing)
@@ -257,13 +253,13 @@ class Mixed:
         by: Any = None,
         how: How = "stratify",
         *,
-        augment: parts.Augment = "first",
-        eval_transform: Any = parts.NOT_GIVEN,
+        augment: Augment = "first",
+        eval_transform: Any = NOT_GIVEN,
     ) -> tuple[Mixed, ...]:
         """Two mixes or more, of parts of the sources: see `ringload.Part.split`. But with how="group", each has its share of
         each source."""
         options: dict[str, Any] = {"augment": augment, "eval_transform": eval_transform}
-        made: tuple[Mixed, ...] = parts.split(self, fraction, seed, self._strata(by, how), how, **options)
+        made: tuple[Mixed, ...] = splits.split(self, fraction, seed, self._strata(by, how), how, **options)
         return made
 
     @in_our_words()
@@ -274,15 +270,15 @@ class Mixed:
         by: Any = None,
         how: How = "stratify",
         *,
-        augment: parts.Augment = "first",
-        eval_transform: Any = parts.NOT_GIVEN,
+        augment: Augment = "first",
+        eval_transform: Any = NOT_GIVEN,
     ) -> list[tuple[Mixed, Mixed]]:
         """`k` pairs (train, validation) of mixes: see `ringload.Part.folds`."""
-        return parts.folds(self, k, seed, self._strata(by, how), how, augment=augment, eval_transform=eval_transform)
+        return splits.folds(self, k, seed, self._strata(by, how), how, augment=augment, eval_transform=eval_transform)
 
     def _strata(self, by: Any, how: How) -> Any:
         """What to stratify or group by, `(N,)`: source and value."""
-        values = parts.values_of(self, by, how)
+        values = splits.values_of(self, by, how)
         if how == "group":
             return values
         if values is None:
@@ -293,36 +289,7 @@ class Mixed:
         return self.column(SOURCE) * len(found) + codes
 
 
-def _load_into(bound: BoundSource, places: np.ndarray, within: np.ndarray, rngs: Any, out: dict[str, np.ndarray]) -> None:
-    """Load the rows at some `places (m,)` of a task, which are samples of one source."""
-    lie_together = places[-1] - places[0] == len(places) - 1
-    if lie_together:
-        views = {name: out[name][places[0] : places[-1] + 1] for name in bound.names}
-    else:
-        views = {name: np.empty((len(places), *out[name].shape[1:]), out[name].dtype) for name in bound.names}
-    _load_rows(
-        bound, within[places], [rngs[place] for place in places.tolist()] if bound.random else rngs[: len(places)], views
-    )
-    if not lie_together:
-        for name, view in views.items():
-            out[name][places] = view
-
-
-def _load_rows(bound: BoundSource, indices: np.ndarray, rngs: Any, views: dict[str, np.ndarray]) -> None:
-    assert bound.load_rows is not None
-    out = dict(views)
-    bound.load_rows(indices, rngs, out)
-    for name, view in views.items():
-        if out.get(name) is not view:  # assigned, instead of written to
-            write_exactly(view, out[name], name)
-
-
-def _as_part(source: Any) -> Any:
-    """The source, if it can be split; else all of it as a part."""
-    return source if all(hasattr(source, name) for name in ("subset", "plain")) else parts.Part(source)
-
-
-def _checked(name: str, source: Any) -> BoundSource:
+def _bound(name: str, source: Any) -> BoundSource:
     """A source of a mix, bound."""
     what = f"mix: source {name!r}"
     bound = parts.checked(source, what)
@@ -330,72 +297,5 @@ def _checked(name: str, source: Any) -> BoundSource:
         raise ConfigError(
             f"{what} is a mix itself, whose weights would be lost: give its sources to this one, with their weights"
         )
-    if bound.order is not None:
-        raise ConfigError(f"{what}: {named(source)} has an order of its own, which a mix would not use")
-    if bound.begin_task is not None or bound.load_again is not None:
-        raise ConfigError(f"{what}: {named(source)} has begin_task or load_again, which a mix cannot pass on: leave them out")
-    if SOURCE in bound.names:
-        raise ConfigError(f"{what} has a field {SOURCE!r}, which the mix writes: rename it")
+    refuse_unmixable(bound, what)
     return bound
-
-
-def _common_fields(sources: dict[str, Any], missing: Any) -> tuple[dict[str, Field], list[dict[str, np.ndarray]]]:
-    """The fields of a mix; and of each source, the values of those that it lacks."""
-    if not isinstance(missing, Mapping):
-        raise ConfigError(f"mix: missing is a dict, field -> fill value, not {short(missing)}")
-    fields: dict[str, Field] = {}
-    owner: dict[str, str] = {}
-    own = {name: as_fields(source.fields) for name, source in sources.items()}
-    for name, of_source in own.items():
-        for field, kind in of_source.items():
-            if fields.setdefault(field, kind) != kind:
-                raise ConfigError(
-                    f"mix: the field {field!r} is {fields[field]} in {owner[field]!r} and {kind} in {name!r}: give both the "
-                    "same shape and dtype, or other names"
-                )
-            _same_classes(field, owner.setdefault(field, name), name, sources)
-    if unknown := [field for field in missing if field not in fields]:
-        raise ConfigError(f"mix: missing= names the field {short(unknown[0])}; the fields are {listed(list(fields))}")
-    values = {field: _filled(field, fields[field], value) for field, value in missing.items()}
-    for name, of_source in own.items():
-        if absent := [field for field in fields if field not in of_source and field not in values]:
-            raise ConfigError(
-                f"mix: the source {name!r} has no field {absent[0]!r}, which {owner[absent[0]]!r} has: give a value for it, "
-                f"missing={{{absent[0]!r}: 0}}"
-            )
-    fills = [{field: value for field, value in values.items() if field not in of_source} for of_source in own.values()]
-    return {**fields, SOURCE: Field((), np.int64)}, fills
-
-
-def _filled(name: str, field: Field, value: Any) -> np.ndarray:
-    """A fill value as a row of a field."""
-    made = np.empty(field.shape, field.dtype)
-    try:
-        if np.ndim(value) == 0:
-            cell = np.empty((), field.dtype)
-            write_exactly(cell, value, name)
-            made[...] = cell
-        else:
-            write_exactly(made, value, name)
-    except ValueError as error:
-        raise ConfigError(f"mix: missing={{{name!r}: {short(value)}}}: {error}") from error
-    return made
-
-
-def _same_classes(field: str, first: str, second: str, sources: dict[str, Any]) -> None:
-    """Refuse two sources whose labels give one number to different classes."""
-    one, other = (_class_names(sources[name], field) for name in (first, second))
-    for number, (here, there) in enumerate(zip(one, other, strict=False)):
-        if here != there:
-            raise ConfigError(
-                f"mix: in the field {field!r}, {number} is the class {short(here)} of {first!r} and {short(there)} of "
-                f"{second!r}: give both sources the same classes=, or other names of the field"
-            )
-
-
-def _class_names(source: Any, field: str) -> Sequence[Any]:
-    try:
-        names: Sequence[Any] = source.class_names_of(field)
-    except (AttributeError, ConfigError):  # it has no classes, or none in this field
-        return ()
-    return names

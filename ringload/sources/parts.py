@@ -1,160 +1,23 @@
 """Parts of sources: some of their samples, for training and validation.
 
-`Part` maps its samples to those of another source, whatever that is. `split` and `folds` are the methods of all sources of
-ringload; `splits` has the arithmetic of which row goes where.
+`Part` maps its samples to those of another source, whatever that is. `rows`, `subset` and what is imported of `splits` are
+methods of all sources of ringload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ringload.checks import fixed_once_made, in_our_words, integer, named, one_of, short, warn
+from ringload.checks import fixed_once_made, named, short
 from ringload.errors import ConfigError
 from ringload.fields import Field, Worker, as_fields, in_brief
 from ringload.protocols import PAD
 from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import Fingerprint, checksum, fingerprint_of
-from ringload.sources.splits import How, chosen_rows, rows_of_parts
-
-NOT_GIVEN = "not given"  # the default of eval_transform=
-NO_TRANSFORM = (
-    "split(): the parts after the first have no transform, as they have no flip and no random crops. If the transform also "
-    "does what they need (such as normalising), give that, split(..., eval_transform=...); if it is augmentation alone, give "
-    "eval_transform=None. augment='all' keeps transform, flip and random crops in each part"
-)
-Augment = Literal["first", "all"]
-
-
-@in_our_words()
-def split(
-    self: Any,
-    fraction: float | Sequence[float],
-    seed: int = 0,
-    by: Any = None,
-    how: How = "stratify",
-    *,
-    augment: Augment = "first",
-    eval_transform: Any = NOT_GIVEN,
-) -> tuple[Any, ...]:
-    """Two parts or more, for training and validation. All keep the source's order, and depend on `seed` alone.
-
-    Without `by`, the second part has round(fraction * N) random samples. With `by` and how="stratify", it has
-    round(fraction * n) of the n samples of each value. With how="group", it gets whole groups in random order until it has at
-    least `fraction` of all samples; no value is in two parts. More parts are filled alike. Of a mix, each part has its share of
-    each source, but with how="group".
-
-    Only the first part of images is augmented: see `ImageFrame.split`. A function, or a source of your own, loads all its
-    samples in the same way, unless it has a method `plain()`, which returns the source without augmentation.
-
-    Arguments:
-        fraction: the share of the second of two parts; or the shares of all parts, which sum to 1: (0.7, 0.2, 0.1).
-        by: what to stratify or group by: values `(N,)`, or the name of a column; missing values are one value.
-        augment, eval_transform: as in `ImageFrame.split`.
-
-    Raises:
-        ConfigError: an argument is not valid, or a part would be empty.
-    """
-    return in_parts(self, rows_of_parts(len(self), fraction, seed, values_of(self, by, how), how), augment, eval_transform)
-
-
-@in_our_words()
-def folds(
-    self: Any,
-    k: int,
-    seed: int = 0,
-    by: Any = None,
-    how: How = "stratify",
-    *,
-    augment: Augment = "first",
-    eval_transform: Any = NOT_GIVEN,
-) -> list[tuple[Any, Any]]:
-    """`k` pairs (train, validation), for cross-validation: each sample is in one of the `k` validation parts, which are those
-    of `split` with `k` equal fractions.
-
-    Arguments:
-        k: 2 or more.
-        seed, by, how, augment, eval_transform: as in `split`.
-
-    Raises:
-        ConfigError: an argument is not valid, or a part would be empty.
-    """
-    n = len(self)
-    if integer("k", k, 2) > n:
-        raise ConfigError(f"folds(k={k}): the source has {n:,} samples: give k={n} or less")
-    parts = rows_of_parts(n, [1 / k] * k, seed, values_of(self, by, how), how)
-    rest = [np.setdiff1d(np.arange(n), part, assume_unique=True) for part in parts]
-    pairs = [in_parts(self, [train, part], augment, eval_transform) for train, part in zip(rest, parts, strict=True)]
-    return [(train, validation) for train, validation in pairs]
-
-
-def values_of(source: Any, by: Any, how: How) -> Any:
-    """What to stratify or group by, `(N,)`; None for nothing.
-
-    Raises:
-        ConfigError: there is no such column, or there is not one value for each sample.
-    """
-    if by is None:
-        if how == "group":
-            raise ConfigError("how='group' needs by=, the column whose values are the groups")
-        return None
-    if not are_values(by, len(source)):
-        if not callable(column := getattr(source, "column", None)):
-            raise ConfigError(f"by={short(by)}: {named(source)} has no columns: give values `(N,)`, one for each sample")
-        by = column(by)
-    if isinstance(by, list):
-        by = np.array(by, object)
-    if np.shape(by) != (len(source),):
-        raise ConfigError(f"by= has values of shape {np.shape(by)}, and there are {len(source):,} samples: give one for each")
-    return by
-
-
-def are_values(by: Any, n: int) -> bool:
-    """Whether `by=` is values and not the name of a column."""
-    return hasattr(by, "shape") or (isinstance(by, list) and len(by) == n)
-
-
-def in_parts(source: Any, rows: Sequence[np.ndarray], augment: Augment, eval_transform: Any) -> tuple[Any, ...]:
-    """The parts of a source that have these rows. Those after the first are not augmented, unless `augment` is "all".
-
-    Raises:
-        ConfigError: the arguments contradict each other.
-    """
-    if one_of("augment", augment, ("first", "all")) == "all" and eval_transform is not NOT_GIVEN:
-        raise ConfigError(
-            "augment='all' keeps transform in all parts, and eval_transform= replaces it in some: give one of both"
-        )
-    first, *others = (source.subset(of_part) for of_part in rows)
-    if augment == "all":
-        return (first, *others)
-    plain = [part.plain(eval_transform) for part in others]
-    before, after = (list(_transforms(getattr(one, "augmentation", {}))) for one in (others[0], plain[0]))
-    if eval_transform is NOT_GIVEN and any(b is not None and a is None for b, a in zip(before, after, strict=True)):
-        warn(NO_TRANSFORM)
-    return (first, *plain)
-
-
-def _transforms(augmentation: dict[str, Any]) -> Iterator[Any]:
-    for name, value in augmentation.items():
-        if isinstance(value, dict):  # of a source in a mix
-            yield from _transforms(value)
-        elif name == "transform":
-            yield value
-
-
-def plain(self: Any, transform: Any = NOT_GIVEN) -> Any:
-    """The source itself: nothing in it is augmentation.
-
-    Raises:
-        ConfigError: a transform is given.
-    """
-    if transform is not NOT_GIVEN and transform is not None:
-        raise ConfigError(
-            f"eval_transform={short(transform)}: {named(self)} has no transform that it could replace: leave it out"
-        )
-    return self
+from ringload.sources.splits import NOT_GIVEN, chosen_rows, folds, plain, split
 
 
 def subset(self: Any, indices: Sequence[int] | np.ndarray) -> Part:
@@ -329,3 +192,8 @@ def checked(source: Any, what: str) -> BoundSource:
     if len(source) == 0:
         raise ConfigError(f"{what}: {named(source)} has no samples")
     return bind(source)
+
+
+def as_part(source: Any) -> Any:
+    """The source, if it can be split; else all of it as a part."""
+    return source if all(hasattr(source, name) for name in ("subset", "plain")) else Part(source)

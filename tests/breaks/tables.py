@@ -50,8 +50,8 @@ TABLE = (
         (),
         (
             Edit(
-                "sources/parts.py",
-                "    return (first, *plain)\n",
+                "sources/splits.py",
+                "    return (first, *made)\n",
                 "    return (first, *others)\n",
             ),
         ),
