@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ringload.sources.arrays import Arrays
     from ringload.sources.image_folder import ImageFolder
     from ringload.sources.image_table import ImageFrame
+    from ringload.sources.stream import Stream
     from ringload.stats import Stats
     from ringload.storage.registry import register_storage
 
@@ -68,6 +69,7 @@ __all__ = [
     "StallError",
     "Stats",
     "Storage",
+    "Stream",
     "TooManyBadSamplesError",
     "UnknownFieldError",
     "Weighted",
@@ -97,6 +99,7 @@ _HOMES = {
     "Source": "ringload.protocols",
     "Stats": "ringload.stats",
     "Storage": "ringload.protocols",
+    "Stream": "ringload.sources.stream",
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",

@@ -3,7 +3,7 @@
     {"version": 2, "epoch": e, "position": n, "start": s, "step": p, "seed": ..., "order": {...}}
 
 The first `start + position * step` positions of the epoch are gone: of samples, or of batches for an order by batch. Version 1
-had the batch size and the shard instead, and `start` was 0.
+had the batch size and the shard instead, and `start` was 0. The state of a stream has `marks`, too: where each part goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ringload.checks import short
 from ringload.errors import ConfigError
 from ringload.order.batched import LoaderOrder
 from ringload.order.choose import ByEpoch
+from ringload.order.stream import StreamOrder
 from ringload.order.weighted import Drawn
 
 VERSION = 2
@@ -34,6 +35,7 @@ def state_of(order: LoaderOrder, seed: int, epoch: int, number: int) -> dict[str
         "step": order.step(epoch),
         "seed": seed,
         "order": order.state(epoch),
+        **({"marks": order.marks()} if isinstance(order, StreamOrder) else {}),
     }
 
 
@@ -81,6 +83,8 @@ def order_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 def resumed(order: LoaderOrder, state: Mapping[str, Any]) -> tuple[int, int]:
     """(epoch, number) of the batch with which this order goes on."""
+    if isinstance(order, StreamOrder):
+        order.adopt(state)
     epoch, position = state["epoch"], state["start"] + state["position"] * state["step"]
     if position > (n := order.n_positions(epoch)):
         raise ConfigError(f"the state is at position {position:,} of an epoch of {n:,}")
