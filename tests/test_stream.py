@@ -21,6 +21,7 @@ import ringload
 from ringload import ConfigError, Field, Loader, SampleError, Stream, TooManyBadSamplesError
 from ringload.engine.lifecycle import State
 from tests.deaths import first_time, kill_all, members
+from tests.helpers import run
 from tests.threads import ThreadWorkers
 
 FIELDS = {"part": Field((), "int64"), "epoch": Field((), "int64"), "row": Field((), "int64"), "data": Field((50,), "uint8")}
@@ -405,6 +406,52 @@ def test_states_of_other_streams_are_refused() -> None:
             made.load_state_dict(state)
 
 
+# -- adapters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("steps", [None, 12])
+def test_torch_batches(steps: int | None) -> None:
+    batches_type = pytest.importorskip("ringload.torch").Batches
+    with loader(stream(Seekable([40, 21]), 2, steps=steps)) as made:
+        batches = batches_type(made)
+        iterator = iter(batches)
+        for _ in range(5):
+            next(iterator)
+        state = json.loads(json.dumps(batches.state_dict()))
+        rest = [batch["row"].tolist() for batch in iterator]
+        batches.load_state_dict(state)
+        assert [batch["row"].tolist() for batch in batches] == rest
+
+
+KERAS = """
+    import itertools, keras, ringload.keras
+    from tests.test_stream import Finite, endless, loader, rows_in, stream
+
+    def fit(made, epochs, steps=None, **options):
+        model = keras.Sequential([keras.Input((50,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(ringload.keras.dataset(made, "data", "row", **options), epochs=epochs, steps_per_epoch=steps, verbose=0)
+
+    with loader(stream(Finite([40, 21]), 2, steps=7)) as made:
+        fit(made, 3)
+        expected = itertools.islice(endless([40, 21], 4), 21, 28)
+        assert [rows_in(batch) for batch in made] == list(expected)
+    with loader(stream(Finite([4000, 4000]), 2)) as made:
+        fit(made, 3, 7, repeat=True)
+        try: fit(made, 1)
+        except TypeError as error: assert "give Stream(steps=...)" in str(error)
+        else: raise AssertionError
+"""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("backend", [pytest.param("torch", marks=pytest.mark.needs("torch"))])
+def test_keras(backend: str) -> None:
+    done = run(KERAS, timeout=280, env={**os.environ, "KERAS_BACKEND": backend})
+    assert done.returncode == 0, done.stderr
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -492,7 +539,7 @@ class BadStates(Finite):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("said", "text"), [({1, 2}, "what JSON cannot hold"), ("x" * 5000, "and there is room for 4,000")])
 def test_states_that_cannot_be_kept(said: Any, text: str, workers: int) -> None:
-    with loader(stream(BadStates(said), 1), workers=workers) as made, pytest.raises(ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text), loader(stream(BadStates(said), 1), workers=workers) as made:
         list(made)
 
 
@@ -509,11 +556,10 @@ class Changing:
 
 def test_a_stream_that_does_not_replay_is_noticed(tmp_path: Path) -> None:
     with loader(stream(Changing(tmp_path), 1), workers=0) as made:
-        iterator = iter(made)
-        next(iterator)
+        next(iter(made))
         state = made.state_dict()
+    with loader(stream(Changing(tmp_path), 1), workers=0) as made:
         made.load_state_dict(state)
-        made.source._readers.clear()
         with pytest.raises(SampleError, match="was opened again, and has 2 rows; 4 were read before"):
             next(iter(made))
 
