@@ -559,11 +559,11 @@ class _Pass:
         if (epochs := loader._options.epochs) is not None and self._epoch >= epochs:
             raise StopIteration
         received = engine.next_batch(self._epoch)
+        while loader._stream is not None and received is not None and received[0].n_rows == 0:  # a part has ended
+            received[0].release()
+            received = engine.next_batch(self._epoch)
         if received is None:
             engine.poll()  # so that `stats` counts the whole epoch
             raise StopIteration
         batch, bad = received
-        if loader._stream is not None and batch.n_rows == 0:  # a part has ended
-            batch.release()
-            return next(self)
         return loader._received(batch, bad) if bad or loader._options.copy else batch
