@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ringload.sources.mixed import mix
     from ringload.sources.packed import Packed
     from ringload.sources.parts import Part
+    from ringload.sources.stream import Stream
     from ringload.stats import Stats
     from ringload.storage.registry import register_storage
 
@@ -77,6 +78,7 @@ __all__ = [
     "StallError",
     "Stats",
     "Storage",
+    "Stream",
     "TooManyBadSamplesError",
     "UnknownFieldError",
     "Weighted",
@@ -111,6 +113,7 @@ _HOMES = {
     "Source": "ringload.protocols",
     "Stats": "ringload.stats",
     "Storage": "ringload.protocols",
+    "Stream": "ringload.sources.stream",
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",

@@ -18,11 +18,12 @@ from ringload.engine.describe import OF_ARRAYS
 from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
 from ringload.errors import ConfigError, RingloadError, SampleError
-from ringload.fields import as_fields, in_brief
+from ringload.fields import Field, as_fields, in_brief
 from ringload.log import LogObserver
-from ringload.options import Options, as_source, checked_shard, no_source, preload
+from ringload.options import Options, as_source, check_stream, checked_shard, n_known, no_source, preload
 from ringload.order.batched import Last, LoaderOrder
 from ringload.order.choose import column_of, loader_order
+from ringload.order.explicit import NO_END
 from ringload.order.position import following
 from ringload.order.ranks import Ranks
 from ringload.order.state import (
@@ -36,6 +37,7 @@ from ringload.order.state import (
     state_of,
     weights_there,
 )
+from ringload.order.stream import StreamOrder, StreamParts
 from ringload.packing.pack import Packed, pack
 from ringload.packing.watch import LATE, Watch
 from ringload.protocols import PAD, Binding, Job, Observer, Workers
@@ -164,12 +166,13 @@ class Loader:
         self.source = source = as_source(source, fields, n_samples)
         self.fields = as_fields(source.fields)
         self._options = options = Options.checked(
-            len(source), batch_size, workers, ram_budget, seed, on_error, max_bad, sample_timeout, stall_timeout, restarts,
+            n_known(source), batch_size, workers, ram_budget, seed, on_error, max_bad, sample_timeout, stall_timeout, restarts,
             start_method, copy, worker_setup, epochs, observers,
         )  # fmt: skip
         self.batch_size, self.workers = options.batch_size, options.n_workers
         self._ranks = Ranks(shard)
         self.order = self._order(order, None if shuffle is None else flag("shuffle", shuffle), last)
+        self._stream = self.order if isinstance(self.order, StreamOrder) else None
         self.has_valid = self.order.last == "pad" or on_error == "skip"
         usable = usable_memory()  # before this loader uses any of it
         self._limit_bytes = usable.n_bytes if ram_budget == "auto" else parse_bytes(ram_budget, usable)
@@ -195,8 +198,10 @@ class Loader:
         if "_fixed" not in vars(self):  # its constructor raised
             return object.__repr__(self)
         epoch, position = self._engine.due
+        n_batches = self.order.n_batches(epoch)
+        batches = "batches" if n_batches == NO_END else f"{n_batches:,} batches"
         return (
-            f"<Loader of {in_brief(self.source)}: {len(self):,} batches of {self.batch_size:,} an epoch, {self.workers} "
+            f"<Loader of {in_brief(self.source)}: {batches} of {self.batch_size:,} an epoch, {self.workers} "
             f"workers, {self._engine.n_slots:,} slots; next: batch {position:,} of epoch {epoch:,}>"
         )
 
@@ -215,10 +220,13 @@ class Loader:
             raise ConfigError(
                 f"{named(self.source)} has its own order, which writes the fields {listed(names)}: omit order= and shuffle="
             )
+        own = bind(self.source).order
         if order is None:
-            order = bind(self.source).order
+            order = own
         if order is None:
             order = "shuffle" if shuffle in (True, None) else "sequence"
+        if isinstance(own, StreamParts):
+            check_stream(self._options, order is own and not shuffle)
         columns, is_shuffled = column_of(self.source), shuffle in (True, None)
         binding = Binding(len(self.source), self.batch_size, self._options.seed, columns, shuffle=is_shuffled)
         return loader_order(order, binding, last, *checked_shard(self._ranks.shard))
@@ -231,10 +239,15 @@ class Loader:
             return options.own_workers.needs_packed
         return options.n_workers > 0 and options.start_method != "fork"
 
+    @property
+    def _slot_fields(self) -> dict[str, Field]:
+        """The source's fields, and those that batches do not show."""
+        return self.fields | (self._stream.own_fields if self._stream is not None else {})
+
     def _make_plan(self, packed: Packed | None, usable: Usable) -> Plan:
         source, epochs = bind(self.source), self._options.epochs
         return make_plan(
-            self.fields,
+            self._slot_fields,
             self.batch_size,
             self.workers,
             self._options.ram_budget,
@@ -252,7 +265,7 @@ class Loader:
     def _start(self, packed: Packed | None) -> Engine:
         """Reserve the first slots, start the workers, and post the first batches. Does not wait for them."""
         plan, options = self._plan, self._options
-        layout = Layout(self.fields, self.batch_size, plan.n_slots, self.workers, self.has_valid)
+        layout = Layout(self._slot_fields, self.batch_size, plan.n_slots, self.workers, self.has_valid)
         segment = Segment(layout.n_bytes)
         grows = self.workers and options.own_workers is None  # the fork server reserves more slots
         n_first = min(plan.n_slots, max(3, FIRST_BYTES // layout.slot_bytes)) if grows else plan.n_slots
@@ -268,6 +281,7 @@ class Loader:
             plan.scratch_bytes,
             plan.max_sample_bytes,
             options.worker_setup if packed is None else None,
+            self._stream is not None,
         )
         workers = self._make_workers(segment, packed)
         engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)
@@ -293,14 +307,18 @@ class Loader:
     # -- iterating ----------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        return self.order.n_batches(self.epoch)
+        """Batches an epoch. Raises TypeError for a stream without `steps`: only its end tells."""
+        if (n_batches := self.order.n_batches(self.epoch)) == NO_END:
+            raise TypeError(
+                "a loader of a Stream has no len(), as it is not known when the stream ends: give Stream(steps=...)"
+            )
+        return n_batches
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the rest of this epoch; over the next epoch, if an earlier iteration of this one has ended."""
         self._ranks.look_again()
         epoch, position = self._engine.due
-        self._engine.seek(*((epoch + 1, 0) if self._begun and position else (epoch, position)))
+        self._seek(*((epoch + 1, 0) if self._begun and position else (epoch, position)))
         if self.workers:
             self._see_changes()
         self._begun = True
@@ -374,7 +392,8 @@ class Loader:
                 self._see_changes()
             else:
                 self._engine.seek(*self._engine.due)  # loads the batch again, as the source may have changed
-        peeked = self._engine.peek()
+        while (peeked := self._engine.peek()) is not None and peeked[0].n_rows == 0:
+            self._engine.next_batch(self.epoch)  # a part of a stream has ended
         if peeked is None:
             raise ConfigError(f"there is no batch to peek at: all epochs={self._options.epochs} of the loader are over")
         batch, bad = peeked
@@ -400,9 +419,14 @@ class Loader:
 
     def _go_to(self, epoch: int, position: int, changes: Sequence[Change]) -> None:
         """With changes, batches of the same number have other rows than before."""
-        self._engine.seek(epoch, position, changes)
+        self._seek(epoch, position, changes)
         self._begun = False
         self._iteration += 1
+
+    def _seek(self, epoch: int, position: int, changes: Sequence[Change] = ()) -> None:
+        if self._stream is not None and not changes and (epoch, position) != self._engine.due:
+            self._stream.moved(self._engine.due, (epoch, position))
+        self._engine.seek(epoch, position, changes)
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the trainer: batches that were received, not those filled ahead. Can be saved as JSON. All ranks have
@@ -565,6 +589,9 @@ class _Pass:
         if (epochs := loader._options.epochs) is not None and self._epoch >= epochs:
             raise StopIteration
         received = engine.next_batch(self._epoch)
+        while loader._stream is not None and received is not None and received[0].n_rows == 0:  # a part has ended
+            received[0].release()
+            received = engine.next_batch(self._epoch)
         if received is None:
             engine.poll()  # so that `stats` counts the whole epoch
             raise StopIteration

@@ -10,6 +10,7 @@ import numpy as np
 
 from ringload.checks import checked_seed, flag, integer, named, one_of, short
 from ringload.errors import ConfigError
+from ringload.order.explicit import NO_END
 from ringload.packing.installed import installed_modules
 from ringload.protocols import Observer, Workers
 from ringload.sources.bind import bind
@@ -82,6 +83,25 @@ class Options:
             worker_setup=worker_setup,
             epochs=None if epochs is None else integer("epochs", epochs, 0),
             observers=_observers(observers),
+        )
+
+
+def n_known(source: Any) -> int:
+    """How many samples a source has; 0 for a stream."""
+    n_samples = len(source)
+    return n_samples if n_samples < NO_END else 0
+
+
+def check_stream(options: Options, is_own_order: bool) -> None:
+    """Refuse what a stream cannot do."""
+    if not is_own_order:
+        raise ConfigError("a Stream comes in the order of its parts: leave out order= and shuffle=, and shuffle in its factory")
+    if options.on_error == "replace":
+        raise ConfigError("a Stream has no other sample to take the place of a bad one: on_error is 'raise' or 'skip'")
+    if options.own_workers is not None and not options.own_workers.keeps_parts:
+        raise ConfigError(
+            f"{named(options.own_workers)} does not say keeps_parts = True, which a Stream needs: one worker fills all batches "
+            "of a part, in their order"
         )
 
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 PAD = -1  # in place of a sample's index: the row holds none
 
 
+class NoMoreRowsError(Exception):
+    """What `Source.load` raises where a part of a stream has ended: this row of the task, and those after it, hold none."""
+
+
 class Source(Protocol):
     """What a sample is, and how one is loaded. Samples are numbered 0..N-1.
 
@@ -56,6 +60,7 @@ class Source(Protocol):
                                         written there
         order_fields = ("a", "b")       the fields that its order writes, and no other order; see `Rows.fields`
         load_again()                    called after the rows of a task: True, and all of them are loaded once more
+        end_task()                      called when a task is over
         scratch_bytes                   the most memory that loading one sample may take, beside its row
         fingerprint()                   a value that JSON can hold, and that differs from that of other data, or of the same
                                         data in another order: a loader's state holds it, and is refused by another source
@@ -87,12 +92,14 @@ class Rows:
 
     `index`: the sample of each row, `(n,) int64`; PAD (-1) where there is none. `key`: what each row draws by, `(n,) int64`
     from 0 on; None where that is its index. `fields`: what else the order knows of its rows: field of the source -> `(n,
-    *shape)`.
+    *shape)`. `part`: the part of a stream that the rows belong to, if any: one worker fills all batches of a part, one after
+    another.
     """
 
     index: np.ndarray
     key: np.ndarray | None = None
     fields: Mapping[str, np.ndarray] = field(default_factory=dict)
+    part: int | None = None
 
 
 class PositionOrder(Protocol):
@@ -167,6 +174,12 @@ class Order(Protocol):
                 positions = np.arange(number * self.size, (number + 1) * self.size)
                 drawn = np.random.default_rng((epoch, number)).random(self.size)
                 return ringload.Rows(np.searchsorted(self.edges, drawn), key=positions)
+
+    Optional, in an order's class:
+        heard(epoch, number, slot, is_lent) called with the arrays of a full batch, field -> `(B, ...)`: when it is lent, and
+                                        before unfinished batches are filled again. Returns how many rows the batch shows; 0
+                                        and it is not given to the trainer. `n_batches` may become smaller, but not below
+                                        number + 1
     """
 
     def n_batches(self, epoch: int) -> int:
@@ -236,6 +249,7 @@ class Job(NamedTuple):
     `source`: the source, or where `Workers.needs_packed` its bytes (`packing.pack`). `seed`, `n_samples`: what randomness and
     substitutes are made of. `on_error`: "raise", "skip" or "replace". `max_sample_bytes`: the most memory that there is for one
     sample; 0 where nothing is set aside. `setup`: what is called before the source is used, where it is not in its bytes.
+    `by_part`: batches belong to parts (`Rows.part`).
     """
 
     source: Any
@@ -246,6 +260,7 @@ class Job(NamedTuple):
     scratch_bytes: int = 0
     max_sample_bytes: int = 0
     setup: Callable[[], Any] | None = None
+    by_part: bool = False
 
 
 class Owner(Protocol):
@@ -282,6 +297,7 @@ class Workers(Protocol):
     n_workers: int
     needs_packed: bool = False
     max_ahead: int = 1 << 30  # the ring's slots bound it
+    keeps_parts: bool = False  # one worker fills all batches of a part, in the order in which they are posted
 
     def open(self, job: Job, memory: np.ndarray) -> None:
         """Called once, before anything else: `memory` is the ring's segment, `(n_bytes,) uint8`."""

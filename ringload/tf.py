@@ -16,6 +16,7 @@ from ringload.checks import in_our_words, short
 from ringload.errors import ConfigError, LoaderClosedError
 from ringload.fields import Field
 from ringload.loader import Loader
+from ringload.order.explicit import NO_END
 from ringload.order.position import is_endless
 
 try:
@@ -82,7 +83,8 @@ def as_dataset(
     def spec(field: Field) -> tf.TensorSpec:
         return tf.TensorSpec((n_rows, *field.shape), field.dtype)
 
-    counted = loader.position == 0 or loader._begun
+    is_known = loader.order.n_batches(loader.epoch) < NO_END  # not of a stream without steps
+    counted = is_known and (loader.position == 0 or loader._begun)
 
     kept = weakref.ref(loader)  # TensorFlow keeps every generator until the process ends; it must not keep the loader
 

@@ -101,9 +101,9 @@ def test_what_was_posted_can_be_taken_back_while_others_claim(channel: Channel) 
 
 def test_tokens_and_records_of_the_dead_are_forgotten(channel: Channel) -> None:
     channel.post(*records(0, 6, 1))
-    os.eventfd_read(channel.for_workers.free)  # died with a token and without its record
-    os.read(channel.for_workers.tasks, TASK.size)
-    os.read(channel.for_workers.tasks, TASK.size)
+    os.eventfd_read(channel.for_workers.queues[0].free)  # died with a token and without its record
+    os.read(channel.for_workers.queues[0].tasks, TASK.size)
+    os.read(channel.for_workers.queues[0].tasks, TASK.size)
     channel.empty()
     assert channel.take_back() == []
     channel.post(*records(0, 2, 1, number=8))

@@ -104,11 +104,16 @@ class Engine:
                         self._schedule.measure()
                     lent = state.ring.lend()
                     lent.since_s = now_s = time.monotonic()
-                    state.counters.count(lent.n_rows, begin_s, now_s)
                     batch = state.leases.lend(lent.slot)
+                    if state.hears:
+                        lent.n_rows = state.hear(lent, is_lent=True)
+                        batch.cut(lent.n_rows)
+                    state.counters.count(lent.n_rows, begin_s, now_s)
                     for on_batch in state.on_batch:
                         on_batch(lent.epoch, lent.number, lent.n_rows, now_s - begin_s)
                     state.due = self._schedule.after(lent.epoch, lent.number)  # last: what was interrupted before comes again
+                    if state.hears:
+                        self._schedule.give_up_beyond_end()
                 except BaseException as error:
                     self._fail(error)
                     raise
@@ -136,7 +141,9 @@ class Engine:
                     self._schedule.measure()
                 due = state.ring.due()
                 assert due is not None, "it was waited for"
-                return state.leases.prepared(due.slot).copy(), due.bad
+                batch = state.leases.prepared(due.slot).copy()
+                batch.cut(state.hear(due, is_lent=False))
+                return batch, due.bad
         finally:
             self._carry_out_close()
 
@@ -149,8 +156,8 @@ class Engine:
                 if (epoch, number) != state.due:
                     for observer in state.observers:
                         observer.on_seek(epoch, number)
-                # Without workers, nothing tells that the source has changed.
-                if (epoch, number) != state.due or changes or not state.workers.n_workers:
+                # Without workers, nothing tells that the source has changed; a stream cannot be read again.
+                if (epoch, number) != state.due or changes or not (state.workers.n_workers or state.hears):
                     self._schedule.give_up()
                     set_together(*changes, (state, "due", (epoch, number)))
                 self._waiting.housekeeping()

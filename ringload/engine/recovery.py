@@ -70,7 +70,8 @@ class Recovery:
         5. Have workers and ring forget what was posted: cancelled slots are free.
         6. Act on the other events since then: slots that were reserved.
         7. Blame the samples that were being filled; raise where there were too many deaths.
-        8. Bring each unfinished slot back to what the order says: a worker may have put another sample into a row.
+        8. Bring each unfinished slot back to what the order says, once it has heard of the full ones: a worker may have put
+           another sample into a row.
         9. Start workers, and tell them which samples to leave out; then post what is unfinished, oldest first, and what is due.
         """
         state = self._state
@@ -90,7 +91,10 @@ class Recovery:
         self._tell_deaths(deaths, current_work)
         if state.blame.too_many(len(deaths)):
             raise self._died(deaths[-1], current_work)
-        for batch in unfinished:  # 8
+        for batch in state.ring.in_flight:  # 8
+            if not batch.undone:
+                state.hear(batch, is_lent=False)
+        for batch in unfinished:
             batch.bad = [(task, bad) for task, bad in batch.bad if batch.is_done(task)]
             self._write_again(batch)
         state.unposted = unfinished  # 9

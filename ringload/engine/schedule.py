@@ -57,7 +57,8 @@ class Schedule:
             if rows is None:
                 break
             n_rows = len(rows.index)
-            batch = ring.fill(epoch, number, n_rows, self._rows_of_task(n_rows))
+            batch = ring.fill(epoch, number, n_rows, self._rows_of_task(n_rows) if rows.part is None else n_rows)
+            batch.part = rows.part or 0
             if state.sanitizer is not None:
                 state.sanitizer.posting(batch.slot)
             state.leases.prepare(batch, rows)
@@ -124,6 +125,12 @@ class Schedule:
             batch.undone, batch.flags_now = 0, b""
         state.unposted = []
         state.ring.cancel()
+
+    def give_up_beyond_end(self) -> None:
+        """If the order has just heard where the epoch ends, give up the batches beyond."""
+        first = self._state.ring.due()
+        if first is not None and (first.epoch, first.number) != self._state.due:
+            self.give_up()
 
     def measure(self) -> None:
         """Once a worker has its source, which is before the first batch: whether there is room for what all of them take."""

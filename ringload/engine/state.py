@@ -51,6 +51,7 @@ class EngineState:
         self.observers = tuple(observers)
         # of those that do something for each batch: a call costs a microsecond there
         self.on_batch = tuple(one.on_batch for one in observers if type(one).on_batch is not Observer.on_batch)
+        self.hears = hasattr(order, "heard")
         self.due = due
         self.life = Lifecycle()
         self.ring = Ring(0)
@@ -71,6 +72,14 @@ class EngineState:
     def is_growing(self) -> bool:
         """Whether more slots are being reserved."""
         return self.n_reserved < self.goal
+
+    def hear(self, batch: InFlightBatch, is_lent: bool) -> int:
+        """Have the order hear of a full batch, if it wants to. Returns how many rows the batch shows."""
+        if not self.hears:
+            return batch.n_rows
+        slot = self.leases.whole_slot(batch.slot)
+        n_rows: int = self.order.heard(batch.epoch, batch.number, slot, is_lent)  # type: ignore[attr-defined]
+        return n_rows
 
     def drop_memory(self) -> None:
         """Let go of all that keeps the ring mapped, but for what is lent."""

@@ -82,12 +82,16 @@ class EpochTracker:
         """The number of batches of a pass, as Keras counts them: fewer if `load_state_dict` has set the loader within an
         epoch."""
         with self._lock:
-            n_whole = len(self._loader)
             if self._within_epoch:
                 self._pass_begins = True
                 if self._n_given == 0 and not self.repeat:
-                    return n_whole - self.next()[1]
-            return None if self.repeat else n_whole
+                    return len(self._loader) - self.next()[1]
+            return None if self.repeat else len(self._loader)
+
+    @property
+    def _n_whole(self) -> int:
+        """Batches of a pass; of a stream whose end is not known, more than there can be."""
+        return self._loader.order.n_batches(self._loader.epoch)
 
     def begin_epoch(self) -> None:
         """An epoch begins, or a dry run."""
@@ -104,7 +108,7 @@ class EpochTracker:
             if is_reset and self._n_given <= N_HELD:
                 self._held.extendleft(reversed(self._may_be_dry_run))
                 self._is_unfinished = False
-            elif is_reset and self._n_given < len(self._loader) and self._first is not None:
+            elif is_reset and self._n_given < self._n_whole and self._first is not None:
                 epoch, number = self._first
                 self._loader.load_state_dict(self._loader.state_at(epoch, number))
                 self._abandon()
@@ -138,7 +142,7 @@ class EpochTracker:
             if self._n_given > N_HELD:
                 self._may_be_dry_run = []  # before waiting for a batch, which may need one of their slots
             batch = self._held.popleft() if self._held else self._receive()
-            self._is_unfinished = batch.number != len(self._loader) - 1
+            self._is_unfinished = batch.number != self._n_whole - 1
             if is_first:
                 self._first = self._first or (batch.epoch, batch.number)
                 if self._n_given <= N_HELD:
@@ -157,7 +161,7 @@ class EpochTracker:
             return self._held[number]
         self._held.clear()
         batch = self._receive()
-        self._is_unfinished = batch.number != len(self._loader) - 1
+        self._is_unfinished = batch.number != self._n_whole - 1
         return batch
 
     def next(self) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from ringload.order.batched import NO_GRID, Batched, Last, LoaderOrder, Place, S
 from ringload.order.checked import CheckedOrder, CheckedPositions
 from ringload.order.given import Explicit
 from ringload.order.positions import Sequential, Shuffled
+from ringload.order.stream import StreamParts
 from ringload.protocols import Binding, Rows
 
 KINDS = (
@@ -33,6 +34,8 @@ def loader_order(given: Any, to: Binding, last: Last, rank: int, world: int) -> 
     if _is_function(given):
         return ByEpoch(given, to, last, rank, world)
     bound = _bound(given, replace(to, last=last))
+    if isinstance(bound, StreamParts):
+        return bound.for_rank(last, rank, world)
     if hasattr(bound, "at"):
         return Batched(CheckedPositions(bound, to.n_samples), to.batch_size, last, rank, world, to.epoch)
     return Shared(CheckedOrder(bound, to.n_samples, to.batch_size), last, rank, world, to.epoch)

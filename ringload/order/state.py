@@ -4,7 +4,7 @@
 
 The first `start + position * step` positions of the epoch are gone: of samples, or of batches for an order by batch. `start` is
 s in the epoch r, in which a loader with another step went on; in all others it is 0. Version 1 had the batch size and the shard
-instead of both.
+instead of both. The state of a stream has `marks`, too: where each part goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ringload.checks import short
 from ringload.errors import ConfigError
 from ringload.order.batched import NO_CHUNK, NO_GRID, Batched, LoaderOrder
 from ringload.order.choose import ByEpoch
+from ringload.order.stream import StreamOrder
 from ringload.order.weighted import Drawn
 
 Change = tuple[object, str, Any]  # (object, name of its attribute, value)
@@ -37,6 +38,7 @@ def state_of(order: LoaderOrder, seed: int, epoch: int, number: int) -> dict[str
         "grid": list(order.grid),
         "seed": seed,
         "order": order.state(epoch),
+        **({"marks": order.marks()} if isinstance(order, StreamOrder) else {}),
     }
 
 
@@ -94,6 +96,8 @@ def order_difference(there: Mapping[str, Any], here: Mapping[str, Any], without:
 
 def resumed(order: LoaderOrder, state: Mapping[str, Any]) -> tuple[int, int, list[Change]]:
     """(epoch, number) of the batch with which this order goes on, and what changes in it at the same time."""
+    if isinstance(order, StreamOrder):
+        return state["epoch"], state["position"], order.adopted(state)
     epoch, position = state["epoch"], position_of(state)
     if position > (n := order.n_positions(epoch)):
         raise ConfigError(f"the state is at position {position:,} of an epoch of {n:,}")

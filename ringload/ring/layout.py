@@ -33,7 +33,7 @@ FLAG_DONE = 1  # the task is done
 FLAG_DONE_WITH_REPORTS = 2  # the same, and the pipe holds a report of a bad sample of it
 INDEX_FIELD = Field((), "int64")
 VALID_FIELD = Field((), "bool")
-KEY = ".key"  # the name of the draw keys' array: no field can have it
+KEY = ".key"  # the name of the draw keys' array. No field has a name with a dot, but those that a batch does not show
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Layout:
 
     @cached_property
     def lent_places(self) -> tuple[tuple[str, tuple[int, ...], np.dtype[Any], int], ...]:
-        """(name, shape, dtype, offset) of what a batch shows: all but indices and draw keys."""
-        shown = ((name, field, offset) for name, field, offset in self.places if name not in ("index", KEY))
+        """(name, shape, dtype, offset) of what a batch shows: all but indices, and what order and source tell each other."""
+        shown = ((name, field, offset) for name, field, offset in self.places if name != "index" and name[0] != ".")
         return tuple((name, field.shape, field.dtype, offset) for name, field, offset in shown)
 
     @cached_property
@@ -99,6 +99,12 @@ class Layout:
     def slot_arrays(self, slot: np.ndarray, n_rows: int) -> dict[str, np.ndarray]:
         """What a batch shows of a slot `(slot_bytes,) uint8`: name -> `(n_rows, *shape)`, all of them views of `slot`."""
         return {name: np.ndarray((n_rows, *shape), dtype, slot, offset) for name, shape, dtype, offset in self.lent_places}
+
+    def whole_slot(self, slot: np.ndarray) -> dict[str, np.ndarray]:
+        """All arrays of a slot: name -> `(B, *shape)`, views of `slot (slot_bytes,) uint8`."""
+        return {
+            name: np.ndarray((self.batch_size, *field.shape), field.dtype, slot, offset) for name, field, offset in self.places
+        }
 
     def write_rows(self, slot: np.ndarray, rows: Rows, start: int = 0, stop: int | None = None) -> None:
         """Write what the order says of a batch's rows `start:stop` into its slot `(slot_bytes,) uint8`."""

@@ -85,8 +85,15 @@ class LeaseFactory:
 
     def write_rows(self, slot: int, rows: Rows, start: int, stop: int) -> None:
         """Write again what the order says of some rows of a slot: a worker that died may have put another sample there."""
+        self._layout.write_rows(self._bytes_of(slot), rows, start, stop)
+
+    def whole_slot(self, slot: int) -> dict[str, np.ndarray]:
+        """All arrays of a slot: name -> `(B, *shape)`. They are not lent: keep none of them."""
+        return self._layout.whole_slot(self._bytes_of(slot))
+
+    def _bytes_of(self, slot: int) -> np.ndarray:
         begin = self._layout.slots_start + slot * self._layout.slot_bytes
-        self._layout.write_rows(self.memory[begin : begin + self._layout.slot_bytes], rows, start, stop)
+        return self.memory[begin : begin + self._layout.slot_bytes]
 
     def prepared(self, slot: int) -> Batch:
         """What will be lent of a slot."""
@@ -158,11 +165,16 @@ class Batch(Mapping[str, np.ndarray]):
     @property
     def index(self) -> np.ndarray:
         """Which sample each row is, `(B,) int64`; -1 for padding."""
-        arrays = self._check()
+        self._check()
         if self._index is None and self._slot is not None and self._index_of is not None:
-            self._index = self._index_of(self._slot, len(next(iter(arrays.values()))))
+            self._index = self._index_of(self._slot, self.n_rows)
         assert self._index is not None
         return self._index
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows it has."""
+        return len(next(iter(self._check().values())))
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -217,6 +229,10 @@ class Batch(Mapping[str, np.ndarray]):
         arrays = self._arrays
         content = "released" if arrays is None else ", ".join(f"{k}: {v.shape} {v.dtype}" for k, v in arrays.items())
         return f"<Batch {self.number} of epoch {self.epoch}: {content}>"
+
+    def cut(self, n_rows: int) -> None:
+        """Show the first rows only."""
+        self._arrays, self._index = {name: array[:n_rows] for name, array in self._check().items()}, None
 
     def release(self) -> None:
         """End the lease now. Arrays of this batch that are kept then show the next batch of the slot. Idempotent."""

@@ -62,6 +62,7 @@ class InFlightBatch:
     `undone` has a bit for each task that was not reported yet. `flags_now` shows the done flags of its tasks as they are: equal
     to `flags_full`, all are done and nothing was bad; else without a 0, all are done, and what was bad is to be collected.
     (Empty where there are no flags, as the trainer fills its batches itself.) `since_s` (time.monotonic) is when it was lent.
+    `part`: see `protocols.Rows`.
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class InFlightBatch:
         "flags_now",
         "n_rows",
         "number",
+        "part",
         "serial",
         "since_s",
         "slot",
@@ -85,6 +87,7 @@ class InFlightBatch:
         self.flags_full = split.flags_full
         self.bad: list[tuple[int, Bad]] = []  # (task, what was bad)
         self.since_s = 0.0
+        self.part = 0
 
     def is_done(self, task: int) -> bool:
         """Whether a task was reported."""

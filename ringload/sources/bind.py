@@ -29,6 +29,7 @@ class BoundSource:
     describe: Callable[[int], str]
     begin_task: Callable[[dict[str, np.ndarray]], None] | None
     load_again: Callable[[], bool] | None
+    end_task: Callable[[], None] | None
     scratch_bytes: int
     refuses_large: bool
     random: bool
@@ -66,6 +67,7 @@ def bind(source: Any) -> BoundSource:
         describe=getattr(source, "describe", _no_description),
         begin_task=getattr(source, "begin_task", None),
         load_again=getattr(source, "load_again", None),
+        end_task=getattr(source, "end_task", None),
         scratch_bytes=getattr(source, "scratch_bytes", 0),
         refuses_large=getattr(source, "refuses_large", False),
         random=draws,

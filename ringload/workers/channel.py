@@ -2,6 +2,7 @@
 
     trainer  --tasks pipe-->    workers       a TASK record for each task
              --free eventfd-->  workers       a counting semaphore: how many tasks are in the pipe
+             where the rows of a batch belong to a part of a stream, each worker has such a pair of its own: a queue
     workers  --results pipe-->  trainer       a RESULT record for each task; before it, one with a text for each bad sample
              --wake eventfd-->  trainer       notifies that some slot is full. It is never read: its edges wake an epoll
 
@@ -42,6 +43,8 @@ import os
 import select
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 from ringload.ring.layout import FLAG_DONE, FLAG_DONE_WITH_REPORTS, MAX_TASKS
 from ringload.ring.slots import TaskResult
@@ -64,54 +67,69 @@ NOTIFY_AGAIN_MS = 50  # how often a worker that finds the pipe full notifies
 ALL_DONE = bytes([DONE]) * (READ_BYTES // RESULT.size)
 
 
-@dataclass(frozen=True)
-class ChannelFds:
-    """The four descriptors that a worker needs."""
+class Queue(NamedTuple):
+    """The descriptors of a queue of tasks that workers need."""
 
     tasks: int
     free: int
+
+
+@dataclass(frozen=True)
+class ChannelFds:
+    """The descriptors that workers need. There is one queue for all of them, or one for each."""
+
+    queues: tuple[Queue, ...]
     results: int
     wake_fd: int
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """All of them."""
+        return (*chain(*self.queues), self.results, self.wake_fd)
 
 
 class Channel(FdOwner):
     """The trainer's side: owns all descriptors of both directions."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_queues: int = 1) -> None:
         super().__init__()
-        self._tasks_out, self._tasks_in = self._open_pipe()
+        self.n_queues = n_queues
+        pipes = [self._open_pipe() for _ in range(n_queues)]
+        self._tasks_in = [tasks_in for _, tasks_in in pipes]
         self._results_out, self._results_in = self._open_pipe()
-        self._free = self._open(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
+        self._queues = tuple(Queue(tasks_out, self._open(os.eventfd, 0, flags)) for tasks_out, _ in pipes)
         self.wake_fd = self._open(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        for pipe in (self._tasks_in, self._results_in):
+        for pipe in (*self._tasks_in[:1], self._results_in):  # the batches of one worker are few
             _enlarge(pipe)
-        os.set_blocking(self._tasks_in, False)  # the write end is the trainer's alone: it never waits for workers
+        for pipe in self._tasks_in:
+            os.set_blocking(pipe, False)  # the write end is the trainer's alone: it never waits for workers
         os.set_blocking(self._results_out, False)
         os.set_blocking(self._results_in, False)  # a worker that finds it full notifies first, then waits for room
         self._rest = b""  # the beginning of a record whose text was not read yet
 
     @property
     def for_workers(self) -> ChannelFds:
-        return ChannelFds(self._tasks_out, self._free, self._results_in, self.wake_fd)
+        return ChannelFds(self._queues, self._results_in, self.wake_fd)
 
-    def post(self, records: bytes, n_tasks: int) -> bool:
-        """Post the tasks of one batch, all or none. False: the pipe is full."""
+    def post(self, records: bytes, n_tasks: int, queue: int = 0) -> bool:
+        """Post the tasks of some batches, all or none. False: the pipe is full."""
         try:
-            os.write(self._tasks_in, records)
+            os.write(self._tasks_in[queue], records)
         except BlockingIOError:
             return False
-        os.eventfd_write(self._free, n_tasks)
+        os.eventfd_write(self._queues[queue].free, n_tasks)
         return True
 
     def take_back(self) -> list[Task]:
         """Take what is posted and not yet in a worker's hands. Safe while workers run: a token is a record."""
         tasks: list[Task] = []
-        while True:
-            try:
-                os.eventfd_read(self._free)
-            except BlockingIOError:
-                return tasks
-            tasks.append(Task._make(TASK.unpack(os.read(self._tasks_out, TASK.size))))
+        for queue in self._queues:
+            with suppress(BlockingIOError):
+                while True:
+                    os.eventfd_read(queue.free)
+                    tasks.append(Task._make(TASK.unpack(os.read(queue.tasks, TASK.size))))
+        return tasks
 
     def results(self) -> tuple[list[WorkerReport], list[TaskResult]]:
         """All results there are, without waiting."""
@@ -155,14 +173,15 @@ class Channel(FdOwner):
         """Once all workers are dead and what they said is read: forget every task that is still posted, with and without a
         token, and a record that an interruption cut in two."""
         self._rest = b""
-        os.set_blocking(self._tasks_out, False)
-        try:
-            for fd, n_bytes in ((self._free, 8), (self._tasks_out, READ_BYTES)):
-                with suppress(BlockingIOError):
-                    while True:
-                        os.read(fd, n_bytes)
-        finally:
-            os.set_blocking(self._tasks_out, True)
+        for queue in self._queues:
+            os.set_blocking(queue.tasks, False)
+            try:
+                for fd, n_bytes in ((queue.free, 8), (queue.tasks, READ_BYTES)):
+                    with suppress(BlockingIOError):
+                        while True:
+                            os.read(fd, n_bytes)
+            finally:
+                os.set_blocking(queue.tasks, True)
 
 
 class WorkerChannel:
@@ -170,12 +189,13 @@ class WorkerChannel:
 
     def __init__(self, fds: ChannelFds, worker_id: int, done_flags: memoryview) -> None:
         self._fds = fds
+        self._queue = fds.queues[worker_id % len(fds.queues)]
         self._worker = worker_id
         self._done_flags = done_flags
         self._flag = FLAG_DONE
         self._has_token = False
         self._wait = select.poll()
-        self._wait.register(fds.free, select.POLLIN)
+        self._wait.register(self._queue.free, select.POLLIN)
         self._room = select.poll()
         self._room.register(fds.results, select.POLLOUT)
 
@@ -187,11 +207,11 @@ class WorkerChannel:
             self._wait.poll()  # another may be faster to the token: then wait again
         # Died here: a token without its record, a record without its token. `Channel.empty` clears both.
         self._has_token = False
-        return Task._make(TASK.unpack(os.read(self._fds.tasks, TASK.size)))
+        return Task._make(TASK.unpack(os.read(self._queue.tasks, TASK.size)))
 
     def _take_token(self) -> bool:
         try:
-            os.eventfd_read(self._fds.free)
+            os.eventfd_read(self._queue.free)
         except BlockingIOError:
             return False
         return True

@@ -21,7 +21,7 @@ from ringload.bad_sample import MAX_NAME, MAX_REASON, MAX_TRACEBACK, MAX_WHERE, 
 from ringload.fields import Row, write_exactly
 from ringload.order.randomness import Generators, Randomness, substitutes
 from ringload.packing.generators import OwnGenerators
-from ringload.protocols import PAD, Job
+from ringload.protocols import PAD, Job, NoMoreRowsError
 from ringload.ring.layout import KEY
 from ringload.sources.bind import BoundSource
 
@@ -79,6 +79,8 @@ class Filler:
             for name, values in ordered.items():
                 rows[name][:] = values
             bad = self._fill(epoch, start, index, keys, rows, note_work, one_by_one)
+        if self._bound.end_task is not None:
+            self._bound.end_task()
         return bad
 
     def _is_to_load_again(self) -> bool:
@@ -115,10 +117,22 @@ class Filler:
         bad = []
         for row, (sample, key) in enumerate(zip(index[:n_present].tolist(), keys[:n_present].tolist(), strict=True)):
             note_work(sample, start + row, start + row + 1)
-            if (problem := self._load_row(epoch, sample, key, row, rows)) is not None:
+            try:
+                problem = self._load_row(epoch, sample, key, row, rows)
+            except NoMoreRowsError:
+                self._leave_out(row, rows)
+                break
+            if problem is not None:
                 noted = partial(_note_row, note_work, start + row)
                 bad.append(self._make_good(problem, epoch, key, row, rows, noted))
         return bad
+
+    def _leave_out(self, first: int, rows: dict[str, np.ndarray]) -> None:
+        """The rows from `first` on hold no samples."""
+        rows["index"][first:] = PAD
+        if "valid" in rows:  # else they are not shown
+            for name in (*self._bound.names, "valid"):
+                rows[name][first:] = np.zeros((), rows[name].dtype)
 
     def _any_poison(self, indices: np.ndarray) -> bool:
         return bool(self._poison_samples) and any(int(index) in self._poison_samples for index in indices)
@@ -168,6 +182,8 @@ class Filler:
                 raise TypeError(f"load() returned a {type(result).__name__}; it has to write into `out` and return nothing")
             if source.calls_user_code and (untouched := views.untouched()):
                 raise ValueError(f"load() did not write the fields {sorted(untouched)}")
+        except NoMoreRowsError:
+            raise
         except Exception as error:  # whatever a decoder or a user's function raises: it belongs to this sample
             return self._bad(sample, error)
         return None

@@ -27,6 +27,7 @@ class InlineWorkers(Workers):
 
     n_workers = 0
     max_ahead = 1
+    keeps_parts = True
     _one_at_a_time = new_rlock()
 
     def open(self, job: Job, memory: np.ndarray) -> None:

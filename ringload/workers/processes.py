@@ -25,6 +25,8 @@ from ringload.workers.worker import Start, WorkerJob
 class ProcessWorkers(Workers):
     """Worker processes. Owns the pool and the channel."""
 
+    keeps_parts = True
+
     def __init__(
         self,
         n_workers: int,
@@ -47,26 +49,26 @@ class ProcessWorkers(Workers):
         self._registered = -1
         self._epoll = select.epoll()
         self._opened.append(self._epoll.close)
-        self._channel = Channel()
+        self._channel = Channel(self.n_workers if job.by_part else 1)
         self._opened.append(self._channel.close)
         self._epoll.register(self._channel.wake_fd, select.EPOLLIN | select.EPOLLET)  # each wakes once, and none is read
         self._supervisor = WorkerSupervisor(self._worker_job(job), self._owners, self._method, self._preload)
         self._opened.append(self._supervisor.close)
 
     def post(self, batches: Sequence[InFlightBatch]) -> int:
-        """One write for as many batches as fit into it."""
-        n_posted = 0
+        """One write for as many batches of a queue as fit into it."""
+        n_posted, n_queues = 0, self._channel.n_queues
         while n_posted < len(batches):
-            records, n_tasks, n_taken = b"", 0, 0
+            records, n_tasks, n_taken, queue = b"", 0, 0, batches[n_posted].part % n_queues
             for posted in batches[n_posted:]:
                 of_one = task_records(posted)
-                if len(records) + len(of_one) > PIPE_BUF:
+                if len(records) + len(of_one) > PIPE_BUF or posted.part % n_queues != queue:
                     break
                 self._write_flags(posted)  # before the records: workers write here only after they have read them
                 records += of_one
                 n_tasks += posted.undone.bit_count()
                 n_taken += 1
-            if not self._channel.post(records, n_tasks):
+            if not self._channel.post(records, n_tasks, queue):
                 break
             n_posted += n_taken
         return n_posted

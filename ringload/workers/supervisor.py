@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal
@@ -240,7 +240,7 @@ class WorkerSupervisor:
             alive=alive_in.fileno(),
             ring=self._job.ring_fd,
             job=self._written.fd,
-            others=(*astuple(self._job.channel), *(owner.fd for owner in self._owners if owner.fd != self._job.ring_fd)),
+            others=(*self._job.channel.all, *(owner.fd for owner in self._owners if owner.fd != self._job.ring_fd)),
             spawn=self._method == "spawn",
             preload=tuple(name for name in self._preload if name.startswith("ringload.") and self._method != "spawn"),
             slots_start=layout.slots_start,

@@ -1,0 +1,254 @@
+"""The order of a stream, whose rows have no index: which part each batch belongs to, and where the part goes on.
+
+A stream has `n_parts` parts, each of which is read in its order. Batch c is of part c % n_parts, and all its rows are of that
+part, so the order is fixed, for any number of workers. One worker reads a part, and places its rows in the slots of its
+batches, one after another (`Rows.part`). A part that has ended gives a shorter batch, then batches without rows.
+
+What order and source tell each other lies in the slot, in the field `NOTE`, as JSON:
+    order -> source     the part, how many there are, and the mark before the batch, if it is known; else the reader of the part
+                        is there already
+    source -> order     the mark behind the batch
+A mark is the place of a part: {"epoch": how often it was opened before, "row": rows read since, "n": rows read in all, "ended":
+whether it has, "state": of its reader, if that has one}.
+
+Invariant: a batch is posted again only if all batches of its part before it were filled, and the order has heard of them. So
+the mark before it is known, and a new worker goes on exactly there.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import struct
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ringload.checks import warn
+from ringload.errors import ConfigError
+from ringload.fields import Field
+from ringload.order.batched import NO_GRID, Last, Place, check_shard
+from ringload.order.explicit import NO_END
+from ringload.protocols import PAD, Binding, Rows
+
+NOTE = ".note"
+MAX_MARK_BYTES = 4000  # as JSON, with the state of a reader
+NOTE_BYTES = MAX_MARK_BYTES + 200  # of a slot, rounded up to whole bytes a row
+LENGTH = struct.Struct("<I")  # bytes of JSON behind it
+N_BEFORE = 4  # batches that were received, and whose marks are kept: an adapter may be so far behind the loader
+
+Mark = dict[str, Any]
+_ids = itertools.count()
+
+
+def write_note(told: Mapping[str, Any], note: np.ndarray, max_bytes: int = NOTE_BYTES - LENGTH.size) -> None:
+    """Write into a slot's `note (B, n) uint8`.
+
+    Raises:
+        ConfigError: JSON cannot hold it, or it is too long.
+    """
+    try:
+        data = json.dumps(told).encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"state() of a stream's reader returns what JSON cannot hold: {error}") from error
+    if len(data) > max_bytes:
+        raise ConfigError(
+            f"state() of a stream's reader takes {len(data):,} bytes as JSON, and there is room for {max_bytes:,}: return "
+            "less, such as a name and a number"
+        )
+    note.reshape(-1)[: LENGTH.size + len(data)] = np.frombuffer(LENGTH.pack(len(data)) + data, np.uint8)
+
+
+def read_note(note: np.ndarray) -> dict[str, Any]:
+    """What `write_note` has written."""
+    data = note.reshape(-1)
+    (n_bytes,) = LENGTH.unpack(data[: LENGTH.size].tobytes())
+    told: dict[str, Any] = json.loads(data[LENGTH.size : LENGTH.size + n_bytes].tobytes())
+    return told
+
+
+@dataclass(frozen=True)
+class StreamParts:
+    """How many parts a stream has, and `steps` and `replays` of `ringload.Stream`. Bound to a source, the ranks share it."""
+
+    n_parts: int
+    steps: int | None
+    replays: bool
+    to: Binding | None = None
+    is_the_only_one = True  # the source cannot be read in another order
+
+    def bind(self, to: Binding) -> StreamParts:
+        """The same, of a loader."""
+        return replace(self, to=to)
+
+    def for_rank(self, last: Last, rank: int, world: int) -> StreamOrder:
+        """A rank's order: its parts are `rank`, `rank + world`, ... of `n_parts * world`."""
+        assert self.to is not None
+        return StreamOrder(self, self.to, last, rank, world)
+
+
+class StreamOrder:
+    """A rank's batches of a stream. A `LoaderOrder` that hears of full batches.
+
+    Batches are counted by `c`, in a line: without `steps`, each epoch is a line, which ends when all parts have; with `steps`
+    there is one line, of which each epoch takes the next `steps` batches. `_base[epoch]` is c of the epoch's batch 0.
+    """
+
+    shuffle = False
+    by_part = True
+    grid = NO_GRID
+
+    def __init__(self, parts: StreamParts, to: Binding, last: Last, rank: int, world: int) -> None:
+        check_shard(rank, world)
+        self.n_samples, self.batch_size, self.last, self.rank, self.world = to.n_samples, to.batch_size, last, rank, world
+        self._parts, self._id = parts, next(_ids)
+        self.own_fields = {NOTE: Field((-(-NOTE_BYTES // self.batch_size),), "uint8")}
+        self._base = {0: 0}
+        self._marks: dict[tuple[int, int], Mark] = {}  # (line, c) -> the mark before a batch, where it is known
+        self._received: deque[tuple[int, int]] = deque()  # (line, c), the oldest first
+        self._ends: dict[int, dict[int, int]] = {}  # epoch -> part -> the number of its first batch that is not full
+        self._posted = (0, 0)  # (line, c) behind the last batch that was posted
+
+    # -- where a batch is ---------------------------------------------------------------------------------------------
+
+    def _line(self, epoch: int) -> int:
+        return epoch if self._parts.steps is None else 0
+
+    def _c(self, epoch: int, number: int) -> int:
+        if self._parts.steps is None:
+            return self._base.get(epoch, 0) + number
+        known = max((one for one in self._base if one <= epoch), default=0)
+        return self._base.get(known, 0) + (epoch - known) * self._parts.steps + number
+
+    def _mark(self, line: int, c: int) -> Mark | None:
+        first = {"epoch": line, "row": 0, "n": 0, "ended": False}
+        return self._marks.get((line, c), first if 0 <= c < self._parts.n_parts else None)
+
+    def _n_before(self, line: int, c: int) -> int:
+        """Rows of a part before its batch c: known, or one batch after another."""
+        n = 0
+        while (mark := self._mark(line, c)) is None:
+            assert c >= 0, "some batch of the part is the first that is not filled, and its mark is known"
+            c, n = c - self._parts.n_parts, n + self.batch_size
+        return n + int(mark["n"])
+
+    # -- an order -----------------------------------------------------------------------------------------------------
+
+    def n_batches(self, epoch: int = 0) -> int:
+        """Batches of an epoch; NO_END while it is not known."""
+        if self._parts.steps is not None:
+            return self._parts.steps
+        ends = self._ends.get(epoch, {})
+        return max(ends.values()) + 1 if len(ends) == self._parts.n_parts else NO_END
+
+    def rows(self, epoch: int, number: int) -> Rows:
+        """The rows of batch `number` of `epoch`."""
+        line, c = self._line(epoch), self._c(epoch, number)
+        part, mark = c % self._parts.n_parts, self._mark(line, c)
+        self._warn_of_lost(line, c, mark)
+        at, n_parts = part * self.world + self.rank, self._parts.n_parts * self.world
+        note = np.zeros((self.batch_size, *self.own_fields[NOTE].shape), np.uint8)
+        write_note({"id": self._id, "part": at, "n_parts": n_parts, "mark": mark}, note)
+        index = (self._n_before(line, c) + np.arange(self.batch_size)) * n_parts + at
+        return Rows(index, None, {NOTE: note}, part)
+
+    def _warn_of_lost(self, line: int, c: int, mark: Mark | None) -> None:
+        """A batch that was posted before is filled again. From a part that cannot be read again, rows are lost then."""
+        posted, self._posted = self._posted, (line, c + 1)
+        if self._parts.replays or posted[0] != line or c >= posted[1] or (mark is not None and "state" in mark):
+            return
+        n_rows = (posted[1] - c) * self.batch_size
+        warn(
+            f"the readers of a stream were ended, or moved: up to {n_rows:,} rows that were read and not received are lost, as "
+            "they cannot be read again (replays=False). Readers with state() and seek() lose none",
+            RuntimeWarning,
+        )
+
+    def heard(self, epoch: int, number: int, slot: Mapping[str, np.ndarray], is_lent: bool) -> int:
+        """Note where the part goes on behind a full batch. Returns how many rows the batch shows."""
+        line, c, n_parts = self._line(epoch), self._c(epoch, number), self._parts.n_parts
+        mark = self._marks[line, c + n_parts] = read_note(slot[NOTE])["mark"]
+        if mark["ended"]:
+            self._ends.setdefault(epoch, {}).setdefault(c % n_parts, number)
+        if is_lent:
+            self._received.append((line, c))
+            if len(self._received) > n_parts + N_BEFORE:
+                self._marks.pop(self._received.popleft(), None)
+        n_rows = int(np.count_nonzero(slot["index"] != PAD))
+        return n_rows if n_rows in (0, self.batch_size) else {"drop": 0, "keep": n_rows, "pad": self.batch_size}[self.last]
+
+    def moved(self, due: tuple[int, int], to: tuple[int, int]) -> None:
+        """Batch `to` is received instead of the batch that is due. With `steps` the stream goes on where it is; else `to` is
+        the begin of an epoch."""
+        epoch, number = to
+        if self._parts.steps is not None:
+            self._base = {one: c for one, c in self._base.items() if one < epoch} | {epoch: self._c(*due) - number}
+            return
+        self._forget(epoch)
+
+    def _forget(self, epoch: int) -> None:
+        self._base.pop(epoch, None)
+        self._ends.pop(epoch, None)
+        self._marks = {at: mark for at, mark in self._marks.items() if at[0] != epoch}
+        self._received = deque(at for at in self._received if at[0] != epoch)
+
+    # -- its state ----------------------------------------------------------------------------------------------------
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """What another order has to have in common to go on."""
+        steps = self._parts.steps
+        return {"kind": "stream", "parts": self._parts.n_parts, "steps": steps, "rank": self.rank, "world": self.world}
+
+    def marks(self) -> dict[str, Any]:
+        """Where each part goes on, for a loader's state. JSON can hold it."""
+        marks = [[*at, mark] for at, mark in self._marks.items()]
+        return {"base": [[epoch, c] for epoch, c in self._base.items()], "marks": marks}
+
+    def adopted(self, state: Mapping[str, Any]) -> list[tuple[object, str, Any]]:
+        """What changes, (object, name of an attribute, value), in an order that goes on at the marks of a state."""
+        epoch, number = state["epoch"], state["position"]
+        try:
+            base = {int(one): int(c) for one, c in state["marks"]["base"]}
+            marks = {(int(line), int(c)): dict(mark) for line, c, mark in state["marks"]["marks"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError("the state of a stream has no valid 'marks': load it as state_dict() has returned it") from error
+        there = copy.copy(self)
+        there._base, there._marks = base, marks
+        line, c = there._line(epoch), there._c(epoch, number)
+        if any(there._mark(line, c + part) is None for part in range(self._parts.n_parts)):
+            raise ConfigError(
+                f"the state of a stream was changed to batch {number} of epoch {epoch}, and does not say where its parts are "
+                "there: load it as state_dict() has returned it"
+            )
+        return [(self, "_base", base), (self, "_marks", marks), (self, "_ends", {}), (self, "_received", deque())]
+
+    # -- what only an order with a length has -------------------------------------------------------------------------
+
+    @property
+    def has_whole_batches(self) -> bool:
+        """Whether each batch has `batch_size` rows."""
+        return self.last != "keep" or self._parts.steps is not None
+
+    def n_left(self, epoch: int = 0) -> int:
+        """0: it is not known which rows are left out."""
+        return 0
+
+    def n_positions(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        return self.n_batches(epoch)
+
+    def step(self, epoch: int) -> int:
+        """A state counts batches."""
+        return 1
+
+    def start(self, epoch: int) -> int:
+        """Batch 0 is at 0."""
+        return 0
+
+    def place(self, epoch: int, position: int) -> Place:
+        """A batch is where its number says."""
+        return Place(position, NO_GRID, self.n_batches(epoch))
