@@ -168,9 +168,8 @@ class Mixed:
     @property
     def refuses_large(self) -> bool:
         """Whether all sources do that have large samples: for one that does not, memory is set aside for all."""
-        return any(one.refuses_large for one in self._bounds) and all(
-            one.refuses_large for one in self._bounds if one.scratch_bytes
-        )
+        large = [bound.refuses_large for bound in self._bounds if bound.scratch_bytes]
+        return bool(large) and all(large)
 
     random = property(lambda self: any(bound.random for bound in self._bounds))
     global_random = property(lambda self: any(bound.global_random for bound in self._bounds))
