@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from ringload.protocols import Rows
 
-NO_END = 1 << 62  # batches: their number is not known before all are submitted
+NO_END = 1 << 62  # batches: their number is not known before all are submitted, or before a stream ends
+ENDLESS = 1 << 61  # positions of an epoch that never ends
 
 
 class ExplicitOrder:

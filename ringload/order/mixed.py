@@ -23,7 +23,7 @@ import numpy as np
 
 from ringload.checks import listed, nearest, one_of, short
 from ringload.errors import ConfigError
-from ringload.order.explicit import NO_END
+from ringload.order.explicit import ENDLESS
 from ringload.order.shares import Parts, Period, Shared, Tree, by_shares, checked_shares
 from ringload.protocols import Binding, PositionOrder, Rows
 
@@ -82,7 +82,7 @@ class Mix:
             return Scheduled(self, parts, to.shuffle)
         shares = self.shares(0)
         tree, is_over = by_shares(shares), self.is_over
-        n, above = NO_END, 1
+        n, above = ENDLESS, 1
         if self.stop != "never":
             while not is_over(tree.counts(above, len(shares)), shares > 0):
                 above *= 2
@@ -118,7 +118,7 @@ class Scheduled:
 
     def n_positions(self, epoch: int) -> int:
         """From an epoch's begin to the next one's."""
-        return NO_END if self._mix.stop == "never" else self._begin(epoch + 1) - self._begin(epoch)
+        return ENDLESS if self._mix.stop == "never" else self._begin(epoch + 1) - self._begin(epoch)
 
     def at(self, epoch: int, positions: np.ndarray) -> Rows:
         """A sample may come again, so it draws by its position."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ringload.order.batched import LoaderOrder
-from ringload.order.explicit import NO_END
+from ringload.order.explicit import ENDLESS
 from ringload.protocols import Order
 
 
@@ -14,4 +14,4 @@ def following(order: Order, epoch: int, number: int) -> tuple[int, int]:
 
 def is_endless(order: LoaderOrder, epoch: int) -> bool:
     """Whether an epoch has no end, so that a framework has to be told where its own epochs end."""
-    return order.n_positions(epoch) >= NO_END
+    return order.n_positions(epoch) == ENDLESS

@@ -135,8 +135,8 @@ TABLE = (
         (
             Edit(
                 "workers/channel.py",
-                "            for fd, n_bytes in ((self._free, 8), (self._tasks_out, READ_BYTES)):",
-                "            for fd, n_bytes in ((self._tasks_out, READ_BYTES),):",
+                "                for fd, n_bytes in ((queue.free, 8), (queue.tasks, READ_BYTES)):",
+                "                for fd, n_bytes in ((queue.tasks, READ_BYTES),):",
             ),
         ),
         ("test_crash.py::test_a_kill_before_any_line_changes_nothing[_TaskLoop._fill]",),
@@ -148,8 +148,8 @@ TABLE = (
         (
             Edit(
                 "workers/channel.py",
-                "            for fd, n_bytes in ((self._free, 8), (self._tasks_out, READ_BYTES)):",
-                "            for fd, n_bytes in ((self._free, 8),):",
+                "                for fd, n_bytes in ((queue.free, 8), (queue.tasks, READ_BYTES)):",
+                "                for fd, n_bytes in ((queue.free, 8),):",
             ),
         ),
         ("test_crash.py::test_a_kill_before_any_line_changes_nothing[WorkerChannel._take_token]",),

@@ -27,7 +27,7 @@ TABLE = (
     Break(
         "batches that were filled ahead of a resume are lent, though their numbers alone are the same",
         (),
-        (Edit("engine/engine.py", " or changes or not state.workers", " or not state.workers"),),
+        (Edit("engine/engine.py", " or changes or not (state.workers", " or not (state.workers"),),
         (
             f"{HERE}::test_batches_that_were_filled_ahead_are_those_of_the_grid[shuffle-2]",
             f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on[2]",
