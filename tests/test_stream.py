@@ -194,6 +194,7 @@ def test_peeking_takes_nothing(workers: int) -> None:
     expected = batches_of([0, 5], 4, 0)
     with loader(stream(Finite([0, 5]), 2), workers=workers) as made:
         assert rows_in(made.peek()) == expected[0]
+        assert made.peek().index.tolist() == [1, 3, 5, 7]
         found = []
         for batch in made:
             found.append(rows_in(batch))

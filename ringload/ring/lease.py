@@ -232,7 +232,8 @@ class Batch(Mapping[str, np.ndarray]):
 
     def cut(self, n_rows: int) -> None:
         """Show the first rows only."""
-        self._arrays, self._index = {name: array[:n_rows] for name, array in self._check().items()}, None
+        self._arrays = {name: array[:n_rows] for name, array in self._check().items()}
+        self._index = None if self._index is None else self._index[:n_rows]
 
     def release(self) -> None:
         """End the lease now. Arrays of this batch that are kept then show the next batch of the slot. Idempotent."""
