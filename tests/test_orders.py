@@ -329,7 +329,7 @@ def test_batches_that_were_filled_ahead_are_those_of_the_grid(name: str, workers
 
 
 def numbered(loader: Loader) -> Iterator[tuple[tuple[int, int], Any]]:
-    while loader.epoch < 2:
+    while loader.epoch < 6:  # more than is filled ahead of the first kill
         for batch in loader:
             yield (batch.epoch, batch.number), batch
 
@@ -343,7 +343,7 @@ def test_deaths_and_workers_change_nothing(name: str, monkeypatch: pytest.Monkey
     with Loader(Truth(100), 8, workers=2, **options) as loader:
         for count, (place, batch) in enumerate(numbered(loader)):
             assert content([batch]) == expected[place]
-            if count % 6 == 2:
+            if count % 24 == 2:
                 kill_all(members(loader)[1:])
         assert loader.stats.n_restarts > 0
 
