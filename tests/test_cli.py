@@ -34,16 +34,17 @@ def test_the_version_says_what_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     code, output = call("--version")
     assert code == 0
     assert output.startswith(f"ringload {ringload.__version__}\nJPEG: ")
-    assert f"resampling: cykooz-resizer {version('cykooz-resizer')}" in output
+    assert f"resampling: _resample.c; alpha: cykooz-resizer {version('cykooz-resizer')}" in output
     assert f"PNG: isal {version('isal')}, _png.c" in output
     monkeypatch.setattr(ringload.images.jpeg, "native", None)
     monkeypatch.setattr(ringload.images.plain, "native", None)
+    monkeypatch.setattr(ringload.images.resample, "native", None)
     monkeypatch.setattr(ringload.images.resample, "cykooz_resizer", None)
     code, output = call("--version")
     assert code == 0
     assert f"JPEG: simplejpeg {version('simplejpeg')}. _jpeg.c is not built" in output
     assert f"PNG: pillow {version('pillow')}. _png.c is not built" in output
-    assert f"resampling: pillow {version('pillow')}" in output
+    assert f"resampling: pillow {version('pillow')}. _resample.c is not built" in output
 
 
 @pytest.mark.parametrize("ram", ["auto", "0.5", "50%", "1.0", "2e11", "80GiB", "80 G", "80_000_000_000"])

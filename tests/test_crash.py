@@ -380,10 +380,10 @@ UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     _TaskLoop._ask: 3,  # a prefetch() that raises
     Bad.pack: 4,  # texts that are too long
     WorkerChannel._write: 3,  # a pipe that is full: in test_stalls
-    Filler._fill: 4,  # a source that is told of its tasks
-    Filler.fill: 2,  # a source that has generators of its own
+    Filler._fill: 7,  # a source that is told of its tasks, a stream that ends
+    Filler.fill: 5,  # a source that has generators of its own, or is told of its tasks
     Filler._load_rows_into: 1,  # a load_rows() that assigns
-    Filler._load_row: 4,  # a sample that is known to kill, a load() that does not do what it should
+    Filler._load_row: 5,  # a stream that ends, a sample that is known to kill, a load() that does not do what it should
     Filler._where: 2,  # a describe() that raises
     become_server: 1,  # what a fresh interpreter imports
     arm_lifeline: 1,  # the trainer was killed in between: in test_exit

@@ -59,9 +59,9 @@ UNREACHED = {  # how many of its lines no run gets to
     _TaskLoop._take_task: 3,
     WorkerChannel.take: 1,
     _TaskLoop._fill: 1,  # bad samples
-    Filler._load_row: 9,
-    Filler.fill: 2,  # generators of the source itself
-    Filler._fill: 12,  # these, padding, and several samples at once
+    Filler._load_row: 11,
+    Filler.fill: 5,  # generators of the source itself, and a source that is told of its tasks
+    Filler._fill: 15,  # these, a stream that ends, padding, and several samples at once
     WorkerChannel._write: 3,  # a pipe that is full
 }
 

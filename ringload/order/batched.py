@@ -88,6 +88,9 @@ class _Grid(ABC):
         self._step = step
         self.grid = NO_GRID
 
+    def __repr__(self) -> str:
+        return order_in_words(self)  # type: ignore[arg-type]
+
     def step(self, epoch: int) -> int:
         return self._step
 
@@ -279,6 +282,14 @@ class Shared(_Grid):
     def state(self, epoch: int) -> dict[str, Any]:
         """What another order has to have in common to go on in an epoch."""
         return self._order.state_at(epoch)
+
+
+def order_in_words(order: LoaderOrder) -> str:
+    """The repr of a loader's order."""
+    return (
+        f"<order of {order.n_samples:,} samples: batch_size={order.batch_size}, shuffle={order.shuffle}, last={order.last!r}, "
+        f"shard=({order.rank}, {order.world})>"
+    )
 
 
 def check_shard(rank: int, world: int) -> None:

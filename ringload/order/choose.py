@@ -10,7 +10,7 @@ import numpy as np
 
 from ringload.checks import named, short
 from ringload.errors import ConfigError
-from ringload.order.batched import NO_GRID, Batched, Last, LoaderOrder, Place, Shared
+from ringload.order.batched import NO_GRID, Batched, Last, LoaderOrder, Place, Shared, order_in_words
 from ringload.order.checked import CheckedOrder, CheckedPositions
 from ringload.order.given import Explicit
 from ringload.order.positions import Sequential, Shuffled
@@ -73,6 +73,9 @@ class ByEpoch:
         self._kept: dict[int, LoaderOrder] = {}
         self.grid = NO_GRID
         self.n_batches(to.epoch)
+
+    def __repr__(self) -> str:
+        return order_in_words(self)
 
     def of(self, epoch: int) -> LoaderOrder:
         """The order of an epoch."""
