@@ -55,6 +55,7 @@ optimizer = torch.optim.SGD(model.parameters(), 0.1)
     ),
     "### JAX": ("", BATCHES),
     "## Orders": ("loader.close()", "assert len(seen) == 96 and len(set(seen)) < 80"),
+    "**Mixing**": ("loader.close()", "assert len(seen) == 32"),
     "**Elastic resume**": (
         "loader.close()",
         "assert len(taken) == 2 and sum(len(batch.index) for batch in loader) == 8",

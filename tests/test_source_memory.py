@@ -46,7 +46,9 @@ def test_slots_are_given_up_for_objects(method: Any) -> None:
             if number > n_slots:
                 break
         engine = loader._engine
-        assert engine._state.n_reserved == engine._state.goal < n_slots  # all that there will be
+        while engine._state.n_reserved < engine._state.goal:  # on a fast machine batches come before slots
+            loader.poll()
+        assert engine._state.goal < n_slots
         assert loader.plan().n_slots == loader.stats.n_slots == engine._state.goal
         del batch
         batches = iter(loader)

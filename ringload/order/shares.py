@@ -30,6 +30,7 @@ from ringload.protocols import Binding, PositionOrder, Rows
 
 MOST_SEARCHED = 12  # parts: the best tree of more is not searched for, they are halved by their shares
 MOST_PERIOD = 4096  # positions
+MOST_CODES = 1 << 20
 STEPS = 32  # of an error of 1, in that search
 
 
@@ -217,11 +218,21 @@ class Balanced:
             raise ConfigError(
                 f"Balanced: there are {to.n_samples:,} samples, and classes of shape {classes.shape}: give one for each"
             )
-        names, codes = np.unique(classes, return_inverse=True)
+        names, codes = _coded(classes)
         shares = np.ones(len(names)) if self.weights is None else _shares_of(names.tolist(), self.weights)
         starts = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(names)))])
-        members = np.argsort(codes, kind="stable")
+        members = np.argsort(codes.astype(np.min_scalar_type(len(names))), kind="stable")  # few bits are sorted in O(N)
         return Shared(self.n or to.n_samples, by_shares(shares / shares.sum()), Parts(starts, members, to.seed), shares)
+
+
+def _coded(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The classes, sorted, and the number of each sample's class. Integers that are near each other are not sorted for it."""
+    if classes.dtype.kind in "iu" and int(classes.max()) - int(classes.min()) < MOST_CODES:
+        codes = (classes - classes.min()).astype(np.int64)
+        is_there = np.bincount(codes) > 0
+        return np.flatnonzero(is_there) + classes.min(), (np.cumsum(is_there) - 1)[codes]
+    names, codes = np.unique(classes, return_inverse=True)
+    return names, codes
 
 
 def _shares_of(names: Sequence[Any], weights: Any) -> np.ndarray:
