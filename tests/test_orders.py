@@ -370,6 +370,85 @@ def test_other_weights_are_in_force_from_the_next_batch_on(workers: int) -> None
             np.testing.assert_array_equal(check(batch), expected)
 
 
+def test_states_have_the_weights_that_are_in_force_there() -> None:
+    first, second, third = np.ones(10), np.eye(10)[3], np.eye(10)[7]
+
+    def make() -> Loader:
+        return Loader(Truth(10), 2, workers=0, order=Weighted(first), seed=5)
+
+    with make() as loader, make() as other:
+        begin = loader.state_dict()
+        by_first = [check(batch).tolist() for batch in loader]
+        loader.reweight(second)
+        assert all((check(batch) == 3).all() for batch in loader)
+        before = loader.state_at(0, 2)  # of an adapter that is behind
+        other.load_state_dict(before)
+        assert [check(batch).tolist() for batch in other] == by_first[2:]
+        loader.load_state_dict(begin)
+        assert [check(batch).tolist() for batch in loader] == by_first
+    with make() as loader, make() as other:
+        loader.reweight(second)  # before the first batch
+        state = loader.state_dict()
+        other.load_state_dict(state)
+        assert all((check(batch) == 3).all() for batch in other)
+        iterator = iter(loader)
+        next(iterator)
+        loader.reweight(third)
+        next(iterator)
+        loader.reweight(second)
+        loader.load_state_dict(state)
+        assert all((check(batch) == 3).all() for batch in loader), "no weights from between"
+
+
+def test_a_function_of_the_epoch_draws_the_same_on_each_rank() -> None:
+    found: list[int] = []
+    for rank in range(2):
+        order = epoch_order(16, 2, rank=rank, world=2, order=lambda epoch: np.random.permutation(16))
+        found += [int(index) for number in range(4) for index in rows_of(order, 0, number).index]
+    assert sorted(found) == list(range(16))
+
+
+def test_an_epoch_without_a_batch_is_refused() -> None:
+    class Lists:
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(3 if self.epoch else 8))
+
+    said = "3 samples of epoch 1 do not fill a batch of 4"
+    with Loader(Truth(8), 4, workers=0, order=Lists()) as loader, pytest.raises(ConfigError, match=said):
+        [check(batch) for _ in range(2) for batch in loader]
+
+
+def test_states_say_which_sample_is_of_which_class() -> None:
+    labels = np.repeat([0, 1], 8)
+    with Loader(Truth(16), 4, workers=0, order=Balanced(labels)) as loader:
+        state = loader.state_dict()
+    other = Balanced(labels[::-1].copy())
+    with Loader(Truth(16), 4, workers=0, order=other) as loader, pytest.raises(ConfigError, match="members: "):
+        loader.load_state_dict(state)
+
+
+def test_tiny_weights_have_their_order() -> None:
+    order = epoch_order(4, 3, order=Weighted(np.array([0, 3e-311, 1e-311, 1]), replacement=False))
+    assert sorted(rows_of(order, 0, 0).index.tolist()) == [1, 2, 3]
+
+
+def test_classes_of_narrow_types() -> None:
+    for classes in (
+        np.array([-100, 100] * 8, "int8"),
+        np.array([2**63, 2**63 + 1] * 8, "uint64"),
+        np.array([200, 3] * 8, "u1"),
+    ):
+        order = epoch_order(16, 8, order=Balanced(classes, weights={int(classes[0]): 1}))
+        assert set(classes[rows_of(order, 0, 0).index].tolist()) == {int(classes[0])}
+    with pytest.raises(ConfigError, match="the classes cannot be sorted"):
+        epoch_order(4, 2, order=Balanced(np.array(["a", None, 1, 2], object)))
+
+
 def test_what_cannot_be_reweighted() -> None:
     for order in ("shuffle", Weighted(np.ones(20), replacement=False), Explicit([[1, 2]])):
         with (
@@ -472,6 +551,7 @@ class Positions:
         (Weighted(np.r_[np.ones(18), np.nan, 1]), "that of sample 18 is nan"),
         (Weighted(np.r_[np.inf, np.ones(19)]), "that of sample 0 is inf"),
         (Weighted(np.zeros(20)), "all weights are 0"),
+        (Weighted(np.full(20, 1e308)), "the sum of the weights is not finite"),
         (Weighted(["x"] * 20), "weights are numbers, one for each sample"),
         (Weighted("weight"), r"names the column 'weight', and .* has no method column\(name\)"),
         (Weighted(np.ones(20), n=21, replacement=False), "n=21 samples without replacement, and 20 have a weight"),

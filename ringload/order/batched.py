@@ -103,11 +103,17 @@ class _Grid(ABC):
         return Place(number, (epoch, start) if start else NO_GRID, self._n_batches(epoch, start))
 
     def n_batches(self, epoch: int = 0) -> int:
-        """Batches of an epoch on each rank."""
-        return self._n_batches(epoch, self.start(epoch))
+        """Batches of an epoch on each rank, 1 or more."""
+        n = self._n_batches(epoch, self.start(epoch))
+        if n == 0 and not self.start(epoch):
+            raise ConfigError(f"{self._too_few(epoch)}: lower batch_size, or use last='keep' or last='pad'")
+        return n
 
     @abstractmethod
     def _n_batches(self, epoch: int, start: int) -> int: ...
+
+    @abstractmethod
+    def _too_few(self, epoch: int) -> str: ...
 
 
 class Batched(_Grid):
@@ -138,12 +144,7 @@ class Batched(_Grid):
         self.by_position, self.n_samples, self.batch_size = order, order.n_samples, batch_size
         self.last, self.rank, self.world = last, rank, world
         self.chunk = NO_CHUNK
-        if self.n_batches(epoch) == 0:
-            shared = f" shared by {world} ranks" if world > 1 else ""
-            raise ConfigError(
-                f"{order.n_positions(epoch)} samples{shared} do not fill a batch of {batch_size}: lower batch_size, or use "
-                "last='keep' or last='pad'"
-            )
+        self.n_batches(epoch)
 
     @property
     def shuffle(self) -> bool:
@@ -171,6 +172,11 @@ class Batched(_Grid):
 
     def _n_batches(self, epoch: int, start: int) -> int:
         return -(-self._n_per_rank(epoch, start) // self.batch_size)
+
+    def _too_few(self, epoch: int) -> str:
+        shared = f" shared by {self.world} ranks" if self.world > 1 else ""
+        of_epoch = f" of epoch {epoch}" if epoch else ""
+        return f"{self.by_position.n_positions(epoch)} samples{of_epoch}{shared} do not fill a batch of {self.batch_size}"
 
     def n_rows(self, epoch: int, number: int) -> int:
         """Rows of batch `number`."""
@@ -239,11 +245,7 @@ class Shared(_Grid):
         super().__init__(world)
         self._order, self.n_samples, self.batch_size = order, order.n_samples, order.batch_size
         self.last, self.rank, self.world = last, rank, world
-        if self.n_batches(epoch) == 0:
-            raise ConfigError(
-                f"an epoch of {order.n_batches(epoch)} batches has none for each of {world} ranks: use last='keep' or "
-                "last='pad'"
-            )
+        self.n_batches(epoch)
 
     @property
     def shuffle(self) -> bool:
@@ -262,6 +264,9 @@ class Shared(_Grid):
     def _n_batches(self, epoch: int, start: int) -> int:
         left = max(0, self._order.n_batches(epoch) - start)
         return left // self.world if self.last == "drop" else -(-left // self.world)
+
+    def _too_few(self, epoch: int) -> str:
+        return f"the {self._order.n_batches(epoch)} batches of epoch {epoch} have none for each of {self.world} ranks"
 
     def n_positions(self, epoch: int) -> int:
         """Batches of an epoch, of all ranks together."""

@@ -12,7 +12,7 @@ from ringload.checks import named, short
 from ringload.errors import ConfigError
 from ringload.order.batched import NO_GRID, Batched, Last, LoaderOrder, Place, Shared, order_in_words
 from ringload.order.checked import CheckedOrder, CheckedPositions
-from ringload.order.given import Explicit
+from ringload.order.given import Explicit, seeded
 from ringload.order.positions import Sequential, Shuffled
 from ringload.order.stream import StreamParts
 from ringload.protocols import Binding, Rows
@@ -82,7 +82,8 @@ class ByEpoch:
         found = self._kept.get(epoch)
         if found is None:
             try:
-                given = self._make(epoch)
+                with seeded(self._to.seed, epoch):
+                    given = self._make(epoch)
             except Exception as error:
                 what = f"order=: {named(self._make)} raised for epoch {epoch}: {type(error).__name__}: {error}"
                 raise ConfigError(what) from error

@@ -79,17 +79,17 @@ class _Epochs:
         if self._kept and isinstance(self.listed, Iterator):
             raise ConfigError(f"{self._where(epoch)} is an iterator, which can be read once: give a function that makes one")
         try:
-            with _seeded(self.to.seed, epoch):
+            with seeded(self.to.seed, epoch):
                 if callable(set_epoch := getattr(self.listed, "set_epoch", None)):
                     set_epoch(epoch)
-                items.extend(self.listed(epoch) if callable(self.listed) else self.listed)
+                items.extend(self.listed if isinstance(self.listed, Iterable) else self.listed(epoch))
         except ConfigError:
             raise
         except Exception as error:
             raise ConfigError(
                 f"{self._where(epoch)} raised after {len(items):,} items: {type(error).__name__}: {error}"
             ) from error
-        expected = None if callable(self.listed) else _length(self.listed)
+        expected = _length(self.listed)
         if expected is not None and len(items) < expected:
             raise ConfigError(f"{self._where(epoch)} ends after {len(items):,} items, and its len() is {expected:,}")
         if not items:
@@ -145,7 +145,10 @@ class _Samples:
         self._epochs, self.state_at = epochs, epochs.state_at
 
     def n_positions(self, epoch: int) -> int:
-        return len(self._epochs.of(epoch).index)
+        read = self._epochs.of(epoch)
+        if read.ends is not None:
+            raise ConfigError(f"order=: epoch {epoch} lists batches, and the first epoch listed single indices")
+        return len(read.index)
 
     def at(self, epoch: int, positions: np.ndarray) -> Rows:
         return Rows(self._epochs.of(epoch).index[positions], positions)
@@ -180,7 +183,7 @@ def _length(listed: Any) -> int | None:
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int) -> Iterator[None]:
+def seeded(seed: int, epoch: int) -> Iterator[None]:
     """Seed the global generators, and restore them. Of torch, where it is imported."""
     torch: Any = sys.modules.get("torch")
     before = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch is not None else None

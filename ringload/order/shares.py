@@ -13,11 +13,12 @@ Among the first P positions, part k has P * share_k positions, but for an error 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -177,6 +178,11 @@ class Parts:
     def __init__(self, starts: np.ndarray, members: np.ndarray | None, seed: int) -> None:
         self.starts, self.sizes, self._members, self._seed = starts, np.diff(starts), members, seed
 
+    @cached_property
+    def checksum(self) -> str | None:
+        """The checksum of `members`."""
+        return None if self._members is None else hashlib.blake2b(self._members.tobytes(), digest_size=16).hexdigest()
+
     def samples(self, group: np.ndarray, draw: np.ndarray, shuffle: bool = True, epoch: int = 0) -> Any:
         """The sample that is shown when a group is drawn from for the `draw`-th time, from 0 on: `(m,) int64`. `epoch`: where
         each epoch begins with draw 0, so that it has other permutations than the epoch before."""
@@ -228,10 +234,14 @@ class Balanced:
 def _coded(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The classes, sorted, and the number of each sample's class. Integers that are near each other are not sorted for it."""
     if classes.dtype.kind in "iu" and int(classes.max()) - int(classes.min()) < MOST_CODES:
-        codes = (classes - classes.min()).astype(np.int64)
+        least = classes.min()
+        codes = (classes - least).astype(np.int64) if classes.dtype.kind == "u" else classes.astype(np.int64) - int(least)
         is_there = np.bincount(codes) > 0
-        return np.flatnonzero(is_there) + classes.min(), (np.cumsum(is_there) - 1)[codes]
-    names, codes = np.unique(classes, return_inverse=True)
+        return np.flatnonzero(is_there).astype(classes.dtype) + least, (np.cumsum(is_there) - 1)[codes]
+    try:
+        names, codes = np.unique(classes, return_inverse=True)
+    except TypeError as error:
+        raise ConfigError(f"Balanced: the classes cannot be sorted ({error}): give each sample a class of one type") from error
     return names, codes
 
 
@@ -284,5 +294,7 @@ class Shared:
     def state(self) -> dict[str, Any]:
         """What a loader's state says of this order."""
         sizes = self.parts.sizes.tolist()
+        members = {} if self.parts.checksum is None else {"members": self.parts.checksum}
         shares = (self.shares / self.shares.sum()).tolist()
-        return {"kind": "shares" if self.shuffle else "shares, in sequence", "n": self.n, "sizes": sizes, "shares": shares}
+        kind = "shares" if self.shuffle else "shares, in sequence"
+        return {"kind": kind, "n": self.n, "sizes": sizes, "shares": shares, **members}

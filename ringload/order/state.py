@@ -30,6 +30,7 @@ OF_VERSION_1 = ("epoch", "position", "seed", "n_samples", "batch_size")
 
 def state_of(order: LoaderOrder, seed: int, epoch: int, number: int) -> dict[str, Any]:
     """The state of a trainer that receives batch `number` of `epoch` next."""
+    drawn, at = _drawn(order), order.start(epoch) + number * order.step(epoch)
     return {
         "version": VERSION,
         "epoch": epoch,
@@ -37,7 +38,7 @@ def state_of(order: LoaderOrder, seed: int, epoch: int, number: int) -> dict[str
         "step": order.step(epoch),
         "grid": list(order.grid),
         "seed": seed,
-        "order": order.state(epoch),
+        "order": order.state(epoch) if drawn is None else drawn.state_in_force((epoch, at)),
         **({"marks": order.marks()} if isinstance(order, StreamOrder) else {}),
     }
 
@@ -61,7 +62,7 @@ def read_state(state: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"the state has {name}={short(value)}: that is an integer, {least} or more")
         made[name] = int(value)
     grid = made["grid"]
-    if not isinstance(grid, list | tuple) or len(grid) != 2 or not all(isinstance(one, int) for one in grid):
+    if not isinstance(grid, list | tuple) or len(grid) != 2 or not all(isinstance(one, int) for one in grid) or grid[1] < 0:
         raise ConfigError(f"the state has grid={short(grid)}: that is [epoch, position]")
     if not isinstance(made["order"], Mapping):
         raise ConfigError(f"the state has order={short(made['order'])}: that is a dict")
@@ -99,7 +100,7 @@ def resumed(order: LoaderOrder, state: Mapping[str, Any]) -> tuple[int, int, lis
     if isinstance(order, StreamOrder):
         return state["epoch"], state["position"], order.adopted(state)
     epoch, position = state["epoch"], position_of(state)
-    if position > (n := order.n_positions(epoch)):
+    if position >= (n := order.n_positions(epoch)) + state["step"]:
         raise ConfigError(f"the state is at position {position:,} of an epoch of {n:,}")
     number, grid, n_batches = order.place(epoch, position)
     if position and number >= n_batches:  # what is left is no batch for each rank
@@ -122,15 +123,17 @@ def reweighted(order: LoaderOrder, weights: Any, epoch: int, number: int) -> lis
 
 
 def weights_there(order: LoaderOrder, state: Mapping[str, Any]) -> Any:
-    """The weights that a state has in it, if they are not those of this order."""
-    drawn, values = _drawn(order), state["order"].get("values")
-    is_other = values is not None and drawn is not None and drawn.state()["weights"] != state["order"].get("weights")
-    return values if is_other else None
+    """The weights that are in force in a state, if this order or the state has them."""
+    drawn = _drawn(order)
+    if drawn is None:
+        return None
+    known = drawn.known(state["order"].get("weights"))
+    return known if known is not None else state["order"].get("values")
 
 
 def _adopted(order: LoaderOrder, state: Mapping[str, Any], start: tuple[int, int]) -> list[Change]:
     drawn, values = _drawn(order), weights_there(order, state)
-    if drawn is None or values is None:
+    if drawn is None or values is None or drawn.is_only(state["order"].get("weights")):
         return []
     return [(drawn, "pieces", drawn.reweighted(values, start)), (order, "chunk", NO_CHUNK)]
 

@@ -62,13 +62,15 @@ def checked_weights(given: Any, n_samples: int, what: str) -> np.ndarray:
     """`(n_samples,) float64`."""
     try:
         weights = np.asarray(given, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor that needs a gradient
         raise ConfigError(f"{what}: weights are numbers, one for each sample, not {short(given)}") from error
     if weights.shape != (n_samples,):
         raise ConfigError(f"{what}: there are {n_samples:,} samples, and weights of shape {weights.shape}: give one for each")
     if not np.isfinite(weights).all() or weights.min() < 0:
         bad = int(np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))[0])
         raise ConfigError(f"{what}: weights are finite and not negative; that of sample {bad:,} is {weights[bad]}")
+    if not np.isfinite(weights.sum()):
+        raise ConfigError(f"{what}: the sum of the weights is not finite: divide them by the largest one")
     if not weights.any():
         raise ConfigError(f"{what}: all weights are 0: no sample can be drawn")
     return weights
@@ -113,10 +115,13 @@ class Drawn:
     pieces: list[Piece]
     shuffle = True
 
+    def __post_init__(self) -> None:
+        self._first = self.pieces[0]
+
     @property
     def n_samples(self) -> int:
         """Of the source."""
-        return len(self.pieces[0].weights)
+        return len(self._first.weights)
 
     def n_positions(self, epoch: int) -> int:
         """`Weighted.n`."""
@@ -140,12 +145,24 @@ class Drawn:
         made = Piece(start, checked_weights(weights, self.n_samples, "reweight"))
         return [*(piece for piece in self.pieces if piece.start < start), made]
 
-    def state(self) -> dict[str, Any]:
-        """What a loader's state says of this order."""
-        now = self.pieces[-1]
+    def is_only(self, checksum: Any) -> bool:
+        """Whether no other weights are in force anywhere."""
+        return all(piece.checksum == checksum for piece in self.pieces)
+
+    def known(self, checksum: Any) -> np.ndarray | None:
+        """The weights with this checksum, if this order has or had them."""
+        return next((one.weights for one in (self._first, *self.pieces) if one.checksum == checksum), None)
+
+    def state_in_force(self, at: tuple[int, int]) -> dict[str, Any]:
+        """What a loader's state says of this order at (epoch, position)."""
+        now = next(piece for piece in reversed(self.pieces) if piece.start <= at)
         made = {"kind": "weighted", "n": self.n, "n_samples": self.n_samples, "weights": now.checksum}
-        was_replaced = len(self.pieces) > 1 or now.start > (0, 0)
+        was_replaced = now.checksum != self._first.checksum
         return made | ({"values": now.weights.tolist()} if was_replaced and self.n_samples <= MOST_SAVED else {})
+
+    def state(self) -> dict[str, Any]:
+        """The same of the begin."""
+        return self.state_in_force((0, 0))
 
 
 @dataclass(eq=False)
@@ -172,8 +189,9 @@ class Ranked:
     def at(self, epoch: int, positions: np.ndarray) -> Rows:
         """The samples by rank. Each comes once, so its index is its key."""
         if self._kept[0] != epoch:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ranks = -np.log1p(-uniform(np.arange(self.n_samples), round_keys(self.seed, epoch))) / self.weights
+            with np.errstate(divide="ignore"):  # by logarithms, so that no quotient overflows
+                drawn = -np.log1p(-uniform(np.arange(self.n_samples), round_keys(self.seed, epoch)))
+                ranks = np.log(drawn) - np.log(self.weights)
             ranks[self.weights == 0] = np.inf
             self._kept = epoch, np.argsort(ranks, kind="stable")[: self.n]
         return Rows(self._kept[1][positions])
