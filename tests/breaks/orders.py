@@ -94,9 +94,43 @@ TABLE = (
     Break(
         "a state does not have the weights that were replaced",
         (),
-        (Edit("order/state.py", "    return values if is_other else None\n", "    return None\n"),),
+        (Edit("order/state.py", "    return known if known is not None else ", "    return known and "),),
         (f"{HERE}::test_other_weights_are_in_force_from_the_next_batch_on",),
         r"belongs to another order",
+    ),
+    Break(
+        "a state has the newest weights, wherever it is",
+        (),
+        (Edit("order/weighted.py", "if piece.start <= at)", "if at)"),),
+        (f"{HERE}::test_states_have_the_weights_that_are_in_force_there",),
+        r"assert",
+    ),
+    Break(
+        "a function of the epoch draws from the generators as they are",
+        (),
+        (
+            Edit(
+                "order/choose.py",
+                "                with seeded(self._to.seed, epoch):\n                    given = self._make(epoch)\n",
+                "                given = self._make(epoch)\n",
+            ),
+        ),
+        (f"{HERE}::test_a_function_of_the_epoch_draws_the_same_on_each_rank",),
+        r"assert",
+    ),
+    Break(
+        "an epoch without a batch begins again at its first samples",
+        (),
+        (Edit("order/batched.py", "        if n == 0 and not self.start(epoch):\n", "        if n < 0:\n"),),
+        (f"{HERE}::test_an_epoch_without_a_batch_is_refused",),
+        r"DID NOT RAISE",
+    ),
+    Break(
+        "a state of classes does not say which sample is of which",
+        (),
+        (Edit("order/shares.py", '"shares": shares, **members}', '"shares": shares}'),),
+        (f"{HERE}::test_states_say_which_sample_is_of_which_class",),
+        r"DID NOT RAISE",
     ),
     Break(
         "a sampler that lists something else after resuming is not noticed",
