@@ -292,7 +292,7 @@ def test_going_back_and_forth(expected: Any) -> None:
         ({"order": {"kind": "shuffle", "n_samples": 99}}, "n_samples: 99 there, 100 here"),
         ({"order": {"kind": "sequence", "n_samples": 100}}, "kind: 'sequence' there, 'shuffle' here"),
         ({"order": "shuffle"}, "order='shuffle'"),
-        ({"position": 13}, "position 104 of an epoch of 100"),
+        ({"position": 14}, "position 112 of an epoch of 100"),
         ({"position": "x"}, "position='x'"),
         ({"epoch": -1}, "epoch=-1: that is an integer, 0 or more"),
         ({"step": 0}, "step=0: that is an integer, 1 or more"),
