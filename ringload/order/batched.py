@@ -17,6 +17,7 @@ import numpy as np
 from ringload.checks import one_of
 from ringload.errors import ConfigError
 from ringload.order.checked import CheckedOrder, CheckedPositions
+from ringload.order.pieces import joined, part_of
 from ringload.protocols import PAD, Order, Rows
 
 Last = Literal["drop", "keep", "pad"]
@@ -192,9 +193,9 @@ class Batched(_Grid):
         while first < last:
             chunk, skipped = divmod(first, CHUNK_ROWS)
             n, rows = min(last - first, CHUNK_ROWS - skipped), self._of_chunk(epoch, chunk)
-            parts.append(_part_of(rows, slice(skipped, skipped + n)))
+            parts.append(part_of(rows, slice(skipped, skipped + n)))
             first += n
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _of_chunk(self, epoch: int, chunk: int) -> Rows:
         """Several threads may call it at once."""
@@ -216,17 +217,6 @@ class Batched(_Grid):
     def state(self, epoch: int) -> dict[str, Any]:
         """What another order has to have in common to go on in an epoch."""
         return self.by_position.state_at(epoch)
-
-
-def _part_of(rows: Rows, which: slice) -> Rows:
-    key = None if rows.key is None else rows.key[which]
-    return Rows(rows.index[which], key, {name: values[which] for name, values in rows.fields.items()})
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    keys = [part.key for part in parts if part.key is not None]
-    fields = {name: np.concatenate([part.fields[name] for part in parts]) for name in parts[0].fields}
-    return Rows(np.concatenate([part.index for part in parts]), np.concatenate(keys) if keys else None, fields)
 
 
 class Shared(_Grid):
