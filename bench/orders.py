@@ -25,8 +25,8 @@ from rich.table import Table
 
 import ringload
 from bench.machine import machine
-from ringload.order.batched import LoaderOrder
 from ringload.order.choose import loader_order
+from ringload.order.loader_order import LoaderOrder
 from ringload.order.packed import PackedRows
 from ringload.protocols import Binding
 
@@ -57,7 +57,7 @@ def orders(n: int) -> dict[str, Callable[[], Any]]:
 
 def bound(description: Any, n: int) -> LoaderOrder:
     """The order of a loader of one rank."""
-    return loader_order(description, Binding(n, BATCH, 0, lambda name: np.empty(0)), "keep", 0, 1)
+    return loader_order(description, Binding(n, BATCH, 0, lambda name: np.empty(0), last="keep"))
 
 
 def seconds(make: Callable[[], Any], n: int, position: int) -> tuple[float, float]:

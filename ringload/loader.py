@@ -21,16 +21,16 @@ from ringload.errors import ConfigError, RingloadError, SampleError
 from ringload.fields import Field, as_fields, in_brief
 from ringload.log import LogObserver
 from ringload.options import Options, as_source, check_stream, checked_shard, n_known, no_source, preload
-from ringload.order.batched import Last, LoaderOrder
 from ringload.order.choose import column_of, loader_order
 from ringload.order.explicit import NO_END
+from ringload.order.loader_order import LoaderOrder
 from ringload.order.position import following
 from ringload.order.ranks import Ranks
 from ringload.order.state import (
     Change,
     beginning,
-    is_arithmetic,
     order_difference,
+    position_of,
     read_state,
     resumed,
     reweighted,
@@ -40,7 +40,7 @@ from ringload.order.state import (
 from ringload.order.stream import StreamOrder, StreamParts
 from ringload.packing.pack import Packed, pack
 from ringload.packing.watch import LATE, Watch
-from ringload.protocols import PAD, Binding, Job, Observer, Workers
+from ringload.protocols import PAD, Binding, Job, Last, Observer, Workers
 from ringload.ring.layout import Layout
 from ringload.ring.lease import Batch
 from ringload.ring.plan import Plan, make_plan, parse_bytes, room_in
@@ -228,8 +228,8 @@ class Loader:
         if isinstance(own, StreamParts):
             check_stream(self._options, order is own and not shuffle)
         columns, is_shuffled = column_of(self.source), shuffle in (True, None)
-        binding = Binding(len(self.source), self.batch_size, self._options.seed, columns, shuffle=is_shuffled)
-        return loader_order(order, binding, last, *checked_shard(self._ranks.shard))
+        binding = Binding(len(self.source), self.batch_size, self._options.seed, columns, last=last, shuffle=is_shuffled)
+        return loader_order(order, binding, *checked_shard(self._ranks.shard))
 
     @property
     def _needs_packed(self) -> bool:
@@ -258,7 +258,7 @@ class Loader:
             refuses_large=source.refuses_large,
             with_valid=self.has_valid,
             max_slots=2**62
-            if epochs is None or not is_arithmetic(self.order)
+            if epochs is None or not self.order.is_arithmetic
             else sum(map(self.order.n_batches, range(min(epochs, MAX_COUNTED)))),
         )
 
@@ -454,7 +454,7 @@ class Loader:
                 the message names the difference. A state without a fingerprint is accepted.
         """
         state = read_state(state)
-        own = state_of(self.order, self._options.seed, state["epoch"], 0)
+        own = {"seed": self._options.seed, "order": self.order.state(state["epoch"], position_of(state))}
         without = () if weights_there(self.order, state) is None else ("weights",)
         if told := order_difference(state, own, without):
             raise ConfigError(f"the state belongs to another order ({told}): make the Loader with the same arguments")

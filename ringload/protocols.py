@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ringload.workers.records import Task, WorkerReport
     from ringload.workers.worker import Start
 
+Last = Literal["drop", "keep", "pad"]  # how a loader treats samples that do not fill a batch
 PAD = -1  # in place of a sample's index: the row holds none
 
 
@@ -150,7 +151,7 @@ class Binding:
     seed: int
     column: Callable[[str], np.ndarray]
     epoch: int = 0
-    last: str = "keep"
+    last: Last = "drop"
     shuffle: bool = True
 
 

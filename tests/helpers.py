@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ringload import Batch, Field, Loader
-from ringload.order.batched import Last, LoaderOrder
 from ringload.order.choose import loader_order
+from ringload.order.loader_order import LoaderOrder
 from ringload.order.state import resumed
-from ringload.protocols import Binding, Rows
+from ringload.protocols import Binding, Last, Rows
 from ringload.system.interrupts import set_together
 
 SHAPE = (8, 6, 3)
@@ -105,8 +105,8 @@ def epoch_order(
     order: Any = None,
 ) -> LoaderOrder:
     """The order of a loader with these arguments."""
-    binding = Binding(n_samples, batch_size, seed, lambda name: np.empty(0))
-    return loader_order(order or ("shuffle" if shuffle else "sequence"), binding, last, rank, world)
+    binding = Binding(n_samples, batch_size, seed, lambda name: np.empty(0), last=last)
+    return loader_order(order or ("shuffle" if shuffle else "sequence"), binding, rank, world)
 
 
 def content(batches: Iterable[Batch]) -> list[dict[str, bytes]]:

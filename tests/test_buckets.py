@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringload import Arrays, Buckets, ConfigError, Loader
-from ringload.order.batched import LoaderOrder
+from ringload.order.loader_order import LoaderOrder
 from ringload.order.state import read_state, state_of
 from tests.deaths import kill_all, members
 from tests.helpers import Truth, check, content, epoch_order, go_on, rows_of

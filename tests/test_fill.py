@@ -9,7 +9,7 @@ import pytest
 
 from ringload import ConfigError, Field
 from ringload.bad_sample import BETWEEN, LEFT_OUT, Bad, bounded, end_of
-from ringload.order.batched import LoaderOrder
+from ringload.order.loader_order import LoaderOrder
 from ringload.protocols import PAD, Job
 from ringload.ring.layout import KEY
 from ringload.sources.bind import bind

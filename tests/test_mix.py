@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringload import Arrays, ConfigError, Field, FunctionSource, ImageFrame, Loader, Weighted, mix
-from ringload.order.batched import LoaderOrder
 from ringload.order.choose import loader_order
+from ringload.order.loader_order import LoaderOrder
 from ringload.order.mixed import BLOCK, MOST_BLOCKS, Mix, apportioned
 from ringload.order.state import read_state, state_of
 from ringload.protocols import Binding
@@ -32,7 +32,7 @@ def order_of(
     names = [str(number) for number in range(len(sizes))]
     by_name = weights if callable(weights) or weights is None else dict(zip(names, weights, strict=True))
     binding = Binding(sum(sizes), batch_size, 5, lambda name: np.empty(0), shuffle=shuffle)
-    return loader_order(Mix(names, sizes, by_name, stop), binding, "drop", rank, world)
+    return loader_order(Mix(names, sizes, by_name, stop), binding, rank, world)
 
 
 def samples_of(order: LoaderOrder, epoch: int, n: int) -> np.ndarray:
@@ -556,3 +556,25 @@ def test_labels_that_differ_in_their_classes_are_refused(photos: Path) -> None:
     with pytest.raises(ConfigError, match=r"in the field 'label', 0 is the class 'a' of 'one' and 'b' of 'other'"):
         mix({"one": one, "other": other})
     mix({"one": one, "other": ImageFrame(table.assign(label="a"), **options)})
+
+
+def test_another_schedule_with_the_same_begin_is_noticed() -> None:
+    """Also of an endless epoch, by what it has led to until the state's position."""
+
+    def later(n: int) -> dict[str, float]:
+        return {"a": 1, "b": 1 if n < BLOCK else 9}
+
+    def always(n: int) -> dict[str, float]:
+        return {"a": 1, "b": 1}
+
+    def made(weights: Any, batch_size: int = 1000) -> Loader:
+        source = mix({"a": Truth(5000), "b": Truth(5000)}, weights=weights, stop="never")
+        return Loader(source, batch_size, workers=0, ram_budget="300MB")
+
+    with made(later) as loader, made(always) as other, made(later, 300) as same:
+        for number in (3, 20):
+            state = loader.state_at(0, number)
+            same.load_state_dict(state)
+            assert same.epoch == 0
+        with pytest.raises(ConfigError, match="before: "):
+            other.load_state_dict(state)

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ringload import Arrays, Balanced, Blocks, ConfigError, Explicit, Loader, Rows, Weighted
-from ringload.order.batched import LoaderOrder
+from ringload.order.loader_order import LoaderOrder
 from ringload.order.permutation import permute_each, round_keys
 from ringload.order.shares import by_shares
 from ringload.order.state import read_state, state_of
@@ -278,6 +278,23 @@ def test_batches_are_dealt_to_ranks_in_turn() -> None:
             assert got == [[1, 2], [3, -1], [4, 5], [6, -1], [7, 8], [9, 10], [11, -1], [-1, -1], [-1, -1]]
         else:
             assert got == (batches + batches[:2])[: 3 * n]
+
+
+def test_padded_batches_have_padded_fields() -> None:
+    """What an order has written into fields of its rows."""
+
+    class Noted:
+        def n_batches(self, epoch: int) -> int:
+            return 3
+
+        def rows(self, epoch: int, number: int) -> Rows:
+            index = np.arange(number + 1)
+            return Rows(index, fields={"label": np.stack([index, index], axis=1) + 7})
+
+    orders = [epoch_order(20, 3, last="pad", rank=rank, world=2, order=Noted()) for rank in range(2)]
+    whole, short = rows_of(orders[0], 0, 1), rows_of(orders[1], 0, 0)
+    assert (whole.index.tolist(), whole.fields["label"].shape) == ([0, 1, 2], (3, 2))
+    assert (short.index.tolist(), short.fields["label"].tolist()) == ([0, 1, -1], [[7, 7], [8, 8], [0, 0]])
 
 
 def test_states_of_version_1_load() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringload import Arrays, Batch, ConfigError, Field, Loader, Packed, SampleError
-from ringload.order.batched import LoaderOrder
+from ringload.order.loader_order import LoaderOrder
 from ringload.order.packed import PackedRows
 from ringload.order.randomness import Randomness
 from ringload.order.state import read_state, state_of

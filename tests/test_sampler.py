@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ringload import ConfigError
-from ringload.order.batched import CHUNK_ROWS, LoaderOrder
+from ringload.order.batched import CHUNK_ROWS
+from ringload.order.loader_order import LoaderOrder
 from ringload.order.permutation import permute, round_keys
 from ringload.order.position import following
 from ringload.order.randomness import Randomness, substitutes

@@ -142,7 +142,8 @@ class Engine:
                 due = state.ring.due()
                 assert due is not None, "it was waited for"
                 batch = state.leases.prepared(due.slot).copy()
-                batch.cut(state.hear(due, is_lent=False))
+                if state.hears:
+                    batch.cut(state.hear(due, is_lent=False))
                 return batch, due.bad
         finally:
             self._carry_out_close()

@@ -5,8 +5,8 @@ mean of the pixels below a triangle, which reaches max(1, factor) pixels to eith
 factors. Three ways compute it, and the first that is there is used:
 
     _resample.c       takes and gives rows, without a copy; pixels with alpha are left to the next
-    cykooz-resizer    takes and gives bytes, and so needs two copies: 2.5 times the time
-    Pillow            10 times the time
+    cykooz-resizer    takes and gives bytes, and so needs two copies: 1.3 times the time
+    Pillow            7 times the time (375 x 500 to 224 x 224)
 
 The pixels of the first two are the same to the bit, with SIMD instructions and without (tests/test_resample.py), so they do not
 depend on the CPU. Pillow's differ from them by 1 at most: it rounds twice as well, in another order.

@@ -10,76 +10,19 @@ many steps were taken from where. So a loader with another step can go on there,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from ringload.checks import one_of
 from ringload.errors import ConfigError
 from ringload.order.checked import CheckedOrder, CheckedPositions
-from ringload.order.pieces import joined, part_of
-from ringload.protocols import PAD, Order, Rows
-
-Last = Literal["drop", "keep", "pad"]
+from ringload.order.loader_order import NO_GRID, Place, check_shard, order_in_words
+from ringload.order.pieces import joined, padded, part_of
+from ringload.protocols import PAD, Last, Rows
 
 CHUNK_ROWS = 8192  # of an epoch, computed at once in 0.4 ms
 NO_CHUNK = ((-1, -1, -1), Rows(np.empty(0, np.int64)))
-NO_GRID = (-1, 0)  # no epoch was resumed between two of its batches
-
-
-class Place(NamedTuple):
-    """Where a batch would be: its number, if the order had this `grid`, and how many batches its epoch would have."""
-
-    number: int
-    grid: tuple[int, int]
-    n_batches: int
-
-
-class LoaderOrder(Order, Protocol):
-    """The order of a loader, with what its state and the adapters need."""
-
-    n_samples: int
-    batch_size: int
-    last: Last
-    rank: int
-    world: int
-    grid: tuple[int, int]  # the epoch that was resumed, and the position where its batch 0 begins, or would begin
-
-    @property
-    def shuffle(self) -> bool:
-        """Whether samples come in another order than that of the source."""
-        ...
-
-    @property
-    def has_whole_batches(self) -> bool:
-        """Whether each batch has `batch_size` rows."""
-        ...
-
-    def n_batches(self, epoch: int = 0) -> int: ...
-
-    def n_left(self, epoch: int = 0) -> int:
-        """How many positions of an epoch no rank has; below 0: how many rows of padding there are."""
-        ...
-
-    def n_positions(self, epoch: int) -> int:
-        """Positions of an epoch: samples, or batches for an order by batch."""
-        ...
-
-    def step(self, epoch: int) -> int:
-        """Positions that a batch of each rank takes."""
-        ...
-
-    def start(self, epoch: int) -> int:
-        """The position where batch 0 of this epoch begins, or would begin."""
-        ...
-
-    def place(self, epoch: int, position: int) -> Place:
-        """Where the batch that begins at `position` would be."""
-        ...
-
-    def state(self, epoch: int) -> dict[str, Any]:
-        """What another order has to have in common to go on in an epoch."""
-        ...
 
 
 class _Grid(ABC):
@@ -214,9 +157,14 @@ class Batched(_Grid):
             return rows
         return Rows(np.where(positions < n, rows.index, PAD), rows.key, rows.fields)
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """What another order has to have in common to go on in an epoch."""
-        return self.by_position.state_at(epoch)
+    @property
+    def is_arithmetic(self) -> bool:
+        """Whether later epochs are known without running a user's sampler."""
+        return not self.by_position.is_listed
+
+    def state(self, epoch: int, position: int) -> dict[str, Any]:
+        """What another order has to have in common to go on at a position of an epoch."""
+        return self.by_position.state_at(epoch, position)
 
 
 class Shared(_Grid):
@@ -270,24 +218,13 @@ class Shared(_Grid):
         rows = self._order.rows(epoch, at % n)
         if rows is None or self.last != "pad" or len(rows.index) == self.batch_size:
             return rows
-        missing = self.batch_size - len(rows.index)
-        key = None if rows.key is None else np.pad(rows.key, (0, missing))
-        return Rows(np.pad(rows.index, (0, missing), constant_values=PAD), key, rows.fields)
+        return padded(rows, self.batch_size)
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """What another order has to have in common to go on in an epoch."""
-        return self._order.state_at(epoch)
+    @property
+    def is_arithmetic(self) -> bool:
+        """Whether later epochs are known without running a user's sampler."""
+        return not self._order.is_listed
 
-
-def order_in_words(order: LoaderOrder) -> str:
-    """The repr of a loader's order."""
-    return (
-        f"<order of {order.n_samples:,} samples: batch_size={order.batch_size}, shuffle={order.shuffle}, last={order.last!r}, "
-        f"shard=({order.rank}, {order.world})>"
-    )
-
-
-def check_shard(rank: int, world: int) -> None:
-    """Refuse a rank that is not below the world."""
-    if not 0 <= rank < world:
-        raise ConfigError(f"shard is (rank, world) with 0 <= rank < world, not ({rank}, {world})")
+    def state(self, epoch: int, position: int) -> dict[str, Any]:
+        """What another order has to have in common to go on at a position of an epoch."""
+        return self._order.state_at(epoch, position)

@@ -5,7 +5,7 @@ each epoch every bucket goes through its samples in a keyed permutation, and the
 permutation. So each epoch has the same number of batches, and a batch takes as long to compute at any position.
 
 Why not sorted windows of a shuffled epoch: where `max_elements` is given, the number of batches would depend on what is in
-each window. To know it, a whole epoch would have to be computed when it begins: for 30 million samples, that is 4 s each time.
+each window. To know it, a whole epoch would have to be computed when it begins: for 30 million samples, that is 3 s each time.
 Sorting that many takes 1.6 s once (`python -m bench.orders`, 2 busy cores, 29 November 2026), for the first batch as for any.
 """
 

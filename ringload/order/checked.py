@@ -11,9 +11,9 @@ from ringload.errors import ConfigError
 from ringload.protocols import Order, PositionOrder, Rows
 
 
-def _state_of(order: Any, epoch: int, n_samples: int) -> dict[str, Any]:
+def _state_of(order: Any, epoch: int, position: int, n_samples: int) -> dict[str, Any]:
     if callable(ask := getattr(order, "state_at", None)):
-        return dict(ask(epoch))
+        return dict(ask(epoch, position))
     if callable(ask := getattr(order, "state", None)):
         return dict(ask())
     return {"kind": named(order), "n_samples": n_samples}
@@ -29,6 +29,7 @@ class CheckedPositions:
     def __init__(self, order: PositionOrder, n_samples: int) -> None:
         self.order, self.n_samples = order, n_samples
         self.shuffle = bool(getattr(order, "shuffle", True))
+        self.is_listed = bool(getattr(order, "is_listed", False))
 
     def n_positions(self, epoch: int) -> int:
         """Positions of an epoch."""
@@ -42,9 +43,9 @@ class CheckedPositions:
             raise ConfigError(f"{where} has {len(rows.index):,} rows for {len(positions):,} positions: give one for each")
         return rows
 
-    def state_at(self, epoch: int) -> dict[str, Any]:
-        """What a loader's state says of this order."""
-        return _state_of(self.order, epoch, self.n_samples)
+    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
+        """What a loader's state says of this order at a position."""
+        return _state_of(self.order, epoch, position, self.n_samples)
 
 
 class CheckedOrder:
@@ -57,6 +58,7 @@ class CheckedOrder:
     def __init__(self, order: Order, n_samples: int, batch_size: int) -> None:
         self.order, self.n_samples, self.batch_size = order, n_samples, batch_size
         self.shuffle = bool(getattr(order, "shuffle", False))
+        self.is_listed = bool(getattr(order, "is_listed", False))
 
     def n_batches(self, epoch: int) -> int:
         """Batches of `epoch`."""
@@ -73,9 +75,9 @@ class CheckedOrder:
             raise ConfigError(f"{where} has {len(rows.index):,} rows: a batch has 1 to batch_size={self.batch_size:,}")
         return rows
 
-    def state_at(self, epoch: int) -> dict[str, Any]:
-        """What a loader's state says of this order."""
-        return _state_of(self.order, epoch, self.n_samples)
+    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
+        """What a loader's state says of this order at a position."""
+        return _state_of(self.order, epoch, position, self.n_samples)
 
 
 def _count(n: Any, where: str) -> int:

@@ -10,9 +10,10 @@ import numpy as np
 
 from ringload.checks import named, short
 from ringload.errors import ConfigError
-from ringload.order.batched import NO_GRID, Batched, Last, LoaderOrder, Place, Shared, order_in_words
+from ringload.order.batched import Batched, Shared
 from ringload.order.checked import CheckedOrder, CheckedPositions
 from ringload.order.given import Explicit, seeded
+from ringload.order.loader_order import NO_GRID, LoaderOrder, Place, order_in_words
 from ringload.order.positions import Sequential, Shuffled
 from ringload.order.stream import StreamParts
 from ringload.protocols import Binding, Rows
@@ -25,20 +26,20 @@ KINDS = (
 N_KEPT = 4  # epochs
 
 
-def loader_order(given: Any, to: Binding, last: Last, rank: int, world: int) -> LoaderOrder:
+def loader_order(given: Any, to: Binding, rank: int = 0, world: int = 1) -> LoaderOrder:
     """The order of a loader.
 
     Raises:
         ConfigError: `given` is no order, or its arguments do not fit the source.
     """
     if _is_function(given):
-        return ByEpoch(given, to, last, rank, world)
-    bound = _bound(given, replace(to, last=last))
+        return ByEpoch(given, to, rank, world)
+    bound = _bound(given, to)
     if isinstance(bound, StreamParts):
-        return bound.for_rank(last, rank, world)
+        return bound.for_rank(rank, world)
     if hasattr(bound, "at"):
-        return Batched(CheckedPositions(bound, to.n_samples), to.batch_size, last, rank, world, to.epoch)
-    return Shared(CheckedOrder(bound, to.n_samples, to.batch_size), last, rank, world, to.epoch)
+        return Batched(CheckedPositions(bound, to.n_samples), to.batch_size, to.last, rank, world, to.epoch)
+    return Shared(CheckedOrder(bound, to.n_samples, to.batch_size), to.last, rank, world, to.epoch)
 
 
 def _is_function(given: Any) -> bool:
@@ -65,11 +66,11 @@ METHODS = (("n_positions", "at"), ("n_batches", "rows"))
 class ByEpoch:
     """An order that a function makes for each epoch. A `LoaderOrder`."""
 
-    shuffle = True
+    shuffle, is_arithmetic = True, False
 
-    def __init__(self, make: Callable[[int], Any], to: Binding, last: Last, rank: int, world: int) -> None:
+    def __init__(self, make: Callable[[int], Any], to: Binding, rank: int, world: int) -> None:
         self._make, self._to = make, to
-        self.n_samples, self.batch_size, self.last, self.rank, self.world = to.n_samples, to.batch_size, last, rank, world
+        self.n_samples, self.batch_size, self.last, self.rank, self.world = to.n_samples, to.batch_size, to.last, rank, world
         self._kept: dict[int, LoaderOrder] = {}
         self.grid = NO_GRID
         self.n_batches(to.epoch)
@@ -89,7 +90,7 @@ class ByEpoch:
                 raise ConfigError(what) from error
             if _is_function(given) and not isinstance(given, type):
                 raise ConfigError(f"order=: {named(self._make)} returned a function for epoch {epoch}: return an order")
-            found = loader_order(given, replace(self._to, epoch=epoch), self.last, self.rank, self.world)
+            found = loader_order(given, replace(self._to, epoch=epoch), self.rank, self.world)
             self._kept = {**dict(list(self._kept.items())[1 - N_KEPT :]), epoch: found}
         found.grid = self.grid
         return found
@@ -127,9 +128,9 @@ class ByEpoch:
         """Where the batch that begins at `position` would be."""
         return self.of(epoch).place(epoch, position)
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """What another order has to have in common to go on in an epoch."""
-        return self.of(epoch).state(epoch)
+    def state(self, epoch: int, position: int) -> dict[str, Any]:
+        """What another order has to have in common to go on at a position of an epoch."""
+        return self.of(epoch).state(epoch, position)
 
 
 def column_of(source: Any) -> Callable[[str], np.ndarray]:

@@ -125,7 +125,7 @@ class _Epochs:
     def _where(self, epoch: int) -> str:
         return f"order=: {named(self.listed)}, in epoch {epoch},"
 
-    def state_at(self, epoch: int) -> dict[str, Any]:
+    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
         """What a loader's state says of an epoch."""
         read = self.of(epoch)
         ends = b"" if read.ends is None else read.ends.tobytes()
@@ -139,7 +139,7 @@ class _Epochs:
 class _Samples:
     """Single indices. A sample may be listed twice, so each draws by its position."""
 
-    shuffle = True
+    shuffle = is_listed = True
 
     def __init__(self, epochs: _Epochs) -> None:
         self._epochs, self.state_at = epochs, epochs.state_at
@@ -157,7 +157,7 @@ class _Samples:
 class _Batches:
     """Index arrays."""
 
-    shuffle = True
+    shuffle = is_listed = True
 
     def __init__(self, epochs: _Epochs) -> None:
         self._epochs, self.state_at = epochs, epochs.state_at

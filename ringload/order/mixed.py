@@ -1,6 +1,6 @@
 """The order of a mix: which source each position belongs to, and which of its samples is shown there.
 
-With fixed weights this is `shares.Shared`. The number of samples that a source has of the first P positions of an epoch is
+With fixed weights this is `shares.InShares`. The number of samples that a source has of the first P positions of an epoch is
 within one of its share of P (see shares.py for 5 sources or more).
 
 With a schedule, weights are a function of the number of samples before. It is called at multiples of `BLOCK` positions, counted
@@ -24,7 +24,7 @@ import numpy as np
 from ringload.checks import listed, nearest, one_of, short
 from ringload.errors import ConfigError
 from ringload.order.explicit import ENDLESS
-from ringload.order.shares import Parts, Period, Shared, Tree, by_shares, checked_shares
+from ringload.order.shares import InShares, Parts, Period, Tree, by_shares, checked_shares
 from ringload.protocols import Binding, PositionOrder, Rows
 
 Stop = Literal["first", "longest", "never"]
@@ -89,7 +89,7 @@ class Mix:
                 if above > MOST_POSITIONS:
                     raise ConfigError(f"mix: an epoch with stop={self.stop!r} has no end: raise the least weight")
             n = _last(lambda n: is_over(tree.counts(n, len(shares)), shares > 0), above // 2, above) + (self.stop == "longest")
-        return Shared(n, tree, parts, shares, to.shuffle, self.stop != "never")
+        return InShares(n, tree, parts, shares, to.shuffle, self.stop != "never")
 
     def is_over(self, counts: np.ndarray, comes: np.ndarray | bool = True) -> bool:
         """Whether an epoch with so many samples of each source is too long ("first"), or long enough ("longest"). `comes (K,)`:
@@ -132,15 +132,15 @@ class Scheduled:
         is_endless = self._mix.stop == "never"
         return Rows(self._parts.samples(part, draw, self.shuffle, epoch if is_endless else 0), positions)
 
-    def state_at(self, epoch: int) -> dict[str, Any]:
-        """What a loader's state says of an epoch: also what the schedule has led to before, and its weights there."""
-        begin = self._begin(epoch)
+    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
+        """What a loader's state says: also what the schedule has led to before a position, and its weights there."""
+        place = self._begin(epoch) + position
         return {
             "kind": "schedule" if self.shuffle else "schedule, in sequence",
             "stop": self._mix.stop,
             "sizes": list(self._mix.sizes),
-            "before": self._counts(begin).tolist(),
-            "shares": self._mix.shares(begin // BLOCK * BLOCK).tolist(),
+            "before": self._counts(place).tolist(),
+            "shares": self._mix.shares(place // BLOCK * BLOCK).tolist(),
         }
 
     def _before(self, block: int) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ringload.order.batched import LoaderOrder
 from ringload.order.explicit import ENDLESS
+from ringload.order.loader_order import LoaderOrder
 from ringload.protocols import Order
 
 

@@ -228,7 +228,7 @@ class Balanced:
         shares = np.ones(len(names)) if self.weights is None else _shares_of(names.tolist(), self.weights)
         starts = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(names)))])
         members = np.argsort(codes.astype(np.min_scalar_type(len(names))), kind="stable")  # few bits are sorted in O(N)
-        return Shared(self.n or to.n_samples, by_shares(shares / shares.sum()), Parts(starts, members, to.seed), shares)
+        return InShares(self.n or to.n_samples, by_shares(shares / shares.sum()), Parts(starts, members, to.seed), shares)
 
 
 def _coded(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -265,7 +265,7 @@ def checked_shares(given: Sequence[Any], what: str) -> np.ndarray:
 
 
 @dataclass(eq=False)
-class Shared:
+class InShares:
     """An order of parts in shares. An epoch goes on in each part where the one before has ended; one without end does not."""
 
     n: int

@@ -16,8 +16,8 @@ import numpy as np
 
 from ringload.checks import short
 from ringload.errors import ConfigError
-from ringload.order.batched import NO_CHUNK, NO_GRID, Batched, LoaderOrder
-from ringload.order.choose import ByEpoch
+from ringload.order.batched import NO_CHUNK, Batched
+from ringload.order.loader_order import NO_GRID, LoaderOrder
 from ringload.order.stream import StreamOrder
 from ringload.order.weighted import Drawn
 
@@ -30,7 +30,6 @@ OF_VERSION_1 = ("epoch", "position", "seed", "n_samples", "batch_size")
 
 def state_of(order: LoaderOrder, seed: int, epoch: int, number: int) -> dict[str, Any]:
     """The state of a trainer that receives batch `number` of `epoch` next."""
-    drawn, at = _drawn(order), order.start(epoch) + number * order.step(epoch)
     return {
         "version": VERSION,
         "epoch": epoch,
@@ -38,7 +37,7 @@ def state_of(order: LoaderOrder, seed: int, epoch: int, number: int) -> dict[str
         "step": order.step(epoch),
         "grid": list(order.grid),
         "seed": seed,
-        "order": order.state(epoch) if drawn is None else drawn.state_in_force((epoch, at)),
+        "order": order.state(epoch, order.start(epoch) + number * order.step(epoch)),
         **({"marks": order.marks()} if isinstance(order, StreamOrder) else {}),
     }
 
@@ -141,8 +140,3 @@ def _adopted(order: LoaderOrder, state: Mapping[str, Any], start: tuple[int, int
 def _drawn(order: LoaderOrder) -> Drawn | None:
     inner = order.by_position.order if isinstance(order, Batched) else None
     return inner if isinstance(inner, Drawn) else None
-
-
-def is_arithmetic(order: LoaderOrder) -> bool:
-    """Whether later epochs are known without running the user's code."""
-    return not isinstance(order, ByEpoch) and "listed" not in order.state(0)

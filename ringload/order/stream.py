@@ -31,8 +31,8 @@ import numpy as np
 from ringload.checks import warn
 from ringload.errors import ConfigError
 from ringload.fields import Field
-from ringload.order.batched import NO_GRID, Last, Place, check_shard
 from ringload.order.explicit import NO_END
+from ringload.order.loader_order import NO_GRID, Place, check_shard
 from ringload.protocols import PAD, Binding, Rows
 
 NOTE = ".note"
@@ -79,16 +79,15 @@ class StreamParts:
     steps: int | None
     replays: bool
     to: Binding | None = None
-    is_the_only_one = True  # the source cannot be read in another order
 
     def bind(self, to: Binding) -> StreamParts:
         """The same, of a loader."""
         return replace(self, to=to)
 
-    def for_rank(self, last: Last, rank: int, world: int) -> StreamOrder:
+    def for_rank(self, rank: int, world: int) -> StreamOrder:
         """A rank's order: its parts are `rank`, `rank + world`, ... of `n_parts * world`."""
         assert self.to is not None
-        return StreamOrder(self, self.to, last, rank, world)
+        return StreamOrder(self, self.to, rank, world)
 
 
 class StreamOrder:
@@ -99,12 +98,12 @@ class StreamOrder:
     """
 
     shuffle = False
-    by_part = True
+    is_arithmetic = True
     grid = NO_GRID
 
-    def __init__(self, parts: StreamParts, to: Binding, last: Last, rank: int, world: int) -> None:
+    def __init__(self, parts: StreamParts, to: Binding, rank: int, world: int) -> None:
         check_shard(rank, world)
-        self.n_samples, self.batch_size, self.last, self.rank, self.world = to.n_samples, to.batch_size, last, rank, world
+        self.n_samples, self.batch_size, self.last, self.rank, self.world = to.n_samples, to.batch_size, to.last, rank, world
         self._parts, self._id = parts, next(_ids)
         self.own_fields = {NOTE: Field((-(-NOTE_BYTES // self.batch_size),), "uint8")}
         self._base = {0: 0}
@@ -198,7 +197,7 @@ class StreamOrder:
 
     # -- its state ----------------------------------------------------------------------------------------------------
 
-    def state(self, epoch: int) -> dict[str, Any]:
+    def state(self, epoch: int, position: int) -> dict[str, Any]:
         """What another order has to have in common to go on."""
         steps = self._parts.steps
         return {"kind": "stream", "parts": self._parts.n_parts, "steps": steps, "rank": self.rank, "world": self.world}

@@ -1,8 +1,8 @@
 """Several sources as one, in shares: `ringload.mix`.
 
-The samples of a mix are those of its sources, one source after another. Which comes when is said by its `order`
-(order/mixed.py), which a loader uses that is given no other. A sample is loaded as its source does; fields that this source
-lacks get their fill values, and the field `source` gets the number of the source.
+The samples of a mix are those of its sources, one source after another. Which comes when is said by its
+`default_order` (order/mixed.py), which a loader uses that is given no other. A sample is loaded as its source does; fields that
+this source lacks get their fill values, and the field `source` gets the number of the source.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def mix(
         with ringload.Loader(source, 64) as loader: ...
 
     The number of samples of a source among the first P positions of an epoch is within one of P times its share (for 5 sources
-    or more whose shares are no multiples of 1/4096: within 1.25). Each source goes through its samples in random order again
-    and again: each sample once, before any comes twice. The next epoch goes on in each source where this one ends. A sample may
-    come twice in an epoch, so its augmentation depends on its position. `Loader(shuffle=False)` keeps the order of each source.
+    or more whose shares are no multiples of 1/4096: within 1.3, as far as was tried). Each source goes through its samples in
+    random order again and again: each sample once, before any comes twice. The next epoch goes on in each source where this one
+    ends. A sample may come twice in an epoch, so its augmentation depends on its position. `Loader(shuffle=False)` keeps the
+    order of each source.
 
     `batch["source"]` `() int64` is the number of each sample's source in `sources`; `source.names[number]` its name.
 
@@ -65,9 +66,8 @@ def mix(
 class Mixed:
     """What `ringload.mix` returns.
 
-    Attributes: `sources`, name -> source; `names`, in the order of their numbers; `fields`; `order`, for a loader that is given
-    no other; `rows`, of each sample, its row in its source. `subset`, `split` and `folds` make mixes of parts of the sources,
-    with the same weights.
+    Attributes: `sources`, name -> source; `names`, in the order of their numbers; `fields`; `rows`, of each sample, its row in
+    its source. `subset`, `split` and `folds` make mixes of parts of the sources, with the same weights.
     """
 
     def __init__(self, sources: Any, weights: Any, stop: Stop, missing: Any) -> None:
@@ -80,7 +80,7 @@ class Mixed:
         self._starts = np.concatenate([[0], np.cumsum([len(source) for source in sources.values()])])
         self._stop, self._weights = stop, dict(weights) if isinstance(weights, Mapping) else weights
         self.default_order = Mix(self.names, np.diff(self._starts).tolist(), self._weights, stop)
-        self._fixed = ("sources", "names", "fields", "order")
+        self._fixed = ("sources", "names", "fields", "default_order")
 
     if not TYPE_CHECKING:
         __setattr__ = fixed_once_made

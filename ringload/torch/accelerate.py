@@ -20,7 +20,8 @@ from accelerate.data_loader import DataLoaderShard
 from ringload.checks import short, warn
 from ringload.errors import ConfigError
 from ringload.loader import Loader
-from ringload.order.batched import Batched, LoaderOrder
+from ringload.order.batched import Batched
+from ringload.order.loader_order import LoaderOrder
 from ringload.torch.batches import Batches
 from ringload.torch.dataloader.loader import DataLoader
 

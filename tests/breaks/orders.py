@@ -101,7 +101,7 @@ TABLE = (
     Break(
         "a state has the newest weights, wherever it is",
         (),
-        (Edit("order/weighted.py", "if piece.start <= at)", "if at)"),),
+        (Edit("order/weighted.py", "if piece.start <= (epoch, position))", "if position >= 0)"),),
         (f"{HERE}::test_states_have_the_weights_that_are_in_force_there",),
         r"assert",
     ),
