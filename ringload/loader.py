@@ -430,8 +430,9 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the trainer: batches that were received, not those filled ahead. Can be saved as JSON. All ranks have
-        the same state, and any number of ranks can go on from it, with any batch size. `source` is the fingerprint of the
-        source: of a table, of arrays (the first call may take a second), or of a source with `fingerprint()`.
+        the same state, and any number of ranks can go on from it, with any batch size. (Of a `Stream`, each rank has its own
+        state, for the same number of ranks.) `source` is the fingerprint of the source: of a table, of arrays (the first call
+        may take a second), or of a source with `fingerprint()`.
         """
         return self.state_at(*self._engine.due)
 
