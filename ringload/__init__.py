@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from ringload.order.positions import Blocks
     from ringload.order.shares import Balanced
     from ringload.order.weighted import Weighted
-    from ringload.protocols import Observer, Order, PositionOrder, Rows, Source, Storage, Workers
+    from ringload.protocols import (
+        ByteRange,
+        ContentStat,
+        Observer,
+        Order,
+        PositionOrder,
+        Rows,
+        Source,
+        Storage,
+        Workers,
+    )
     from ringload.ring.lease import Batch
     from ringload.ring.plan import Plan
     from ringload.sources.arrays import Arrays
@@ -56,7 +66,9 @@ __all__ = [
     "Blocks",
     "Buckets",
     "BudgetError",
+    "ByteRange",
     "ConfigError",
+    "ContentStat",
     "ContentTooLargeError",
     "Explicit",
     "Field",
@@ -97,6 +109,8 @@ _HOMES = {
     "Batch": "ringload.ring.lease",
     "Blocks": "ringload.order.positions",
     "Buckets": "ringload.order.buckets",
+    "ByteRange": "ringload.protocols",
+    "ContentStat": "ringload.protocols",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
     "FunctionSource": "ringload.sources.function",

@@ -192,6 +192,21 @@ class Order(Protocol):
         ...
 
 
+class ByteRange(NamedTuple):
+    """Some bytes of a content, such as those of an archive's member."""
+
+    key: str
+    start: int
+    n_bytes: int
+
+
+class ContentStat(NamedTuple):
+    """How long a content is; and its `version`, which is another one once the content was changed (an ETag, a time)."""
+
+    n_bytes: int
+    version: str
+
+
 class Storage(Protocol):
     """Gives the bytes that a key names: the content of a local file, of an object in a bucket, of a member of an archive.
 
@@ -219,6 +234,11 @@ class Storage(Protocol):
                 pass
 
         ringload.register_storage("memory", functools.partial(Memory, contents))
+
+    Optional, in a storage's class, for archives that are read in place:
+        stat(key)                           the `ringload.ContentStat` of a content
+        read_range(range, max_bytes)        as `read`, for a `ringload.ByteRange`. OSError if the content ends before
+        prefetch_ranges(ranges, max_bytes)  as `prefetch`
     """
 
     def prefetch(self, keys: Sequence[str], max_bytes: int) -> None:

@@ -235,7 +235,7 @@ class Hostile(ImageFrame):
         for index in indices.tolist():
             case = CASES[NAMES[index // 3]] if index % 3 == THE_BAD else None
             if case is not None and case.opened is not None and os.path.exists(self.describe(index)):
-                storage = self._files._own()
+                storage = self._contents._own()
                 assert isinstance(storage, LocalStorage)
                 if isinstance(ready := storage._ahead._ready.get(self.describe(index)), Future):
                     wait([ready])  # on a busy machine, threads open

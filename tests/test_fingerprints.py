@@ -182,7 +182,7 @@ def test_the_checksum_of_the_paths_is_computed_once_for_all_parts(monkeypatch: p
     for part in (source, *parts, source.subset([1, 2]), source.without_augmentation()):
         part.fingerprint()
         part.fingerprint()
-    assert hashed == [len(source._files.paths.names.blob)]
+    assert hashed == [len(source._contents.names.blob)]
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
@@ -339,5 +339,5 @@ def test_a_state_goes_on_where_it_was_with_any_number_of_workers(photos: Path) -
 def test_a_search_for_a_path_finds_it_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprints, "SEARCH_BYTES", 7)
     source = frame()
-    assert all(source.table_fingerprint.has(path) for path in source._files.paths.names)
+    assert all(source.table_fingerprint.has(path) for path in source._contents.names)
     assert not source.table_fingerprint.has(b"nowhere.jpg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ringload.images.geometry import Geometry, Resize
 from ringload.images.opencv import warn_of_two
 from ringload.images.resample import Interpolation
 from ringload.sources.columns import column_of, numbers, present, read_table
+from ringload.sources.contents import Contents, ImageTable
 from ringload.sources.fingerprints import Fingerprint, TableFingerprint, checksum
 from ringload.sources.label_field import WEIGHT, Label, LabelFields
 from ringload.sources.labels import LabelMode, encode
@@ -101,7 +103,7 @@ class ImageFrame:
     @in_our_words()
     def __init__(
         self,
-        df: pd.DataFrame | str | os.PathLike[str],
+        df: pd.DataFrame | str | os.PathLike[str] | ImageTable,
         path: Any = "path",
         label: Any = None,
         *,
@@ -127,7 +129,7 @@ class ImageFrame:
         read_options: Mapping[str, Any] | None = None,
     ) -> None:
         warn_of_two()
-        table = read_table(df, read_options)
+        table = df.table if isinstance(df, ImageTable) else read_table(df, read_options)
         if len(table) == 0:
             raise ConfigError("the table has no rows")
         self._decoder = ImageDecoder(
@@ -145,8 +147,12 @@ class ImageFrame:
             truncated=truncated,
         )
         self._is_plain = False  # made by `without_augmentation`
-        paths = paths_of(present(table, path), df, root)
-        self._files = StoredFiles(paths, factory_of(paths.scheme))
+        self._contents: Contents
+        if isinstance(df, ImageTable):
+            self._contents = df.contents
+        else:
+            paths = paths_of(present(table, path), df, root)
+            self._contents = StoredFiles(paths, factory_of(paths.scheme))
         labels = encode(table, label, classes, label_mode)
         if weight is not None:
             labels.append(Label(WEIGHT, Field((), "float32"), (), numbers(present(table, weight), "a weight")))
@@ -154,7 +160,7 @@ class ImageFrame:
         names = [IMAGE, *(one.name for one in self._labels)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"two fields are called {twice.pop()!r}: give the label another name, label={{name: column}}")
-        self.table_fingerprint = TableFingerprint.of(self._files.paths.names, list(self._labels))
+        self.table_fingerprint = TableFingerprint.of(self._contents.names, list(self._labels))
         self._rows_checksum = ""  # computed when it is first needed
         self._table: pd.DataFrame | None = table  # to split by its columns; workers do not get it
         self.rows = np.arange(len(table))
@@ -173,7 +179,7 @@ class ImageFrame:
         return f"<{type(self).__name__} of {len(self):,} samples: {fields}; augmentation: {', '.join(random) or 'none'}>"
 
     def __len__(self) -> int:
-        return len(self._files.paths)
+        return len(self._contents)
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -190,12 +196,12 @@ class ImageFrame:
     @property
     def scratch_bytes(self) -> int:
         """The most memory that loading one image takes, including bytes that are read ahead."""
-        return worst_scratch_bytes(self._decoder.max_pixels) + self._files.ahead_bytes
+        return worst_scratch_bytes(self._decoder.max_pixels) + self._contents.ahead_bytes
 
     @property
     def ahead_bytes(self) -> int:
         """Of these, bytes that are read ahead, which stay between images."""
-        return self._files.ahead_bytes
+        return self._contents.ahead_bytes
 
     @property
     def refuses_large(self) -> bool:
@@ -204,13 +210,13 @@ class ImageFrame:
 
     def start(self, worker: Worker) -> None:
         """Prepare to load in a worker."""
-        ahead_bytes = self._files.ahead_bytes
+        ahead_bytes = self._contents.ahead_bytes
         max_bytes = None if worker.max_bytes is None else worker.max_bytes - ahead_bytes
         self._decoder.start(replace(worker, scratch_bytes=worker.scratch_bytes - ahead_bytes, max_bytes=max_bytes))
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Begin to read the files of samples that are loaded next."""
-        self._files.prefetch(indices)
+        self._contents.prefetch(indices)
 
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
@@ -226,7 +232,7 @@ class ImageFrame:
 
     def _decode(self, index: int, max_bytes: int, rng: np.random.Generator | None, row: np.ndarray) -> None:
         """The content of the file is freed when this returns, before the turn ends."""
-        self._decoder.load(self._files.read(index, max_bytes), rng, row)
+        self._decoder.load(self._contents.read(index, max_bytes), rng, row)
 
     def rows_of(self, indices: np.ndarray) -> np.ndarray:
         """The rows of samples in the table."""
@@ -235,7 +241,7 @@ class ImageFrame:
 
     def describe(self, index: int) -> str:
         """The sample's path."""
-        return self._files.paths.key(index)
+        return self._contents.key(index)
 
     def fingerprint(self) -> Fingerprint:
         """This source in a loader's state: the table, its labels, and the rows that are taken."""
@@ -264,7 +270,7 @@ class ImageFrame:
     @property
     def filenames(self) -> list[str]:
         """The paths as in the table."""
-        return [os.fsdecode(path) for path in self._files.paths.names]
+        return [os.fsdecode(path) for path in self._contents.names]
 
     @property
     def filepaths(self) -> list[str]:
@@ -378,11 +384,11 @@ class ImageFrame:
             ConfigError: `indices` are empty, or not valid.
         """
         rows = chosen_rows(indices, len(self))
-        files, labels = self._files.of(self._files.paths.take(rows)), self._labels.take(rows)
-        return self._copy_with(rows=self.rows[rows], _rows_checksum="", _files=files, _labels=labels)
+        contents, labels = self._contents.take(rows), self._labels.take(rows)
+        return self._copy_with(rows=self.rows[rows], _rows_checksum="", _contents=contents, _labels=labels)
 
     def _copy_with(self, **changes: Any) -> ImageFrame:
-        own = {"_decoder": self._decoder.copy_with(), "_files": self._files.of(self._files.paths), "_table": self._table}
+        own = {"_decoder": self._decoder.copy_with(), "_contents": copy.copy(self._contents), "_table": self._table}
         copied: ImageFrame = object.__new__(type(self))
         copied.__dict__.update(self.__getstate__() | own | changes)
         return copied

@@ -15,7 +15,7 @@ AHEAD_BYTES = 16 << 20  # of each worker's scratch, for bytes that a storage rea
 
 
 class StoredFiles:
-    """File `index` is the one that path `index` names.
+    """File `index` is the one that path `index` names. See `contents.Contents`.
 
     Owns its storage, which each process makes when it first needs a file.
     """
@@ -24,23 +24,31 @@ class StoredFiles:
     _pid = 0  # of the process whose storage it is
 
     def __init__(self, paths: Paths, factory: Factory) -> None:
-        self.paths, self._factory = paths, factory
+        self._paths, self._factory = paths, factory
+        self.names = paths.names
         self.ahead_bytes = 0 if paths.scheme == LOCAL else AHEAD_BYTES
 
-    def of(self, paths: Paths) -> StoredFiles:
-        """The files of other paths of the same scheme, with a separate storage."""
-        return StoredFiles(paths, self._factory)
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def key(self, index: int) -> str:
+        """The absolute path of a file, or its URL."""
+        return self._paths.key(index)
+
+    def take(self, rows: np.ndarray) -> StoredFiles:
+        """Some of the files, with a separate storage."""
+        return StoredFiles(self._paths.take(rows), self._factory)
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Begin to read some files, and do not wait for them."""
-        self._own().prefetch([self.paths.key(index) for index in indices.tolist()], self.ahead_bytes)
+        self._own().prefetch([self._paths.key(index) for index in indices.tolist()], self.ahead_bytes)
 
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """The content of a file, until the next is read: see `ringload.Storage`."""
         try:
-            return self._own().read(self.paths.key(index), max_bytes)
+            return self._own().read(self._paths.key(index), max_bytes)
         except OSError as error:
-            raise self.paths.explained(error, index) from None
+            raise self._paths.explained(error, index) from None
 
     def _own(self) -> Storage:
         if self._storage is None or self._pid != os.getpid():  # a fork makes a new one

@@ -96,7 +96,7 @@ TABLE = (
     Break(
         "what a storage reads ahead is not in the plan",
         (),
-        (Edit("sources/image_table.py", " + self._files.ahead_bytes\n", "\n"),),
+        (Edit("sources/image_table.py", " + self._contents.ahead_bytes\n", "\n"),),
         ("test_storage.py::test_what_is_read_ahead_is_in_the_plan",),
         r"assert",
     ),
