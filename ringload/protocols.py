@@ -55,6 +55,8 @@ class Source(Protocol):
                                         generators, `out` a dict: field -> `(n, *shape) dtype`. One of load and load_rows is
                                         enough
         prefetch(indices)               these samples are loaded next: begin to read them, and do not wait
+        is_ready(indices)               whether these samples can be loaded without waiting: of several tasks that a worker has,
+                                        it fills the first that is ready
         start(worker)                   called once in each worker, before anything else; `worker` is a `ringload.Worker`
         describe(index)                 a sample in words (its path), for messages
         begin_task(rows)                some rows are loaded next, one by one: field -> `(n, *shape)`, with what the order has
@@ -193,11 +195,12 @@ class Order(Protocol):
 
 
 class ByteRange(NamedTuple):
-    """Some bytes of a content, such as those of an archive's member."""
+    """Some bytes of a content, such as those of an archive's member. `version`: see `ContentStat`; "": any will do."""
 
     key: str
     start: int
     n_bytes: int
+    version: str = ""
 
 
 class ContentStat(NamedTuple):
@@ -235,10 +238,14 @@ class Storage(Protocol):
 
         ringload.register_storage("memory", functools.partial(Memory, contents))
 
-    Optional, in a storage's class, for archives that are read in place:
+    Optional, in a storage's class:
+        is_ready(keys)                      whether `read` will not wait for any of these: they are there, or were not asked for
         stat(key)                           the `ringload.ContentStat` of a content
-        read_range(range, max_bytes)        as `read`, for a `ringload.ByteRange`. OSError if the content ends before
-        prefetch_ranges(ranges, max_bytes)  as `prefetch`
+        read_range(part, max_bytes)         as `read`, for a `ringload.ByteRange` of an archive that is read in place. OSError
+                                            if the content ends before, or has another version
+        prefetch_ranges(parts, max_bytes)   as `prefetch`
+
+    `ringload.ThreadedStorage` is a base class that has all of these but `stat`, and needs one method, `fetch`.
     """
 
     def prefetch(self, keys: Sequence[str], max_bytes: int) -> None:

@@ -235,11 +235,11 @@ def table(*paths: Any) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("s3://bucket/a.png", r"has 's3://bucket/a.png' in row row 1: URLs are not read: no storage is registered for s3://"),
-        ("https://example.org/a.png", "URLs are not read"),
-        ("gs://b/a.png", "URLs are not read"),
-        ("hdfs+x.y-z://b/a.png", "URLs are not read"),
-        (Path("s3://bucket/a.png"), "has 's3:/bucket/a.png' in row row 1: URLs are not read"),
+        ("no://bucket/a.png", r"has 'no://bucket/a.png' in row row 1: no storage is registered for no://"),
+        ("https://example.org/a.png", "its scheme is not that of the first path"),
+        ("gs://b/a.png", "its scheme is not that of the first path"),
+        ("hdfs+x.y-z://b/a.png", "no storage is registered for hdfs"),
+        (Path("s3://bucket/a.png"), "has 's3:/bucket/a.png' in row row 1: a URL that has lost a slash"),
         (Path("file:///data/a.png"), "give the path itself, '/data/a.png'"),
         ("file://host/data/a.png", "give the path itself, '/host/data/a.png'"),
         ("C:\\data\\a.png", "a path of Windows, and this is Linux"),
@@ -255,7 +255,7 @@ def test_paths_of_another_kind_are_refused_in_words(path: Any, said: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("root", "said"), [("s3://bucket", "URLs are not read"), ("C:\\data", "a path of Windows"), (3, "root is the path")]
+    ("root", "said"), [("no://bucket", "no storage is registered"), ("C:\\data", "a path of Windows"), (3, "root is the path")]
 )
 def test_roots_of_another_kind_are_refused_in_words(root: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

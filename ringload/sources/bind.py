@@ -25,6 +25,7 @@ class BoundSource:
     load: Callable[..., Any] | None
     load_rows: Callable[..., None] | None
     prefetch: Callable[[np.ndarray], None] | None
+    is_ready: Callable[[np.ndarray], bool] | None
     start: Callable[[Worker], None]
     describe: Callable[[int], str]
     begin_task: Callable[[dict[str, np.ndarray]], None] | None
@@ -63,6 +64,7 @@ def bind(source: Any) -> BoundSource:
         load=load,
         load_rows=load_rows,
         prefetch=getattr(source, "prefetch", None),
+        is_ready=getattr(source, "is_ready", None),
         start=getattr(source, "start", _nothing),
         describe=getattr(source, "describe", _no_description),
         begin_task=getattr(source, "begin_task", None),

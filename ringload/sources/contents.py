@@ -33,6 +33,10 @@ class Contents(Protocol):
         """Begin to read some contents, and do not wait for them."""
         ...
 
+    def is_ready(self, indices: np.ndarray) -> bool:
+        """Whether these contents can be read without waiting, as far as that is known."""
+        ...
+
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """A content, until the next is read: see `ringload.Storage.read`."""
         ...

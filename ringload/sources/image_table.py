@@ -218,6 +218,10 @@ class ImageFrame:
         """Begin to read the files of samples that are loaded next."""
         self._contents.prefetch(indices)
 
+    def is_ready(self, indices: np.ndarray) -> bool:
+        """Whether samples can be loaded without waiting for their files, as far as the storage tells."""
+        return self._contents.is_ready(indices)
+
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
         row, n_bytes = out[IMAGE], 0

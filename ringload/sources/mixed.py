@@ -143,6 +143,17 @@ class Mixed:
             if bound.prefetch is not None and (which == number).any():
                 bound.prefetch(within[which == number])
 
+    @property
+    def is_ready(self) -> Callable[[np.ndarray], bool] | None:
+        """Whether samples can be loaded without waiting, as far as sources tell."""
+        return self._is_ready if any(bound.is_ready is not None for bound in self._bounds) else None
+
+    def _is_ready(self, indices: np.ndarray) -> bool:
+        which, within = self._places(indices)
+        return all(
+            bound.is_ready is None or bound.is_ready(within[which == number]) for number, bound in enumerate(self._bounds)
+        )
+
     def start(self, worker: Worker) -> None:
         """Prepare to load in a worker. What the other sources have read ahead is not for a source to use."""
         for bound in self._bounds:

@@ -108,6 +108,12 @@ class Part:
         return None if ask is None else lambda indices: ask(self.rows[indices])
 
     @property
+    def is_ready(self) -> Callable[[np.ndarray], bool] | None:
+        """Whether samples can be loaded without waiting, if the source tells."""
+        ask = self._bound.is_ready
+        return None if ask is None else lambda indices: ask(self.rows[indices])
+
+    @property
     def begin_task(self) -> Callable[[dict[str, np.ndarray]], None] | None:
         """Is told of rows, if the source is."""
         tell = self._bound.begin_task

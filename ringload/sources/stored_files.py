@@ -43,6 +43,13 @@ class StoredFiles:
         """Begin to read some files, and do not wait for them."""
         self._own().prefetch([self._paths.key(index) for index in indices.tolist()], self.ahead_bytes)
 
+    def is_ready(self, indices: np.ndarray) -> bool:
+        """Whether the files are there, if the storage tells."""
+        storage = self._own()
+        if (ask := getattr(storage, "is_ready", None)) is None:
+            return True
+        return bool(ask([self._paths.key(index) for index in indices.tolist()]))
+
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """The content of a file, until the next is read: see `ringload.Storage`."""
         try:

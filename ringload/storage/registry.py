@@ -1,7 +1,10 @@
 """Which storage reads a path: by the scheme of its URL.
 
     /data/1.jpg, file:///data/1.jpg     local files
-    s3://bucket/1.jpg                   the storage that was registered for "s3"
+    s3://bucket/1.jpg, gs://, az://     object stores, by obstore
+    https://host/1.jpg, http://         web servers, by urllib3
+    sftp://host/1.jpg, ...              what fsspec knows
+    mine://1.jpg                        the storage that was registered for "mine"; so may be each of those above
 
 Only the trainer has the table: a source looks up the factory of its storage when it is made, and is sent to workers with it.
 """
@@ -14,6 +17,7 @@ from collections.abc import Callable
 from ringload.checks import short
 from ringload.errors import ConfigError
 from ringload.protocols import Storage
+from ringload.storage import fsspec_files
 from ringload.storage.local import LocalStorage
 
 Factory = Callable[[], Storage]
@@ -21,7 +25,24 @@ Factory = Callable[[], Storage]
 SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]+)://")
 LOCAL = ""  # the scheme of local files
 
-_factories: dict[str, Factory] = {LOCAL: LocalStorage}
+
+def _object_storage() -> Storage:
+    from ringload.storage.object_store import ObjectStorage
+
+    return ObjectStorage()
+
+
+def _http_storage() -> Storage:
+    from ringload.storage.http import HttpStorage
+
+    return HttpStorage()
+
+
+_factories: dict[str, Factory] = {
+    LOCAL: LocalStorage,
+    **dict.fromkeys(("s3", "gs", "az"), _object_storage),
+    **dict.fromkeys(("http", "https"), _http_storage),
+}
 
 
 def register_storage(scheme: str, factory: Factory) -> None:
@@ -53,19 +74,32 @@ def scheme_of(path: bytes) -> str:
 
 def is_registered(scheme: str) -> bool:
     """Whether there is a storage for a scheme."""
-    return scheme in _factories
+    return scheme in _factories or fsspec_files.knows(scheme)
 
 
 def factory_of(scheme: str) -> Factory:
-    """The factory of a registered scheme."""
-    return _factories[scheme]
+    """The factory of a registered scheme.
+
+    Raises:
+        ImportError: it needs a package that is not installed.
+    """
+    factory = _factories.get(scheme, fsspec_files.FsspecStorage)
+    if factory is _object_storage:
+        from ringload.storage.object_store import require_obstore
+
+        require_obstore()
+    elif factory is _http_storage:
+        from ringload.storage.http import require_urllib3
+
+        require_urllib3()
+    return factory
 
 
 def not_registered(scheme: str) -> str:
     """The message for a path whose scheme has no storage."""
-    schemes = ", ".join(one for one in _factories if one != LOCAL) or "none"
+    schemes = ", ".join(sorted(one for one in _factories if one != LOCAL)) or "none"
     return (
-        f"URLs are not read: no storage is registered for {scheme}:// (registered: {schemes}). Download the files; or register "
-        f"a storage, ringload.register_storage({scheme!r}, factory); or give the loader a function load(index, rng, out) that "
-        "fetches them"
+        f"no storage is registered for {scheme}:// (registered: {schemes}; and what fsspec knows, where it is installed). "
+        f"Download the files; or register a storage, ringload.register_storage({scheme!r}, factory); or give the loader a "
+        "function load(index, rng, out) that fetches them"
     )

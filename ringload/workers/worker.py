@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from ringload.workers.channel import ChannelFds, WorkerChannel
 from ringload.workers.current_work import WHOLE_TASK, CurrentWorkTable
 from ringload.workers.fill import Filler, reason_of
 from ringload.workers.records import MAX_TEXT_BYTES, Task
+from ringload.workers.tasks_ahead import TasksAhead
 
 LENGTH = struct.Struct("<Q")
 
@@ -100,7 +100,8 @@ def run(worker_job: WorkerJob, start: Start, worker_id: int) -> None:
         filler = Filler(job, bound, dict(start.poison_samples), _alone, own)
         n_bytes, imported_bytes = anonymous_bytes() - before_bytes, import_bytes()
         current_work.started(worker_id, n_bytes - imported_bytes, imported_bytes + shared_import_bytes())
-        work = _TaskLoop(start, worker_id, bound, filler, end, current_work)
+        tasks = TasksAhead(layout.n_slots, start.n_workers)
+        work = _TaskLoop(start, worker_id, bound, filler, end, current_work, tasks)
         work.forever(layout.arrays(segment))
     except Exception:
         end.failed(end_of(traceback.format_exc(), MAX_TEXT_BYTES // 4))
@@ -139,38 +140,51 @@ class _TaskLoop:
         filler: Filler,
         end: WorkerChannel,
         current_work: CurrentWorkTable,
+        tasks: TasksAhead,
     ) -> None:
         self._worker = worker_id
         self._one_by_one = frozenset(start.one_by_one)
         self._prefetch = _alone(source.prefetch) if source.prefetch is not None else None
+        self._is_ready = _alone(source.is_ready) if source.is_ready is not None else None
+        self._poison_samples = [index for index, _ in start.poison_samples]
         self._filler = filler
         self._end = end
         self._current_work = current_work
-        self._ahead: deque[Task] = deque()
+        self._tasks = tasks
 
     def forever(self, arrays: dict[str, Any]) -> None:
-        """Task after task. While one is filled, the files of the next are asked for."""
+        """Task after task. While one is filled, the samples of others are read."""
+        tasks, index = self._tasks, arrays["index"]
         while True:
             idle_from_s = time.monotonic()
-            if not self._ahead:
+            if not tasks:
                 self._current_work.clear(self._worker)
-                self._take_task(arrays["index"], wait=True)
+                self._take_task(index, wait=True)
             begin_s = time.monotonic()
-            if self._prefetch is not None and len(self._ahead) < 2:
-                self._take_task(arrays["index"], wait=False)
-            task = self._ahead.popleft()
+            while self._prefetch is not None and tasks.wants_more and self._take_task(index, wait=False):
+                pass
+            if self._is_ready is not None:
+                self._note_whole(tasks.oldest)  # waiting for it may take long
+            task = tasks.next(self._is_ready)
             self._fill(task, {name: array[task.slot] for name, array in arrays.items()})
             self._end.done(task, time.monotonic() - begin_s, begin_s - idle_from_s)
 
-    def _take_task(self, index: np.ndarray, wait: bool) -> None:
+    def _take_task(self, index: np.ndarray, wait: bool) -> bool:
+        """Take a task, if there is one, and begin to read its samples."""
         task = self._end.take(wait)
-        if task is not None:
-            self._ahead.append(task)
-            if self._prefetch is not None and (task.epoch, task.number) not in self._one_by_one:
-                # It may hang, or end the process: what it is about is in hand.
-                self._current_work.write(self._worker, task.epoch, task.number, WHOLE_TASK, task.start, task.stop)
-                samples = index[task.slot, task.start : task.stop]
-                self._ask(samples[samples != PAD])
+        if task is None:
+            return False
+        samples = index[task.slot, task.start : task.stop]
+        samples = samples[samples != PAD]
+        self._tasks.add(task, samples)
+        if self._prefetch is not None and (task.epoch, task.number) not in self._one_by_one:
+            self._note_whole(task)  # it may hang, or end the process
+            self._ask(np.setdiff1d(samples, self._poison_samples) if self._poison_samples else samples)
+        return True
+
+    def _note_whole(self, task: Task) -> None:
+        """All samples of a task are in hand."""
+        self._current_work.write(self._worker, task.epoch, task.number, WHOLE_TASK, task.start, task.stop)
 
     def _ask(self, indices: np.ndarray) -> None:
         """Have the source begin to read. Whether it can is no matter: what is wrong with a sample is said when it is loaded."""

@@ -1,0 +1,127 @@
+"""Object stores as a storage, by obstore: s3://bucket/key, gs://bucket/key, az://container/key.
+
+Credentials, region and endpoint come from the environment, as for each store's own tools (AWS_ACCESS_KEY_ID, AWS_REGION,
+AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...), or from the options of `ObjectStorage`.
+obstore tries requests again that fail for a reason that may pass, with backoff, and for `RETRY_S` at most.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from ringload.errors import ContentTooLargeError, missing
+from ringload.protocols import ByteRange, ContentStat
+from ringload.storage.threaded import N_THREADS, Content, ThreadedStorage
+
+RETRY_S = 60
+MAX_REASON = 300
+FORKED = (
+    "obstore was used before this process was forked, and does not survive that: use start_method='forkserver' (the default) "
+    "or 'spawn', or load nothing from it in the trainer before"
+)
+
+_used_by = 0  # the process that has used obstore, or one that it was forked from
+
+
+class ObjectStorage(ThreadedStorage):
+    """s3://, gs:// and az://. See `ringload.Storage`.
+
+    Example: `ringload.register_storage("s3", functools.partial(ringload.ObjectStorage, config={"endpoint": "http://host:9000"}))`
+
+    Arguments:
+        n_threads: how many contents are fetched at once, at most, by each worker.
+        options: of `obstore.store.from_url`: config=, client_options=, retry_config=, credential_provider=.
+    """
+
+    def __init__(self, n_threads: int = N_THREADS, **options: Any) -> None:
+        super().__init__(n_threads)
+        self._obstore = require_obstore()
+        retry = {"retry_config": {"max_retries": 8, "retry_timeout": timedelta(seconds=RETRY_S)}}
+        self._options = {**retry, **options}
+        self._stores: dict[str, Any] = {}  # by bucket
+
+    def stat(self, key: str) -> ContentStat:
+        """Its length, and its ETag."""
+        with _in_words(key):
+            store, path = self._place(key)
+            found = self._obstore.head(store, path)
+        return ContentStat(found["size"], found["e_tag"] or str(found["last_modified"]))
+
+    def fetch(self, key: str, max_bytes: int) -> Content:
+        """The whole content of an object."""
+        with _in_words(key):
+            store, path = self._place(key)
+            answer = self._obstore.get(store, path)
+            if (n_bytes := answer.meta["size"]) > max_bytes:
+                raise ContentTooLargeError(n_bytes, max_bytes)
+            return memoryview(answer.bytes())
+
+    def fetch_range(self, part: ByteRange, max_bytes: int) -> Content:
+        """Some bytes of an object."""
+        if part.n_bytes > max_bytes:
+            raise ContentTooLargeError(part.n_bytes, max_bytes)
+        if part.n_bytes == 0:
+            return b""
+        options: dict[str, Any] = {"range": (part.start, part.start + part.n_bytes)}
+        if part.version.startswith(('"', "W/")) or part.version.isalnum():
+            options["if_match"] = part.version
+        with _in_words(part.key):
+            store, path = self._place(part.key)
+            content = memoryview(self._obstore.get(store, path, options=options).bytes())
+        if len(content) != part.n_bytes:
+            raise OSError(errno.EIO, f"it ends before byte {part.start + part.n_bytes:,}", part.key)
+        return content
+
+    def _place(self, key: str) -> tuple[Any, str]:
+        """(store, path in it) of a URL."""
+        global _used_by
+        _used_by = _used_by or os.getpid()
+        if _used_by != os.getpid():
+            raise OSError(errno.ENOTSUP, FORKED, key)
+        scheme, _, rest = key.partition("://")
+        bucket, _, path = rest.partition("/")
+        if not path or path.startswith("/"):  # obstore would drop a slash, and read another object
+            raise ValueError(f"not scheme://bucket/key, or its key begins with a slash: {key}")
+        if bucket not in self._stores:
+            self._stores[bucket] = self._obstore.store.from_url(f"{scheme}://{bucket}", **self._options)
+        return self._stores[bucket], path
+
+
+@contextmanager
+def _in_words(key: str) -> Iterator[None]:
+    """obstore's errors, which name the request, as those of files."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key) from None
+        raise
+    except BaseException as error:  # a panic of Rust code is no Exception, and would end the process
+        kind = type(error).__name__
+        if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+            raise PermissionError(errno.EACCES, _reason(error), key) from None
+        if kind == "PreconditionError":
+            raise OSError(errno.ESTALE, f"it has changed: {_reason(error)}", key) from None
+        if isinstance(error, Exception) or kind == "PanicException":
+            raise OSError(errno.EIO, f"{kind}: {_reason(error)}", key) from None
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """Without the dump of Rust's structures that follows, in one line."""
+    return " ".join(str(error).partition("Debug source:")[0].split())[:MAX_REASON]
+
+
+def require_obstore() -> Any:
+    """The module, imported when a store's URLs are read."""
+    try:
+        import obstore
+        import obstore.store
+    except ImportError as error:
+        raise missing("reading s3://, gs:// and az:// URLs", "obstore", error) from error
+    return obstore

@@ -1,0 +1,190 @@
+"""A storage whose contents are fetched by threads, many at once, so that the latency of all of them is waited for once.
+
+How many are fetched ahead depends on their size: each takes a share of the memory for bytes that are read ahead. How large a
+content is, is known only when the answer to its request begins. So room is reserved for one that is somewhat larger than
+those before. A content that does not fit into its room is not fetched ahead: `read` fetches it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from ringload.errors import ContentTooLargeError
+from ringload.protocols import ByteRange
+from ringload.system.arrivals import ARRIVALS
+
+N_THREADS = 64  # of a worker; each starts when it is needed
+FIRST_ROOM_BYTES = 1 << 20  # for a content, before any is known
+LEAST_ROOM_BYTES = 1 << 16
+N_SIZES = 32  # contents, whose sizes tell how much room the next needs
+
+Content = bytes | bytearray | memoryview
+Key = str | ByteRange
+
+
+class _Entry:
+    """A content that was asked for, and will be read `n_reads` times. Not begun yet where `future` is None."""
+
+    __slots__ = ("future", "n_reads", "room_bytes")
+
+    def __init__(self) -> None:
+        self.future: Future[Content | None] | None = None  # None: it did not fit
+        self.n_reads = 1
+        self.room_bytes = 0
+
+    @property
+    def is_there(self) -> bool:
+        return self.future is not None and self.future.done()
+
+
+class ThreadedStorage:
+    """The base class for storages of your own: you write `fetch`, and threads call it ahead of decoding.
+
+    Example::
+
+        class Web(ringload.ThreadedStorage):
+            def fetch(self, key, max_bytes):
+                with urllib.request.urlopen(key, timeout=30) as answer:
+                    if answer.length > max_bytes:
+                        raise ringload.ContentTooLargeError(answer.length, max_bytes)
+                    return answer.read()
+
+        ringload.register_storage("web", Web)
+
+    Arguments:
+        n_threads: how many contents are fetched at once, at most, by each worker.
+    """
+
+    def __init__(self, n_threads: int = N_THREADS) -> None:
+        self._n_threads = n_threads
+        self._threads: ThreadPoolExecutor | None = None
+        self._ahead: dict[Key, _Entry] = {}
+        self._waiting: deque[Key] = deque()  # of these, those that are not begun
+        self._max_bytes = self._kept_bytes = 0
+        self._sizes: deque[int] = deque(maxlen=N_SIZES)
+
+    def fetch(self, key: str, max_bytes: int) -> Content:
+        """The whole content of a key. Several threads call this at once.
+
+        Raises:
+            ContentTooLargeError: it has more than `max_bytes`; found out before it is read, if possible.
+            Exception: the sample is a bad one, for this reason. The message names the key.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method fetch(key, max_bytes)")
+
+    def fetch_range(self, part: ByteRange, max_bytes: int) -> Content:
+        """As `fetch`, for a part of a content: for archives that are read in place. Optional."""
+        raise NotImplementedError(f"{type(self).__name__} has no method fetch_range(part, max_bytes)")
+
+    def prefetch(self, keys: Iterable[Key], max_bytes: int) -> None:
+        """Begin to fetch what fits into `max_bytes`, and the others as room becomes free."""
+        self._max_bytes = max_bytes
+        for key in keys:
+            entry = self._ahead.get(key)
+            if entry is not None:
+                entry.n_reads += 1
+            else:
+                self._ahead[key] = _Entry()
+                self._waiting.append(key)
+        self._begin_waiting()
+
+    def read(self, key: Key, max_bytes: int) -> Content:
+        """A content, once it is there."""
+        entry = self._ahead.get(key)
+        if entry is None:
+            return self._fetch(key, max_bytes)
+        future = entry.future
+        entry.n_reads -= 1
+        if entry.n_reads == 0:
+            del self._ahead[key]
+            self._kept_bytes -= entry.room_bytes
+        content = None if future is None else future.result()  # None: it is not begun, and is fetched now
+        if entry.n_reads == 0:
+            self._begin_waiting()
+        if content is None:
+            content = self._fetch(key, max_bytes)
+        if len(content) > max_bytes:
+            raise ContentTooLargeError(len(content), max_bytes)
+        return content
+
+    def is_ready(self, keys: Sequence[Key]) -> bool:
+        """Whether all contents are there, or were not asked for."""
+        self._begin_waiting()
+        return all(entry is None or entry.is_there for entry in map(self._ahead.get, keys))
+
+    prefetch_ranges: Callable[[Any, Sequence[ByteRange], int], None] = prefetch
+    read_range: Callable[[Any, ByteRange, int], Content] = read
+
+    def close(self) -> None:
+        """End the threads, once what they fetch now is there. Idempotent."""
+        self._ahead.clear()
+        self._waiting.clear()
+        self._kept_bytes = 0
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+            self._threads = None
+
+    # -- ahead --------------------------------------------------------------------------------------------------------
+
+    def _begin_waiting(self) -> None:
+        """Begin to fetch those that wait, the first first, as far as there is room."""
+        while self._waiting:
+            key = self._waiting[0]
+            entry = self._ahead.get(key)
+            if entry is not None and entry.future is None:
+                room_bytes = min(self._room_bytes(), self._max_bytes)
+                if self._kept_bytes + room_bytes > self._max_bytes and not self._find_room(room_bytes):
+                    return
+                self._begin(key, entry, room_bytes)
+            self._waiting.popleft()
+
+    def _room_bytes(self) -> int:
+        """Room for a content somewhat larger than those before."""
+        return max(LEAST_ROOM_BYTES, max(self._sizes) * 5 // 4) if self._sizes else FIRST_ROOM_BYTES
+
+    def _find_room(self, room_bytes: int) -> bool:
+        """Give back the room that contents did not need, now that they are there. Whether there is so much room then."""
+        self._kept_bytes = 0
+        for entry in self._ahead.values():
+            if entry.is_there:
+                assert entry.future is not None
+                entry.room_bytes = _size_of(entry.future)
+            self._kept_bytes += entry.room_bytes
+        return self._kept_bytes + room_bytes <= self._max_bytes
+
+    def _begin(self, key: Key, entry: _Entry, room_bytes: int) -> None:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._n_threads, "ringload-fetch")
+        entry.room_bytes = room_bytes
+        self._kept_bytes += room_bytes
+        ARRIVALS.begin()
+        entry.future = self._threads.submit(self._fetch_ahead, key, room_bytes)
+        entry.future.add_done_callback(_arrived)
+
+    def _fetch_ahead(self, key: Key, room_bytes: int) -> Content | None:
+        try:
+            return self._fetch(key, room_bytes)
+        except ContentTooLargeError as error:
+            self._sizes.append(error.n_bytes)
+            return None
+
+    def _fetch(self, key: Key, max_bytes: int) -> Content:
+        content = self.fetch_range(key, max_bytes) if isinstance(key, ByteRange) else self.fetch(key, max_bytes)
+        self._sizes.append(len(content))
+        return content
+
+
+def _arrived(_: Future[Any]) -> None:
+    """Called for each fetch that ends, also for one that was cancelled."""
+    ARRIVALS.end()
+
+
+def _size_of(future: Future[Content | None]) -> int:
+    """What a content that is there takes; 0 if it could not be fetched, or did not fit."""
+    if future.cancelled() or future.exception() is not None:
+        return 0
+    content = future.result()
+    return 0 if content is None else len(content)
