@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ringload.checks import fixed_once_made, in_our_words, listed, named, short
+from ringload.checks import fixed_once_made, in_our_words, listed, short
 from ringload.errors import ConfigError
 from ringload.fields import Worker, in_brief
 from ringload.order.mixed import Mix, Stop, Weights
 from ringload.sources import parts, splits
 from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import Fingerprint, fingerprint_of
-from ringload.sources.mixed_fields import SOURCE, common_fields, load_into, load_rows, refuse_unmixable
+from ringload.sources.mixed_fields import SOURCE, column_of_all, common_fields, load_into, load_rows, refuse_unmixable
 from ringload.sources.splits import NOT_GIVEN, Augment, How, chosen_rows
 
 PIECE_BYTES = 1 << 20  # rows that are loaded at once, where they do not lie together in the batch
@@ -143,12 +143,8 @@ class Mixed:
             if bound.prefetch is not None and (which == number).any():
                 bound.prefetch(within[which == number])
 
-    @property
-    def is_ready(self) -> Callable[[np.ndarray], bool] | None:
+    def is_ready(self, indices: np.ndarray) -> bool:
         """Whether samples can be loaded without waiting, as far as sources tell."""
-        return self._is_ready if any(bound.is_ready is not None for bound in self._bounds) else None
-
-    def _is_ready(self, indices: np.ndarray) -> bool:
         which, within = self._places(indices)
         return all(
             bound.is_ready is None or bound.is_ready(within[which == number]) for number, bound in enumerate(self._bounds)
@@ -210,15 +206,7 @@ class Mixed:
         """
         if name == SOURCE:
             return np.repeat(np.arange(len(self.names)), np.diff(self._starts))
-        found = []
-        for own, source in self.sources.items():
-            try:
-                if not callable(ask := getattr(source, "column", None)):
-                    raise ConfigError(f"{named(source)} has no method column(name)")
-                found.append(np.asarray(ask(name)))
-            except ConfigError as error:
-                raise ConfigError(f"mix: column {short(name)} of the source {own!r}: {error}") from error
-        return np.concatenate(found)
+        return column_of_all(self.sources, name)
 
     def fingerprint(self) -> Fingerprint:
         """This source in a loader's state: those of all sources, and their sizes."""

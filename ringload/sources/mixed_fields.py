@@ -110,3 +110,20 @@ def load_rows(bound: BoundSource, indices: np.ndarray, rngs: Any, views: dict[st
     for name, view in views.items():
         if out.get(name) is not view:  # assigned, instead of written to
             write_exactly(view, out[name], name)
+
+
+def column_of_all(sources: Mapping[str, Any], name: str) -> np.ndarray:
+    """The values `(N,)` of a column that all sources have, one source after another.
+
+    Raises:
+        ConfigError: a source has no such column.
+    """
+    found = []
+    for own, source in sources.items():
+        try:
+            if not callable(ask := getattr(source, "column", None)):
+                raise ConfigError(f"{named(source)} has no method column(name)")
+            found.append(np.asarray(ask(name)))
+        except ConfigError as error:
+            raise ConfigError(f"mix: column {short(name)} of the source {own!r}: {error}") from error
+    return np.concatenate(found)
