@@ -54,7 +54,11 @@ if TYPE_CHECKING:
     from ringload.sources.parts import Part
     from ringload.sources.stream import Stream
     from ringload.stats import Stats
+    from ringload.storage.fsspec_files import FsspecStorage
+    from ringload.storage.http import HttpStorage
+    from ringload.storage.object_store import ObjectStorage
     from ringload.storage.registry import register_storage
+    from ringload.storage.threaded import ThreadedStorage
 
 __version__ = "0.1.0"
 
@@ -72,11 +76,14 @@ __all__ = [
     "ContentTooLargeError",
     "Explicit",
     "Field",
+    "FsspecStorage",
     "FunctionSource",
+    "HttpStorage",
     "ImageFolder",
     "ImageFrame",
     "Loader",
     "LoaderClosedError",
+    "ObjectStorage",
     "Observer",
     "Order",
     "Packed",
@@ -91,6 +98,7 @@ __all__ = [
     "Stats",
     "Storage",
     "Stream",
+    "ThreadedStorage",
     "TooManyBadSamplesError",
     "UnknownFieldError",
     "Weighted",
@@ -113,10 +121,13 @@ _HOMES = {
     "ContentStat": "ringload.protocols",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
+    "FsspecStorage": "ringload.storage.fsspec_files",
     "FunctionSource": "ringload.sources.function",
+    "HttpStorage": "ringload.storage.http",
     "ImageFolder": "ringload.sources.image_folder",
     "ImageFrame": "ringload.sources.image_table",
     "Loader": "ringload.loader",
+    "ObjectStorage": "ringload.storage.object_store",
     "Observer": "ringload.protocols",
     "Order": "ringload.protocols",
     "Packed": "ringload.sources.packed",
@@ -128,6 +139,7 @@ _HOMES = {
     "Stats": "ringload.stats",
     "Storage": "ringload.protocols",
     "Stream": "ringload.sources.stream",
+    "ThreadedStorage": "ringload.storage.threaded",
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",

@@ -307,6 +307,23 @@ def test_states_of_another_order_are_refused(change: dict[str, Any], said: str) 
             made.load_state_dict({"epoch": 0})
 
 
+def test_without_workers_a_sample_is_loaded_when_its_batch_is_asked_for() -> None:
+    loaded: list[int] = []
+
+    def load(index: int, rng: Any, out: Any) -> None:
+        loaded.append(index)
+        out["x"] = index
+
+    fields = {"x": ringload.Field((), "int64")}
+    with Loader(load, 4, fields=fields, n_samples=24, workers=0, ram_budget="600MB") as made:
+        assert not loaded
+        for n_epochs in (1, 2):
+            for number, batch in enumerate(made):
+                assert len(loaded) == 24 * (n_epochs - 1) + 4 * (number + 1)
+                assert loaded[-4:] == batch["x"].tolist()
+            assert len(loaded) == 24 * n_epochs
+
+
 @WITH_AND_WITHOUT
 def test_the_number_of_epochs(workers: int, expected: Any) -> None:
     with loader(workers=workers, epochs=2) as made:

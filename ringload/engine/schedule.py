@@ -39,9 +39,12 @@ class Schedule:
         # several at once, if the ring is large enough not to miss them
         self.housekeeping_every = min(MAX_HOUSEKEEPING_EVERY, n_reserved // 4) or 1
 
-    def post(self, at_most: int = MAX_HOUSEKEEPING_EVERY) -> None:
-        """Post batches into free slots, those first that were posted before a reset."""
+    def post(self, at_most: int = MAX_HOUSEKEEPING_EVERY, is_waiting: bool = False) -> None:
+        """Post batches into free slots, those first that were posted before a reset. Where the trainer itself fills what is
+        posted, only the batch that it is waiting for."""
         state = self._state
+        if not state.workers.n_workers and not is_waiting:
+            return
         if state.unposted:
             del state.unposted[: state.workers.post(state.unposted)]
             if state.unposted:

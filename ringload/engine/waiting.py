@@ -37,13 +37,13 @@ class Waiting:
         self._warned_s = 0.0  # when the wait for a slot began that was warned about
         self.advice = OF_ARRAYS  # what the user should do who keeps what is lent
 
-    def housekeeping(self) -> None:
-        """Read reports, then give slots back, then post into them."""
+    def housekeeping(self, is_waiting: bool = False) -> None:
+        """Read reports, then give slots back, then post into them. `is_waiting`: for the batch that is due."""
         self._schedule.collect()
         self._schedule.give_back()
         if self._state.is_growing:
             self._recovery.handle(self._state.workers.events())
-        self._schedule.post()
+        self._schedule.post(is_waiting=is_waiting)
 
     def for_due(self, begin_s: float) -> None:
         """Until the batch that is due is full, and what was bad in it is known."""
@@ -55,7 +55,7 @@ class Waiting:
             if due is not None and 0 not in (flags := bytes(due.flags_now)):
                 break
             if due is None or state.unposted:
-                self.housekeeping()
+                self.housekeeping(is_waiting=True)
                 if state.ring.starving:
                     self._for_slot(begin_s)
                     continue

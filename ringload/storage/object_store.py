@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,10 +23,34 @@ RETRY_S = 60
 MAX_REASON = 300
 FORKED = (
     "obstore was used before this process was forked, and does not survive that: use start_method='forkserver' (the default) "
-    "or 'spawn', or load nothing from it in the trainer before"
+    "or 'spawn'"
 )
+RUNTIME = "tokio"  # what the names of its threads begin with
 
-_used_by = 0  # the process that has used obstore, or one that it was forked from
+
+class _Fork:
+    """Whether this process was forked from one whose obstore had threads: it would wait for them for ever."""
+
+    has_lost_threads = False
+    _has_threads = False
+
+    def before(self) -> None:
+        self._has_threads = "obstore" in sys.modules and any(map(_is_of_runtime, os.listdir("/proc/self/task")))
+
+    def after(self) -> None:
+        self.has_lost_threads |= self._has_threads
+
+
+def _is_of_runtime(thread: str) -> bool:
+    try:
+        with open(f"/proc/self/task/{thread}/comm") as name:
+            return name.read().startswith(RUNTIME)
+    except OSError:  # it has just ended
+        return False
+
+
+_FORK = _Fork()
+os.register_at_fork(before=_FORK.before, after_in_child=_FORK.after)
 
 
 class ObjectStorage(ThreadedStorage):
@@ -77,11 +102,14 @@ class ObjectStorage(ThreadedStorage):
             raise OSError(errno.EIO, f"it ends before byte {part.start + part.n_bytes:,}", part.key)
         return content
 
+    def close(self) -> None:
+        """End the threads and the connections. Idempotent."""
+        super().close()
+        self._stores.clear()
+
     def _place(self, key: str) -> tuple[Any, str]:
         """(store, path in it) of a URL."""
-        global _used_by
-        _used_by = _used_by or os.getpid()
-        if _used_by != os.getpid():
+        if _FORK.has_lost_threads:
             raise OSError(errno.ENOTSUP, FORKED, key)
         scheme, _, rest = key.partition("://")
         bucket, _, path = rest.partition("/")

@@ -87,7 +87,7 @@ def factory_of(scheme: str) -> Factory:
     if factory is _object_storage:
         from ringload.storage.object_store import require_obstore
 
-        require_obstore()
+        require_obstore()  # and from now on forks are noticed
     elif factory is _http_storage:
         from ringload.storage.http import require_urllib3
 

@@ -8,7 +8,7 @@ those before. A content that does not fit into its room is not fetched ahead: `r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -115,8 +115,13 @@ class ThreadedStorage:
         self._begin_waiting()
         return all(entry is None or entry.is_there for entry in map(self._ahead.get, keys))
 
-    prefetch_ranges: Callable[[Any, Sequence[ByteRange], int], None] = prefetch
-    read_range: Callable[[Any, ByteRange, int], Content] = read
+    def prefetch_ranges(self, parts: Iterable[ByteRange], max_bytes: int) -> None:
+        """As `prefetch`, for parts of contents."""
+        self.prefetch(parts, max_bytes)
+
+    def read_range(self, part: ByteRange, max_bytes: int) -> Content:
+        """As `read`, for a part of a content."""
+        return self.read(part, max_bytes)
 
     def close(self) -> None:
         """End the threads, once what they fetch now is there. Idempotent."""
