@@ -129,6 +129,7 @@ class Loader:
             `PositionOrder` or `Order`.
         observers: `Observer` objects, whose methods are called for batches, deaths, restarts, growth and bad samples.
         fields, n_samples: only if the source is a function.
+        threads: only if the source is a function: how many threads of each worker call it at once, see `FunctionSource`.
 
     Raises:
         ConfigError: an argument or the source cannot be used. BudgetError: the loader does not fit into memory.
@@ -160,10 +161,11 @@ class Loader:
         observers: Sequence[Observer] = (),
         fields: Mapping[str, Any] | None = None,
         n_samples: int | None = None,
+        threads: int | None = None,
     ) -> None:
         if isinstance(source, Loader):
             raise no_source(source)
-        self.source = source = as_source(source, fields, n_samples)
+        self.source = source = as_source(source, fields, n_samples, threads)
         self.fields = as_fields(source.fields)
         self._options = options = Options.checked(
             n_known(source), batch_size, workers, ram_budget, seed, on_error, max_bad, sample_timeout, stall_timeout, restarts,
@@ -271,7 +273,8 @@ class Loader:
         n_first = min(plan.n_slots, max(3, FIRST_BYTES // layout.slot_bytes)) if grows else plan.n_slots
         segment.reserve(0, layout.slots_start + n_first * layout.slot_bytes)
         memory = segment.map()
-        settings = Settings(options.epochs, options.sample_timeout, options.stall_timeout, options.restarts, room_in(plan))
+        limits = options.epochs, options.sample_timeout, options.stall_timeout, options.restarts
+        settings = Settings(*limits, room_in(plan), bind(self.source).threads)
         job = Job(
             packed.data if packed is not None else self.source,
             layout,

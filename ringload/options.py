@@ -139,15 +139,16 @@ def preload(source: Any, setup: Any = None) -> tuple[str, ...]:
     return (*((module,) if module.startswith("ringload.") else ()), *installed_modules(source, setup))
 
 
-def as_source(source: Any, fields: Mapping[str, Any] | None, n_samples: int | None) -> Any:
+def as_source(source: Any, fields: Mapping[str, Any] | None, n_samples: int | None, threads: int | None) -> Any:
     """The source, or a source that calls the function, which has `fields` and `n_samples`."""
     if not hasattr(source, "fields") or isinstance(source, type):
         if not callable(source) or isinstance(source, type):
             raise no_source(source)
-        return FunctionSource(source, fields, n_samples)
-    if fields is not None or n_samples is not None:
+        return FunctionSource(source, fields, n_samples, 1 if threads is None else threads)
+    if fields is not None or n_samples is not None or threads is not None:
         raise ConfigError(
-            f"{type(source).__name__} has its own fields and length: leave out fields= and n_samples=, which are for functions"
+            f"{type(source).__name__} has its own fields and length: leave out fields=, n_samples= and threads=, which are for "
+            "functions (a source of your own may have an attribute `threads`)"
         )
     bind(source)
     if not hasattr(source, "__len__"):

@@ -54,9 +54,12 @@ class Source(Protocol):
         load_rows(indices, rngs, out)   loads several samples in one call: `indices (n,) int64`, `rngs` a sequence of n
                                         generators, `out` a dict: field -> `(n, *shape) dtype`. One of load and load_rows is
                                         enough
-        prefetch(indices)               these samples are loaded next: begin to read them, and do not wait
+        prefetch(indices)               these samples are loaded next: begin to read them, and do not wait. Or a coroutine: then
+                                        they are loaded once it has ended. Not called with workers=0
         is_ready(indices)               whether these samples can be loaded without waiting: of several tasks that a worker has,
                                         it fills the first that is ready
+        threads = 16                    so many threads of a worker call load at once, as it waits for a network, say. load then
+                                        draws from `rng` alone: the global generators are not seeded
         start(worker)                   called once in each worker, before anything else; `worker` is a `ringload.Worker`
         describe(index)                 a sample in words (its path), for messages
         begin_task(rows)                some rows are loaded next, one by one: field -> `(n, *shape)`, with what the order has

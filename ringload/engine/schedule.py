@@ -76,13 +76,13 @@ class Schedule:
 
     def _rows_of_task(self, n_rows: int) -> int:
         """How many rows a task holds: about `TASK_S` of work; all workers share a batch unless it is tiny."""
-        n_workers, row_s = self._state.workers.n_workers, self._state.row_s
+        n_workers, row_s, least = self._state.workers.n_workers, self._state.row_s, self._state.settings.task_rows
         if n_workers == 0:
             return n_rows
         share = -(-n_rows // n_workers)
         if row_s == 0:
-            return min(FIRST_ROWS, share)
-        rows = max(1, round(TASK_S / row_s), n_rows // max(FEW_TASKS, 4 * n_workers))
+            return min(max(FIRST_ROWS, least), share)
+        rows = max(least, round(TASK_S / row_s), n_rows // max(FEW_TASKS, 4 * n_workers))
         return n_rows if n_rows * row_s < WHOLE_BATCH_S else min(rows, share)
 
     def collect(self) -> None:

@@ -23,13 +23,15 @@ from ringload.stats import Counters
 
 @dataclass(frozen=True)
 class Settings:
-    """What an engine is given beside its order and layout. Times in seconds."""
+    """What an engine is given beside its order and layout. Times in seconds. `task_rows`: how many a task has at least, if
+    all workers have as many."""
 
     epochs: int | None
     sample_timeout: float | None
     stall_timeout: float
     restarts: int | None
     room: Room
+    task_rows: int = 1
 
 
 class EngineState:

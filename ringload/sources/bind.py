@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ringload.checks import named
+from ringload.checks import integer, named
 from ringload.errors import ConfigError
 from ringload.fields import Worker
 
@@ -41,6 +42,7 @@ class BoundSource:
     rows_of: Callable[[np.ndarray], Any]
     ahead_bytes: int
     order: Any  # of a loader that is given none; None: ringload's shuffle
+    threads: int  # of a worker, that call `load` at once
 
 
 def bind(source: Any) -> BoundSource:
@@ -50,6 +52,12 @@ def bind(source: Any) -> BoundSource:
         ConfigError: it has neither `load` nor `load_rows`.
     """
     load, load_rows = getattr(source, "load", None), getattr(source, "load_rows", None)
+    prefetch, is_ready = getattr(source, "prefetch", None), getattr(source, "is_ready", None)
+    if inspect.iscoroutinefunction(prefetch):
+        from ringload.sources.async_prefetch import AsyncPrefetch
+
+        tasks = AsyncPrefetch(prefetch)
+        prefetch, is_ready = tasks.prefetch, tasks.is_ready
     if load is None and load_rows is None:
         from ringload.terms import of_source
 
@@ -63,8 +71,8 @@ def bind(source: Any) -> BoundSource:
         names=tuple(source.fields),
         load=load,
         load_rows=load_rows,
-        prefetch=getattr(source, "prefetch", None),
-        is_ready=getattr(source, "is_ready", None),
+        prefetch=prefetch,
+        is_ready=is_ready,
         start=getattr(source, "start", _nothing),
         describe=getattr(source, "describe", _no_description),
         begin_task=getattr(source, "begin_task", None),
@@ -80,6 +88,7 @@ def bind(source: Any) -> BoundSource:
         rows_of=getattr(source, "rows_of", _themselves),
         ahead_bytes=getattr(source, "ahead_bytes", 0),
         order=getattr(source, "default_order", None),
+        threads=integer(f"{named(source)}.threads", getattr(source, "threads", 1), 1),
     )
 
 

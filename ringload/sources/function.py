@@ -20,6 +20,8 @@ class FunctionSource:
         load: writes sample `index` into `out`, field -> its row; see `ringload.Source`.
         fields: name -> `ringload.Field(shape, dtype)`.
         n_samples: how many samples there are.
+        threads: how many threads of each worker call `load` at once; for a `load` that waits for a network or a database.
+            Then `load` draws from its `rng` alone: the global generators are not seeded.
 
     Attributes: `rows`, the numbers of the samples; `subset`, `split` and `folds` make parts.
 
@@ -27,7 +29,7 @@ class FunctionSource:
         ConfigError: an argument is not valid.
     """
 
-    def __init__(self, load: Callable[..., Any], fields: Any, n_samples: int | None) -> None:
+    def __init__(self, load: Callable[..., Any], fields: Any, n_samples: int | None, threads: int = 1) -> None:
         if fields is None or n_samples is None:
             raise ConfigError("a function as a source needs fields={name: ringload.Field(shape, dtype)} and n_samples=...")
         if not callable(load):
@@ -35,6 +37,7 @@ class FunctionSource:
         self.fields = as_fields(fields)
         self.load = load
         self._n_samples = integer("n_samples", n_samples, 1)
+        self.threads = integer("threads", threads, 1)
 
     def __len__(self) -> int:
         return self._n_samples

@@ -178,6 +178,7 @@ class Mixed:
         large = [bound.refuses_large for bound in self._bounds if bound.scratch_bytes]
         return bool(large) and all(large)
 
+    threads = property(lambda self: min(bound.threads for bound in self._bounds))
     random = property(lambda self: any(bound.random for bound in self._bounds))
     global_random = property(lambda self: any(bound.global_random for bound in self._bounds))
     calls_user_code = property(lambda self: any(bound.calls_user_code for bound in self._bounds))

@@ -132,6 +132,7 @@ class Part:
         return self._bound.describe(row) or f"sample {row} of the whole source"
 
     load_again = property(lambda self: self._bound.load_again)
+    threads = property(lambda self: self._bound.threads)
     scratch_bytes = property(lambda self: self._bound.scratch_bytes)
     ahead_bytes = property(lambda self: self._bound.ahead_bytes)
     refuses_large = property(lambda self: self._bound.refuses_large)

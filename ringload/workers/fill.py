@@ -11,8 +11,10 @@ import random
 import struct
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -52,6 +54,7 @@ class Filler:
         self._poison_samples = poison_samples or {}
         self._randomness = Randomness(job.seed)
         self._load, self._load_rows = source.load, source.load_rows
+        self._threads: ThreadPoolExecutor | None = None
         if source.calls_user_code:
             self._load, self._load_rows = self._load and wrap(self._load), self._load_rows and wrap(self._load_rows)
 
@@ -114,6 +117,8 @@ class Filler:
                 self._bound.begin_task(rows)
             except Exception as error:  # it belongs to all of them
                 return [self._bad(sample, error) for sample in index[:n_present].tolist()]
+        if self._bound.threads > 1 and self._load is not None and n_present > 1 and not one_by_one:
+            return self._fill_in_threads(epoch, start, index[:n_present], keys[:n_present], rows, note_work)
         bad = []
         for row, (sample, key) in enumerate(zip(index[:n_present].tolist(), keys[:n_present].tolist(), strict=True)):
             note_work(sample, start + row, start + row + 1)
@@ -125,6 +130,32 @@ class Filler:
             if problem is not None:
                 noted = partial(_note_row, note_work, start + row)
                 bad.append(self._make_good(problem, epoch, key, row, rows, noted))
+        return bad
+
+    def _fill_in_threads(
+        self,
+        epoch: int,
+        start: int,
+        index: np.ndarray,
+        keys: np.ndarray,
+        rows: dict[str, np.ndarray],
+        note_work: NoteWork,
+    ) -> list[Bad]:
+        """Load the rows by several threads at once; the substitutes of bad ones after that."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._bound.threads, "ringload-load")
+        note_work(-1, start, start + len(index))
+        rngs: Iterable[Any] = Generators(self._job.seed, epoch, keys) if self._bound.random else repeat(None)
+
+        def load(sample: int, key: int, row: int, rng: Any) -> Bad | None:
+            return self._load_row(epoch, sample, key, row, rows, rng)
+
+        problems = self._threads.map(load, index.tolist(), keys.tolist(), range(len(index)), rngs)
+        bad = []
+        for row, problem in enumerate(list(problems)):
+            if problem is not None:
+                noted = partial(_note_row, note_work, start + row)
+                bad.append(self._make_good(problem, epoch, int(keys[row]), row, rows, noted))
         return bad
 
     def _leave_out(self, first: int, rows: dict[str, np.ndarray]) -> None:
@@ -156,8 +187,11 @@ class Filler:
             if out.get(name) is not view:  # assigned, instead of written to: as with a Row, that writes it
                 write_exactly(view, out[name], name)
 
-    def _load_row(self, epoch: int, sample: int, key: int, row: int, rows: dict[str, np.ndarray]) -> Bad | None:
-        """Load a sample into one row of `rows`, field -> `(n, ...)`. Returns what was wrong with it.
+    def _load_row(
+        self, epoch: int, sample: int, key: int, row: int, rows: dict[str, np.ndarray], own_rng: Any = None
+    ) -> Bad | None:
+        """Load a sample into one row of `rows`, field -> `(n, ...)`. Returns what was wrong with it. `own_rng`: its generator,
+        where several threads load at once; the global ones are left alone then.
 
         One function, because in a worker, whose caches the decoders fill, each call costs a microsecond.
         """
@@ -170,8 +204,10 @@ class Filler:
                 self._own.set(self._seed(epoch, key))
                 self._load_rows_into(epoch, np.array([sample]), np.array([key]), rows, slice(row, row + 1))
                 return None
-            rng = self._randomness.of(epoch, key) if source.random else None
-            if source.global_random:
+            rng = own_rng
+            if rng is None and source.random:
+                rng = self._randomness.of(epoch, key)
+            if source.global_random and own_rng is None:
                 seed = self._seed(epoch, key)  # draws nothing from `rng`
                 random.seed(seed)
                 np.random.seed(seed)

@@ -39,7 +39,7 @@ from ringload.workers.channel import ChannelFds, WorkerChannel
 from ringload.workers.current_work import WHOLE_TASK, CurrentWorkTable
 from ringload.workers.fill import Filler, reason_of
 from ringload.workers.records import MAX_TEXT_BYTES, Task
-from ringload.workers.tasks_ahead import TasksAhead
+from ringload.workers.tasks_ahead import IsReady, TasksAhead
 
 LENGTH = struct.Struct("<Q")
 
@@ -145,7 +145,7 @@ class _TaskLoop:
         self._worker = worker_id
         self._one_by_one = frozenset(start.one_by_one)
         self._prefetch = _alone(source.prefetch) if source.prefetch is not None else None
-        self._is_ready = _alone(source.is_ready) if source.is_ready is not None else None
+        self._is_ready = self._or_nothing(_alone(source.is_ready)) if source.is_ready is not None else None
         self._poison_samples = [index for index, _ in start.poison_samples]
         self._filler = filler
         self._end = end
@@ -165,7 +165,7 @@ class _TaskLoop:
                 pass
             if self._is_ready is not None:
                 self._note_whole(tasks.oldest)  # waiting for it may take long
-            task = tasks.next(self._is_ready)
+            task = tasks.next(self._is_ready if self._prefetch is not None else None)
             self._fill(task, {name: array[task.slot] for name, array in arrays.items()})
             self._end.done(task, time.monotonic() - begin_s, begin_s - idle_from_s)
 
@@ -192,8 +192,21 @@ class _TaskLoop:
         try:
             self._prefetch(indices)
         except Exception as error:  # whatever a user's function raises
-            self._prefetch = None
-            warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=1)
+            self._stop_asking(error)
+
+    def _or_nothing(self, is_ready: IsReady) -> IsReady:
+        def asked(indices: np.ndarray) -> bool:
+            try:
+                return is_ready(indices)
+            except Exception as error:  # also of a prefetch() that is a coroutine
+                self._stop_asking(error)
+                return True
+
+        return asked
+
+    def _stop_asking(self, error: Exception) -> None:
+        self._prefetch = None
+        warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=2)
 
     def _fill(self, task: Task, slot: dict[str, Any]) -> None:
         def note_work(sample: int, start: int, stop: int) -> None:

@@ -1,0 +1,174 @@
+"""A user's `load` that waits: by threads, or by a `prefetch` that is a coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ringload
+from ringload import ConfigError, FunctionSource, Loader, SampleError
+from tests.helpers import Truth, check, content
+
+OPTIONS: dict[str, Any] = {"ram_budget": "600MB", "seed": 5}
+FIELDS = Truth().fields
+
+
+class Threaded(Truth):
+    """Its truth, by threads."""
+
+    threads = 8
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        time.sleep(0.001)
+        super().load(index, rng, out)
+
+
+class Meeting(Threaded):
+    """Samples that can be loaded only if 8 threads load at once."""
+
+    def start(self, worker: Any) -> None:
+        self.barrier = threading.Barrier(8)
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        self.barrier.wait(60)
+        super().load(index, rng, out)
+
+
+class Later(Truth):
+    """Samples that a coroutine has to have read before: `load` has no other way to them."""
+
+    def __init__(self, n: int = 100, folder: str = "") -> None:
+        super().__init__(n)
+        self.folder = folder
+
+    def start(self, worker: Any) -> None:
+        self.there: dict[int, int] = {}
+
+    async def prefetch(self, indices: np.ndarray) -> None:
+        for index in indices.tolist():
+            while self.folder and index == 0 and not os.path.exists(f"{self.folder}/go"):
+                await asyncio.sleep(0.002)
+            await asyncio.sleep(0.001)
+            self.there[index] = index
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        super().load(self.there[index], rng, out)
+
+
+class Plain(Truth):
+    """The same samples, without threads."""
+
+
+def batches_of(source: Any, **options: Any) -> list[dict[str, bytes]]:
+    with Loader(source, 16, **{**OPTIONS, **options}) as made:
+        return content(made) + content(made)
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "method"), [(0, "forkserver"), (1, "fork"), (2, "forkserver"), (2, "spawn")])
+def test_threads_load_the_same_bytes(workers: int, method: Any) -> None:
+    assert batches_of(Threaded(), workers=workers, start_method=method) == batches_of(Plain(), workers=0)
+
+
+def test_so_many_threads_load_at_once() -> None:
+    with Loader(Meeting(64), 16, workers=2, **OPTIONS) as made:  # 8 rows for each
+        assert sum(len(check(batch)) for batch in made) == 64
+
+
+def test_threads_of_a_function() -> None:
+    options: dict[str, Any] = {"fields": FIELDS, "n_samples": 100}
+    expected = batches_of(Truth().load, workers=0, **options)
+    assert batches_of(Threaded().load, workers=2, threads=4, **options) == expected
+    source = FunctionSource(Threaded().load, FIELDS, 100, threads=4)
+    assert source.split(0.5)[0].threads == 4
+    mixed = ringload.mix({"a": source, "b": FunctionSource(Truth().load, FIELDS, 100)})
+    assert mixed.threads == 1  # the other one does not allow more
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip", "replace"])
+def test_bad_samples_among_those_of_threads(on_error: Any) -> None:
+    class Bad(Threaded):
+        def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+            if index % 10 == 3:
+                raise ValueError(f"no {index}")
+            super().load(index, rng, out)
+
+    class BadAlone(Bad):
+        threads = 1
+
+    options: dict[str, Any] = {"on_error": on_error, "max_bad": 100, "shuffle": False}
+    if on_error == "raise":
+        with Loader(Bad(), 16, workers=2, **options, **OPTIONS) as made, pytest.raises(SampleError, match="no 3") as raised:
+            next(iter(made))
+        assert raised.value.index == 3
+        return
+    assert batches_of(Bad(), workers=2, **options) == batches_of(BadAlone(), workers=0, **options)
+
+
+def test_a_death_among_threads_is_blamed_on_its_sample(tmp_path: Path) -> None:
+    class Deadly(Threaded):
+        def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+            if index == 21:
+                os._exit(3)
+            super().load(index, rng, out)
+
+    with Loader(Deadly(), 16, workers=2, shuffle=False, on_error="skip", **OPTIONS) as made:
+        good = np.concatenate([check(batch) for batch in made])
+        assert sorted(set(range(96)) - set(good.tolist())) == [21]
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "4", True])
+def test_threads_of_another_kind_are_refused(threads: Any) -> None:
+    with pytest.raises(ConfigError, match="threads"):
+        FunctionSource(Truth().load, FIELDS, 10, threads=threads)
+    with pytest.raises(ConfigError, match="threads"):
+        Loader(Truth().load, 4, fields=FIELDS, n_samples=10, threads=threads, workers=0)
+
+
+def test_threads_are_for_functions() -> None:
+    with pytest.raises(ConfigError, match=r"leave out fields=, n_samples= and threads="):
+        Loader(Truth(), 4, threads=4, workers=0)
+
+
+# -- coroutines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (2, "forkserver"), (2, "spawn")])
+def test_a_coroutine_has_ended_before_its_samples_are_loaded(workers: int, method: Any) -> None:
+    assert batches_of(Later(), workers=workers, start_method=method) == batches_of(Plain(), workers=0)
+
+
+def test_a_part_and_a_mix_wait_for_coroutines(tmp_path: Path) -> None:
+    part = ringload.mix({"a": Later(), "b": Later(50)}).subset(np.arange(0, 150, 2))
+    plain = ringload.mix({"a": Plain(), "b": Plain(50)}).subset(np.arange(0, 150, 2))
+    assert batches_of(part, workers=2) == batches_of(plain, workers=0)
+
+
+def test_a_slow_coroutine_holds_up_its_own_task_alone(tmp_path: Path) -> None:
+    with Loader(Later(100, str(tmp_path)), 4, workers=1, shuffle=False, **OPTIONS) as made:
+        taken: list[Any] = []
+        waiting = threading.Thread(target=lambda: taken.append(next(iter(made))))
+        waiting.start()
+        while made.poll().n_full < 2:
+            assert waiting.is_alive()
+        (tmp_path / "go").touch()
+        waiting.join()
+        assert check(taken.pop()).tolist() == [0, 1, 2, 3]
+
+
+def test_a_coroutine_that_raises_is_warned_about_once(capfd: pytest.CaptureFixture[str]) -> None:
+    class Raises(Truth):
+        async def prefetch(self, indices: np.ndarray) -> None:
+            raise ValueError("no network")
+
+    assert batches_of(Raises(), workers=1) == batches_of(Plain(), workers=0)
+    assert capfd.readouterr().err.count("nothing is read ahead any more: prefetch() raised ValueError: no network") == 1
