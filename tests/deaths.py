@@ -124,6 +124,9 @@ class SomeBad(Truth):
     def prefetch(self, indices: np.ndarray) -> None:
         pass
 
+    def is_ready(self, indices: np.ndarray) -> bool:
+        return bool(indices[0] % 2)  # of the others, nothing is under way
+
     def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
         super().load(index, rng, out)
         if self.folder is not None and index % 3 == 0 and first_time(self.folder / str(index)):
@@ -139,6 +142,12 @@ class SomeBadRows(SomeBad):
             raise ValueError("no such luck")
 
     load = None  # type: ignore[assignment]
+
+
+class SomeBadThreads(SomeBad):
+    """Loaded by threads."""
+
+    threads = 4
 
 
 class Gated(Truth):

@@ -22,6 +22,7 @@ from ringload.workers.channel import WorkerChannel
 from ringload.workers.current_work import CurrentWorkTable
 from ringload.workers.fill import Filler
 from ringload.workers.fork_server import ForkServer, arm_lifeline, become_server
+from ringload.workers.tasks_ahead import TasksAhead
 from ringload.workers.worker import _TaskLoop
 from tests.conftest import Injected, Times
 from tests.deaths import (
@@ -32,6 +33,7 @@ from tests.deaths import (
     N,
     SomeBad,
     SomeBadRows,
+    SomeBadThreads,
     Tripwire,
     epochs,
     first_time,
@@ -342,7 +344,7 @@ def test_who_dies_between_its_record_and_its_flag(expected: Any, tmp_path: Path,
 # -- before any line --------------------------------------------------------------------------------------------------
 
 OF_WORKERS = [  # all between a task's claim and its report, and a worker's beginning
-    *(worker.run, _TaskLoop.forever, _TaskLoop._take_task, _TaskLoop._ask, _TaskLoop._fill, Bad.pack),
+    *(worker.run, _TaskLoop.forever, _TaskLoop._take_task, _TaskLoop._ask, _TaskLoop._fill, Bad.pack, TasksAhead.next),
     *(
         WorkerChannel.take,
         WorkerChannel._take_token,
@@ -380,6 +382,7 @@ UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     _TaskLoop._ask: 3,  # a prefetch() that raises
     Bad.pack: 4,  # texts that are too long
     WorkerChannel._write: 3,  # a pipe that is full: in test_stalls
+    TasksAhead.next: 1,  # a wait for what is under way: in test_waiting_loads
     Filler._fill: 7,  # a source that is told of its tasks, a stream that ends
     Filler.fill: 5,  # a source that has generators of its own, or is told of its tasks
     Filler._load_rows_into: 1,  # a load_rows() that assigns
@@ -411,7 +414,7 @@ def test_a_kill_before_any_line_changes_nothing(
         monkeypatch.setattr("ringload.loader.FIRST_BYTES", 1)  # the server has something to reserve
     for nth in range(1, 1 + times(1, 5)):
         reached: set[int] = set()
-        for attempt, kind in enumerate((SomeBad, SomeBadRows) * 3):
+        for attempt, kind in enumerate((SomeBad, SomeBadRows, SomeBadThreads) * 2):
             on_error = "replace" if attempt % 2 else "skip"
             (deadly := tmp_path / f"{nth}-{attempt}").mkdir()
             wire = Tripwire(function, tmp_path / f"{kind.__name__}-{nth}", kill_if_not(os.getpid()), nth)
