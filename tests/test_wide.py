@@ -140,6 +140,33 @@ def tiff_file(entries: list[tuple[int, int]], content: bytes, order: str = "<") 
     return head + struct.pack(f"{order}I", first) + content + table + struct.pack(f"{order}H", len(entries)) + tags + bytes(4)
 
 
+@pytest.mark.parametrize("bits", [1, 8, 16, 24])  # by Pillow, OpenCV, tifffile
+@pytest.mark.parametrize("tag", [256, 257, 258, 277, 278])
+def test_a_tag_with_two_values_is_refused(tmp_path: Path, bits: int, tag: int) -> None:
+    """Decoders may take either: an image of 20 rows took 1.4 GB, as tifffile took the other height."""
+    entries = [(256, WIDTH), (257, HEIGHT), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, HEIGHT)]
+    content = bytes(HEIGHT * (WIDTH * bits // 8 + 1))
+    path = tmp_path / "a.tif"
+    for order in ("<", ">"):
+        for larger in (0, 1):
+            twice = entries.copy()
+            twice.insert(entries.index((tag, dict(entries)[tag])) + larger, (tag, 1_000_000))
+            path.write_bytes(unsorted_tiff(twice, content, order))
+            with pytest.raises(ValueError, match=rf"its header has two values of tag {tag}: .*1000000"):
+                decode(path, "gray")
+    path.write_bytes(unsorted_tiff([*entries, (tag, dict(entries)[tag])], content, "<"))
+    if bits != 24:
+        decode(path, "gray")  # the same value twice does no harm
+
+
+def unsorted_tiff(entries: list[tuple[int, int]], content: bytes, order: str) -> bytes:
+    """As `tiff_file`, of one sample a pixel, with the entries as they are."""
+    content += b"\0" * (len(content) % 2)
+    tags = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(content))
+    return head + content + struct.pack(f"{order}H", len(entries)) + tags + bytes(4)
+
+
 @pytest.mark.parametrize(("bits", "dtype"), [(8, "u1"), (16, "<u2"), (32, "<u4"), (32, "<f4")])
 def test_white_is_zero(tmp_path: Path, bits: int, dtype: str) -> None:
     a = values("float" if "f" in dtype else "uint", bits, 1)[:, :, 0].astype(dtype)

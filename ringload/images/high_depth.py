@@ -185,7 +185,10 @@ def _by_tifffile(data: memoryview, header: Tiff) -> np.ndarray:
         raise ValueError(f"{header.description}: {TIFFFILE}") from None
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            values: np.ndarray = file.pages[0].asarray(maxworkers=1)
+            page = file.pages[0]
+            if page.size != header.height * header.width * header.n_samples:
+                raise ValueError(f"it is {page.shape} there, and {header.height, header.width, header.n_samples} by its header")
+            values: np.ndarray = page.asarray(maxworkers=1)
     except Exception as error:
         if "imagecodecs" in str(error):
             raise ValueError(f"{header.description}: {TIFFFILE}") from None

@@ -162,10 +162,16 @@ def _parse(data: memoryview) -> tuple[dict[int, tuple[int, ...]], str]:
             n_bytes = struct.calcsize(f"{order}{TYPES[kind]}") * n_values
             raw = inline if n_bytes <= len(inline) else data[where : where + struct.calcsize(values)]
             if len(raw) >= struct.calcsize(values):
-                tags[tag] = struct.unpack_from(values, raw)
+                found = struct.unpack_from(values, raw)
+                if tags.setdefault(tag, found) != found:  # decoders may take either, and its memory
+                    raise ValueError(f"its header has two values of tag {tag}: {_few(tags[tag])} and {_few(found)}")
             if tag == ORIENTATION and n_bytes <= len(inline):
                 tags[-tag] = (at + size - len(inline), n_bytes)
     return tags, order
+
+
+def _few(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values[:4]))
 
 
 def _in_xmp(data: memoryview, tags: dict[int, Any]) -> int:

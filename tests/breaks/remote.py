@@ -1,0 +1,139 @@
+"""Bytes from afar, and loads that wait: what makes them right, bounded and soon there, undone."""
+
+from tests.breaks import Break, Edit
+
+THREADED, REMOTE, WAITING = "test_threaded.py", "test_remote.py", "test_waiting_loads.py"
+TABLE = (
+    Break(
+        "contents that are read ahead take more memory than there is for them",
+        (),
+        (Edit("storage/threaded.py", "                if self._kept_bytes + room_bytes > self._max_bytes and", "                if"),),
+        (f"{THREADED}::test_those_without_room_follow_as_room_becomes_free",),
+        r"assert",
+    ),
+    Break(
+        "a content may be larger than the room that was reserved for it",
+        (),
+        (Edit("storage/threaded.py", "self._threads.submit(self._fetch_ahead, key, room_bytes)", "self._threads.submit(self._fetch_ahead, key, 1 << 40)"),),
+        (f"{THREADED}::test_one_that_is_larger_than_its_room_is_fetched_when_it_is_read",),
+        r"assert",
+    ),
+    Break(
+        "the room of what was read is not given back",
+        (),
+        (Edit("storage/threaded.py", "            self._kept_bytes -= entry.room_bytes\n", ""),),
+        (f"{THREADED}::test_each_content_that_fits_is_fetched_once",),
+        r"assert",
+    ),
+    Break(
+        "a content that comes twice is let go of when it is read first",
+        (),
+        (Edit("storage/threaded.py", "                entry.n_reads += 1\n", "                pass\n"),),
+        (f"{THREADED}::test_each_content_that_fits_is_fetched_once",),
+        r"assert",
+    ),
+    Break(
+        "what waits for room is forgotten when a content is read",
+        (),
+        (Edit("storage/threaded.py", "        if entry.n_reads == 0:\n            self._begin_waiting()\n", ""),),
+        (f"{THREADED}::test_those_without_room_follow_as_room_becomes_free",),
+        r"assert",
+    ),
+    Break(
+        "a task whose reads are slow holds up those that are there",
+        (),
+        (
+            Edit(
+                "workers/tasks_ahead.py",
+                "ready = next((place for place, held in enumerate(self._held) if is_ready(held.samples)), None)",
+                "ready = 0 if is_ready(self._held[0].samples) else None",
+            ),
+        ),
+        (f"{REMOTE}::test_a_slow_read_does_not_hold_up_those_that_are_there", f"{WAITING}::test_a_slow_coroutine_holds_up_its_own_task_alone"),
+        r"Timeout|assert|hang",
+    ),
+    Break(
+        "a worker does not wait for reads that are under way",
+        (),
+        (Edit("workers/tasks_ahead.py", "if ready is not None or not ARRIVALS.wait(n_ended):", "if True:"),),
+        (f"{WAITING}::test_a_coroutine_has_ended_before_its_samples_are_loaded",),
+        r"KeyError|SampleError",
+    ),
+    Break(
+        "a part does not ask whether the samples of its source are there",
+        (),
+        (Edit("sources/parts.py", "return None if ask is None else lambda indices: ask(self.rows[indices])\n\n    @property\n    def begin_task", "return None\n\n    @property\n    def begin_task"),),
+        (f"{WAITING}::test_a_part_and_a_mix_wait_for_coroutines",),
+        r"KeyError|SampleError",
+    ),
+    Break(
+        "an answer that ends early is a bad sample at once",
+        (),
+        (Edit("storage/http.py", "                if n_left == 0:\n", "                if n_left:\n"),),
+        (f"{REMOTE}::test_what_passes_is_tried_again[cut_short]",),
+        r"SampleError",
+    ),
+    Break(
+        "a server that answers with the whole content is taken for one that knows ranges",
+        (),
+        (Edit("storage/http.py", "    if is_range and answer.status != 206:\n", "    if False:\n"),),
+        (f"{REMOTE}::test_a_server_without_ranges_is_refused",),
+        r"Regex pattern did not match|DID NOT RAISE",
+    ),
+    Break(
+        "parts of a content that has changed are read",
+        (),
+        (Edit("storage/http.py", "    if version and now != version:\n", "    if False:\n"),),
+        (f"{REMOTE}::test_ranges[http]",),
+        r"DID NOT RAISE",
+    ),
+    Break(
+        "parts of an object that has changed are read",
+        (),
+        (Edit("storage/object_store.py", '            options["if_match"] = part.version\n', "            pass\n"),),
+        (f"{REMOTE}::test_ranges[s3]",),
+        r"DID NOT RAISE",
+    ),
+    Break(
+        "a key that begins with a slash is that of another object",
+        (),
+        (Edit("storage/object_store.py", ' or path.startswith("/")', ""),),
+        (f"{REMOTE}::test_keys_of_s3",),
+        r"DID NOT RAISE",
+    ),
+    Break(
+        "a fork waits for threads of obstore that it does not have",
+        (),
+        (Edit("storage/object_store.py", "        self.has_lost_threads |= self._has_threads\n", "        pass\n"),),
+        (f"{REMOTE}::test_a_fork_of_a_process_that_has_used_obstore_says_so",),
+        r"Timeout|assert|hang|Stall",
+    ),
+    Break(
+        "threads share one generator",
+        (),
+        (Edit("workers/fill.py", "return self._load_row(epoch, sample, key, row, rows, rng)", "return self._load_row(epoch, sample, key, row, rows)"),),
+        (f"{WAITING}::test_threads_load_the_same_bytes",),
+        r"assert|Error",
+    ),
+    Break(
+        "tasks have fewer rows than there are threads",
+        (),
+        (Edit("engine/schedule.py", "return min(max(FIRST_ROWS, least), share)", "return min(2, share)"), Edit("engine/schedule.py", "rows = max(least, round", "rows = max(1, round")),
+        (f"{WAITING}::test_so_many_threads_load_at_once",),
+        r"BrokenBarrier|SampleError|Timeout",
+    ),
+    Break(
+        "without workers, samples are loaded before they are asked for",
+        (),
+        (Edit("engine/schedule.py", "        if not state.workers.n_workers and not is_waiting:\n            return\n", ""),),
+        ("test_loader.py::test_without_workers_a_sample_is_loaded_when_its_batch_is_asked_for",),
+        r"assert",
+    ),
+    Break(
+        "a TIFF file whose header has two heights is decoded with either",
+        (),
+        (Edit("images/tiff.py", "                if tags.setdefault(tag, found) != found:", "                if tags.setdefault(tag, found) is None:"),),
+        ("test_wide.py::test_a_tag_with_two_values_is_refused",),
+        r"Regex pattern did not match|DID NOT RAISE|Error",
+    ),
+)  # fmt: skip
