@@ -7,14 +7,26 @@ TABLE = (
     Break(
         "contents that are read ahead take more memory than there is for them",
         (),
-        (Edit("storage/threaded.py", "                if self._kept_bytes + room_bytes > self._max_bytes and", "                if"),),
+        (
+            Edit(
+                "storage/threaded.py",
+                "                if self._kept_bytes + room_bytes > self._max_bytes and",
+                "                if",
+            ),
+        ),
         (f"{THREADED}::test_those_without_room_follow_as_room_becomes_free",),
         r"assert",
     ),
     Break(
         "a content may be larger than the room that was reserved for it",
         (),
-        (Edit("storage/threaded.py", "self._threads.submit(self._fetch_ahead, key, room_bytes)", "self._threads.submit(self._fetch_ahead, key, 1 << 40)"),),
+        (
+            Edit(
+                "storage/threaded.py",
+                "self._threads.submit(self._fetch_ahead, key, room_bytes)",
+                "self._threads.submit(self._fetch_ahead, key, 1 << 40)",
+            ),
+        ),
         (f"{THREADED}::test_one_that_is_larger_than_its_room_is_fetched_when_it_is_read",),
         r"assert",
     ),
@@ -49,7 +61,10 @@ TABLE = (
                 "ready = 0 if is_ready(self._held[0].samples) else None",
             ),
         ),
-        (f"{REMOTE}::test_a_slow_read_does_not_hold_up_those_that_are_there", f"{WAITING}::test_a_slow_coroutine_holds_up_its_own_task_alone"),
+        (
+            f"{REMOTE}::test_a_slow_read_does_not_hold_up_those_that_are_there",
+            f"{WAITING}::test_a_slow_coroutine_holds_up_its_own_task_alone",
+        ),
         r"Timeout|assert|hang",
     ),
     Break(
@@ -62,7 +77,13 @@ TABLE = (
     Break(
         "a part does not ask whether the samples of its source are there",
         (),
-        (Edit("sources/parts.py", "return None if ask is None else lambda indices: ask(self.rows[indices])\n\n    @property\n    def begin_task", "return None\n\n    @property\n    def begin_task"),),
+        (
+            Edit(
+                "sources/parts.py",
+                "return None if ask is None else lambda indices: ask(self.rows[indices])\n\n    @property\n    def begin_task",
+                "return None\n\n    @property\n    def begin_task",
+            ),
+        ),
         (f"{WAITING}::test_a_part_and_a_mix_wait_for_coroutines",),
         r"KeyError|SampleError",
     ),
@@ -111,14 +132,23 @@ TABLE = (
     Break(
         "threads share one generator",
         (),
-        (Edit("workers/fill.py", "return self._load_row(epoch, sample, key, row, rows, rng)", "return self._load_row(epoch, sample, key, row, rows)"),),
+        (
+            Edit(
+                "workers/fill.py",
+                "return self._load_row(epoch, sample, key, row, rows, rng)",
+                "return self._load_row(epoch, sample, key, row, rows)",
+            ),
+        ),
         (f"{WAITING}::test_threads_load_the_same_bytes",),
         r"assert|Error",
     ),
     Break(
         "tasks have fewer rows than there are threads",
         (),
-        (Edit("engine/schedule.py", "return min(max(FIRST_ROWS, least), share)", "return min(2, share)"), Edit("engine/schedule.py", "rows = max(least, round", "rows = max(1, round")),
+        (
+            Edit("engine/schedule.py", "return min(max(FIRST_ROWS, least), share)", "return min(2, share)"),
+            Edit("engine/schedule.py", "rows = max(least, round", "rows = max(1, round"),
+        ),
         (f"{WAITING}::test_so_many_threads_load_at_once",),
         r"BrokenBarrier|SampleError|Timeout",
     ),
@@ -132,8 +162,14 @@ TABLE = (
     Break(
         "a TIFF file whose header has two heights is decoded with either",
         (),
-        (Edit("images/tiff.py", "                if tags.setdefault(tag, found) != found:", "                if tags.setdefault(tag, found) is None:"),),
+        (
+            Edit(
+                "images/tiff.py",
+                "                if tags.setdefault(tag, found) != found:",
+                "                if tags.setdefault(tag, found) is None:",
+            ),
+        ),
         ("test_wide.py::test_a_tag_with_two_values_is_refused",),
         r"Regex pattern did not match|DID NOT RAISE|Error",
     ),
-)  # fmt: skip
+)
