@@ -29,7 +29,8 @@ RUNTIME = "tokio"  # what the names of its threads begin with
 
 
 class _Fork:
-    """Whether this process was forked from one whose obstore had threads: it would wait for them for ever."""
+    """Whether this process was forked from one whose obstore had threads. If it used obstore, it would wait for them for ever,
+    or crash its parent, with which it shares an epoll."""
 
     has_lost_threads = False
     _has_threads = False
