@@ -257,6 +257,7 @@ class Loader:
             index_bytes=packed.shared_bytes + len(packed.data) if packed is not None else 0,
             source_bytes=len(packed.data) if packed is not None else 0,
             max_sample_bytes=source.scratch_bytes,
+            ahead_bytes=source.ahead_bytes,
             refuses_large=source.refuses_large,
             with_valid=self.has_valid,
             max_slots=2**62

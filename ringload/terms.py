@@ -21,7 +21,7 @@ OWN_OF_LOADER = (
 OWN_OF_IMAGES = (
     *("df", "path", "label", "size", "root", "classes", "label_mode", "weight", "color", "dtype", "scale", "resize"),
     *("crop_area", "crop_ratio", "interpolation", "flip", "exif", "transform", "max_pixels", "background", "value_range"),
-    *("truncated", "read_options", "follow_links"),
+    *("truncated", "read_ahead", "read_options", "follow_links"),
 )
 DONE_BY_TRANSFORM = "transform=, a function transform(image, rng) or an albumentations transform, does that"
 OF_CHANNELS = (

@@ -221,6 +221,17 @@ def test_what_is_read_ahead_is_in_the_plan(photos: Path, register: Register) -> 
     assert asked == [([f"{ROOT}/a/03.jpg", f"{ROOT}/a/00.jpg"], AHEAD_BYTES)]
     with Loader(local, 4, **OPTIONS) as one, Loader(ours, 4, **OPTIONS) as other:
         assert other.plan().total_bytes >= one.plan().total_bytes + AHEAD_BYTES
+        assert "read ahead" not in repr(one.plan())
+        assert ", of which 16.8 MB for what is read ahead" in repr(other.plan())
+    more = frame(photos, ROOT, max_pixels=10**6, read_ahead=100_000_000)
+    assert more.split(0.5)[1].ahead_bytes == 100_000_000
+    with Loader(more, 4, **OPTIONS) as made:
+        plan = made.plan()
+        assert plan.total_bytes <= plan.budget_bytes
+        assert plan.scratch_bytes >= 100_000_000 + 20_000_000  # what a megapixel takes
+    for wrong in (-1, 1.5, "16MB", None):
+        with pytest.raises(ConfigError, match="read_ahead"):
+            frame(photos, ROOT, read_ahead=wrong)
 
 
 def test_a_file_of_5_gb_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class Plan:
     budget_bytes: int
     usable: Usable
     max_sample_bytes: int = 0  # what one sample may need; what needs more is refused. 0: the source has not said
+    ahead_bytes: int = 0  # of scratch_bytes: contents that a worker has read ahead
 
     @property
     def ring_bytes(self) -> int:
@@ -128,7 +129,9 @@ class Plan:
             ("page tables", self.page_tables_bytes, f"8 bytes a page of ring and index, for {mapped_by}"),
         ]
         if self.n_workers:
-            each = f"{self.n_workers} of {human(self.worker_bytes)}, with up to {human(self.scratch_bytes)} each to decode in"
+            ahead = f", of which {human(self.ahead_bytes)} for what is read ahead" if self.ahead_bytes else ""
+            decoding = f"with up to {human(self.scratch_bytes)} each to decode in{ahead}"
+            each = f"{self.n_workers} of {human(self.worker_bytes)}, {decoding}"
             rows.append(("server", self.server_bytes, "the process that forks the workers"))
             rows.append(("workers", self.n_workers * (self.worker_bytes + self.scratch_bytes), each))
             if self.exclusive_bytes:
@@ -191,15 +194,18 @@ def make_plan(
     index_bytes: int = 0,
     source_bytes: int = 0,
     max_sample_bytes: int = 0,
+    ahead_bytes: int = 0,
     refuses_large: bool = False,
     with_valid: bool = False,
     max_slots: int = MAX_SLOTS,
 ) -> Plan:
-    """Divide the budget. `index_bytes` are shared by all; `source_bytes` is what else of the source each worker unpickles.
+    """Divide the budget. `index_bytes` are shared by all; `source_bytes` is what else of the source each worker unpickles. Of
+    `max_sample_bytes`, each worker keeps `ahead_bytes` between samples.
 
     Raises:
         BudgetError: the budget is below the least that works, or above what this process may use.
     """
+    least_scratch_bytes = MIN_SCRATCH_BYTES + ahead_bytes
     if n_workers == 0:  # a batch is filled when it is asked for: more slots than are lent at once are of no use
         max_slots = min(max_slots, AUTO_SLOTS)
     max_slots = max(MIN_SLOTS, min(max_slots, MAX_SLOTS))
@@ -219,11 +225,11 @@ def make_plan(
         0,
         budget_bytes,
         usable,
+        ahead_bytes=ahead_bytes,
     )
     if n_workers:
-        least = _with_scratch(
-            least, min(max_sample_bytes, MIN_SCRATCH_BYTES) if refuses_large else max_sample_bytes, MIN_SCRATCH_BYTES
-        )
+        most_bytes = min(max_sample_bytes, least_scratch_bytes) if refuses_large else max_sample_bytes
+        least = _with_scratch(least, most_bytes, least_scratch_bytes)
     if auto:
         budget_bytes = max(budget_bytes, min(least.total_bytes, usable.n_bytes // 2))
         max_slots = min(max_slots, AUTO_SLOTS)
@@ -240,11 +246,11 @@ def make_plan(
         )
     if refuses_large:
         largest_bytes = int(min(LARGEST_SHARE * budget_bytes, budget_bytes - least.total_bytes))
-        max_sample_bytes = min(max_sample_bytes, max(MIN_SCRATCH_BYTES, largest_bytes))
+        max_sample_bytes = min(max_sample_bytes, max(least_scratch_bytes, largest_bytes))
     least = replace(least, max_sample_bytes=max_sample_bytes)
     if n_workers:
-        least = _with_scratch(least, max_sample_bytes, MIN_SCRATCH_BYTES)
-        roomy = _with_scratch(least, max_sample_bytes, max(MIN_SCRATCH_BYTES, budget_bytes // 8 // n_workers))
+        least = _with_scratch(least, max_sample_bytes, least_scratch_bytes)
+        roomy = _with_scratch(least, max_sample_bytes, max(least_scratch_bytes, budget_bytes // 8 // n_workers))
         least = roomy if roomy.total_bytes <= budget_bytes else least
     one_more = replace(least, n_slots=MIN_SLOTS + 1).total_bytes - least.total_bytes
     n_slots = MIN_SLOTS + (budget_bytes - least.total_bytes) // one_more

@@ -6,11 +6,11 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ringload.checks import fixed_once_made, flag, height_width, in_our_words, short
+from ringload.checks import fixed_once_made, flag, height_width, in_our_words, integer, short
 from ringload.errors import ConfigError, ContentTooLargeError
 from ringload.fields import Field, Row, Worker, as_fields
 from ringload.images.augment import SCALE, Dtype
@@ -26,7 +26,7 @@ from ringload.sources.label_field import WEIGHT, Label, LabelFields
 from ringload.sources.labels import LabelMode, encode
 from ringload.sources.paths import paths_of
 from ringload.sources.splits import NOT_GIVEN, Augment, How, are_values, chosen_rows, folds, split
-from ringload.sources.stored_files import StoredFiles
+from ringload.sources.stored_files import AHEAD_BYTES, StoredFiles
 from ringload.storage.registry import factory_of
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class ImageFrame:
             file, usual in medicine, are dark without value_range=(0, 4095).
         truncated: for files that are cut short, "refuse": they are bad samples; "pad": missing pixels are filled in, as Pillow
             does; None: as Pillow's `ImageFile.LOAD_TRUNCATED_IMAGES` is set where the image is loaded.
+        read_ahead: bytes that each worker may keep of contents that it has read ahead, for paths that are URLs: more, where
+            one content takes several MB and much time to come. "auto": 16 MB. It is part of `ram_budget`.
         read_options: of `pandas.read_csv` or `pandas.read_parquet`, for a table's file: {"sep": ";", "encoding": "latin-1"}.
 
     The formats are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM and PFM, and AVIF where Pillow has it; the content tells the
@@ -126,6 +128,7 @@ class ImageFrame:
         background: int | tuple[int, int, int] | None = None,
         value_range: tuple[float, float] | None = None,
         truncated: Truncated | None = None,
+        read_ahead: int | Literal["auto"] = "auto",
         read_options: Mapping[str, Any] | None = None,
     ) -> None:
         warn_of_two()
@@ -152,7 +155,8 @@ class ImageFrame:
             self._contents = df.contents
         else:
             paths = paths_of(present(table, path), df, root)
-            self._contents = StoredFiles(paths, factory_of(paths.scheme))
+            ahead_bytes = AHEAD_BYTES if read_ahead == "auto" else integer("read_ahead", read_ahead, 0)
+            self._contents = StoredFiles(paths, factory_of(paths.scheme), ahead_bytes)
         labels = encode(table, label, classes, label_mode)
         if weight is not None:
             labels.append(Label(WEIGHT, Field((), "float32"), (), numbers(present(table, weight), "a weight")))

@@ -11,7 +11,7 @@ from ringload.protocols import Storage
 from ringload.sources.paths import Paths
 from ringload.storage.registry import LOCAL, Factory
 
-AHEAD_BYTES = 16 << 20  # of each worker's scratch, for bytes that a storage reads ahead (local ones are in the kernel's cache)
+AHEAD_BYTES = 16 << 20  # of each worker's scratch, for bytes that a storage reads ahead: some hundred photographs
 
 
 class StoredFiles:
@@ -23,10 +23,10 @@ class StoredFiles:
     _storage: Storage | None = None
     _pid = 0  # of the process whose storage it is
 
-    def __init__(self, paths: Paths, factory: Factory) -> None:
+    def __init__(self, paths: Paths, factory: Factory, ahead_bytes: int = AHEAD_BYTES) -> None:
         self._paths, self._factory = paths, factory
         self.names = paths.names
-        self.ahead_bytes = 0 if paths.scheme == LOCAL else AHEAD_BYTES
+        self.ahead_bytes = 0 if paths.scheme == LOCAL else ahead_bytes  # local ones are in the kernel's cache
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -37,7 +37,7 @@ class StoredFiles:
 
     def take(self, rows: np.ndarray) -> StoredFiles:
         """Some of the files, with a separate storage."""
-        return StoredFiles(self._paths.take(rows), self._factory)
+        return StoredFiles(self._paths.take(rows), self._factory, self.ahead_bytes)
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Begin to read some files, and do not wait for them."""
