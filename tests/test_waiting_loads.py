@@ -126,6 +126,19 @@ def test_a_death_among_threads_is_blamed_on_its_sample(tmp_path: Path) -> None:
         assert sorted(set(range(96)) - set(good.tolist())) == [21]
 
 
+def test_the_others_of_a_task_with_a_deadly_sample_are_waited_for(tmp_path: Path) -> None:
+    class Deadly(Later):
+        def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+            if index == 21:
+                os._exit(3)
+            super().load(index, rng, out)
+
+    with Loader(Deadly(), 16, workers=2, shuffle=False, on_error="skip", max_bad=3, **OPTIONS) as made:
+        good = [np.concatenate([check(batch) for batch in made]) for _ in range(3)]
+        for one in good:
+            assert sorted(set(range(96)) - set(one.tolist())) == [21]
+
+
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "4", True])
 def test_threads_of_another_kind_are_refused(threads: Any) -> None:
     with pytest.raises(ConfigError, match="threads"):

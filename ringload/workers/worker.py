@@ -176,10 +176,12 @@ class _TaskLoop:
             return False
         samples = index[task.slot, task.start : task.stop]
         samples = samples[samples != PAD]
+        if self._poison_samples:  # which are not loaded
+            samples = samples[~np.isin(samples, self._poison_samples)]
         self._tasks.add(task, samples)
         if self._prefetch is not None and (task.epoch, task.number) not in self._one_by_one:
             self._note_whole(task)  # it may hang, or end the process
-            self._ask(np.setdiff1d(samples, self._poison_samples) if self._poison_samples else samples)
+            self._ask(samples)
         return True
 
     def _note_whole(self, task: Task) -> None:
