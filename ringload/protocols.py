@@ -55,8 +55,8 @@ class Source(Protocol):
                                         generators, `out` a dict: field -> `(n, *shape) dtype`. One of load and load_rows is
                                         enough
         prefetch(indices)               these samples are loaded next: begin to read them, and do not wait. Or a coroutine: then
-                                        they are loaded once it has ended. load has to work without it, too: it is not called
-                                        with workers=0, for what takes the place of a bad sample, or where it has killed a worker
+                                        they are loaded once it has ended. load has to work without it, too: it is not
+                                        called with workers=0, for a substitute of a bad sample, or where it killed a worker
         is_ready(indices)               whether these samples can be loaded without waiting: of several tasks that a worker has,
                                         it fills the first that is ready
         threads = 16                    so many threads of a worker call load at once, as it waits for a network, say. load then
