@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ringload.ring.plan import Plan
     from ringload.sources.arrays import Arrays
     from ringload.sources.function import FunctionSource
+    from ringload.sources.huggingface import from_huggingface
     from ringload.sources.image_folder import ImageFolder
     from ringload.sources.image_table import ImageFrame
     from ringload.sources.mixed import mix
@@ -97,6 +98,7 @@ __all__ = [
     "Worker",
     "WorkerDiedError",
     "Workers",
+    "from_huggingface",
     "generator_from_df",
     "mix",
     "register_storage",
@@ -131,6 +133,7 @@ _HOMES = {
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",
+    "from_huggingface": "ringload.sources.huggingface",
     "generator_from_df": "ringload.bridge.generator",
     "mix": "ringload.sources.mixed",
     "register_storage": "ringload.storage.registry",

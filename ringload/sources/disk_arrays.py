@@ -55,7 +55,7 @@ class Hdf5Array:
         if self._dataset is None:
             self._dataset = self._open()
         try:
-            for start, stop, first in _runs(indices, max(1, READ_BYTES // self._row_bytes)):
+            for start, stop, first in runs(indices, max(1, READ_BYTES // self._row_bytes)):
                 out[start:stop] = self._dataset[first : first + stop - start]  # read_direct is many times slower
         except OSError as error:  # HDF5's message does not name the file
             raise OSError(f"{self._path}, dataset {self._name}: {error}") from error
@@ -88,7 +88,7 @@ class PickledArray:
                     f"row 0 of the {type(self._array).__name__} is not what it was when the source was made: its store has "
                     "changed, is in another process's memory, or has a relative path. Give a store on disk by its absolute path"
                 )
-        for start, stop, first in _runs(indices, max(1, READ_BYTES // self._row_bytes)):
+        for start, stop, first in runs(indices, max(1, READ_BYTES // self._row_bytes)):
             rows = np.asarray(self._array[first : first + stop - start])
             if (rows.shape, rows.dtype) != ((stop - start, *self.shape[1:]), self.dtype):
                 raise ValueError(
@@ -107,7 +107,7 @@ def identity_of(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _runs(indices: np.ndarray, most: int) -> Iterator[tuple[int, int, int]]:
+def runs(indices: np.ndarray, most: int) -> Iterator[tuple[int, int, int]]:
     """Runs of consecutive indices, each of at most `most`: (start, stop, the first index)."""
     ends = [*(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
     for begin, end in pairwise([0, *ends]):

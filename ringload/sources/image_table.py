@@ -154,6 +154,7 @@ class ImageFrame:
             paths = paths_of(present(table, path), df, root)
             self._contents = StoredFiles(paths, factory_of(paths.scheme))
         labels = encode(table, label, classes, label_mode)
+        labels += df.columns if isinstance(df, ImageTable) else ()
         if weight is not None:
             labels.append(Label(WEIGHT, Field((), "float32"), (), numbers(present(table, weight), "a weight")))
         self._labels = LabelFields(tuple(labels))
