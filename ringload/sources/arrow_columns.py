@@ -131,7 +131,7 @@ def row_blocks(column: Any, places: Places) -> RowBlocks:
     for chunk in column.chunks:
         if not len(chunk):
             continue
-        values, of_row = _flat(chunk, first[-1])
+        values, of_row = flat(chunk, first[-1])
         if shape is not None and shape != of_row:
             raise NotAFieldError(f"has rows of different lengths: row {first[-1]} is {of_row}, row 0 is {shape}")
         shape = of_row
@@ -151,7 +151,7 @@ def row_blocks(column: Any, places: Places) -> RowBlocks:
     return RowBlocks(shape, dtype, np.array(first), np.array(where, np.int32), np.array(starts))
 
 
-def _flat(chunk: Any, row: int) -> tuple[Any, tuple[int, ...]]:
+def flat(chunk: Any, row: int) -> tuple[Any, tuple[int, ...]]:
     """The numbers of a chunk, one after another, and the shape of a row. `row`: the number of the chunk's first."""
     shape: tuple[int, ...] = ()
     values = getattr(chunk, "storage", chunk)

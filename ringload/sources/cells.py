@@ -80,8 +80,8 @@ class BlockColumn:
     """Rows of a column in blocks, as an array `(N, ...)` on disk. See `disk_arrays.DiskArray`. `rows (N,)`: those of the
     blocks that the array has; None: all, in their order."""
 
-    scratch_bytes = ahead_bytes = 0
-    group_edges = None
+    scratch_bytes = 0
+    groups = None
 
     def __init__(self, places: Sequence[Place], blocks: RowBlocks, rows: np.ndarray | None) -> None:
         self._reader, self._rows = RangeReader(places), rows

@@ -1,6 +1,7 @@
 """Which storage reads a path: by the scheme of its URL.
 
     /data/1.jpg, file:///data/1.jpg     local files
+    zip:///data/a.zip/1.jpg             members of .zip files, and values of LMDB databases (archives.py)
     s3://bucket/1.jpg                   the storage that was registered for "s3"
 
 Only the trainer has the table: a source looks up the factory of its storage when it is made, and is sent to workers with it.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from ringload.checks import short
 from ringload.errors import ConfigError
 from ringload.protocols import Storage
+from ringload.storage.archives import lmdb_storage, zip_storage
 from ringload.storage.local import LocalStorage
 
 Factory = Callable[[], Storage]
@@ -21,7 +23,7 @@ Factory = Callable[[], Storage]
 SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]+)://")
 LOCAL = ""  # the scheme of local files
 
-_factories: dict[str, Factory] = {LOCAL: LocalStorage}
+_factories: dict[str, Factory] = {LOCAL: LocalStorage, "zip": zip_storage, "lmdb": lmdb_storage}
 
 
 def register_storage(scheme: str, factory: Factory) -> None:
