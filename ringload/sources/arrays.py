@@ -79,9 +79,9 @@ class Arrays:
         ]
 
     def _share_groups(self) -> None:
-        """Have all arrays read the groups of the one with the fewest, as one order is for all."""
+        """Have all arrays read the groups of the one with the largest rows, as one order is for all."""
         if grouped := self._grouped:
-            edges = min((one.edges for one in grouped), key=len)
+            edges = max(grouped, key=lambda one: one.row_bytes).edges
             self._window = window_of(sum(int(np.diff(edges).max()) * one.row_bytes for one in grouped))
             for one in grouped:
                 one.set(edges, self._window)
