@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ringload.sources.parquet_files
 from ringload import ConfigError, Loader, ParquetImages, ParquetTable, SampleError
 from ringload.sources.fingerprints import difference, fingerprint_of
+from ringload.sources.parquet_files import RowGroups
 from tests.tables import NAMES, ROOM, SIZE, N, check_epoch, open_files, png
 
 pa = pytest.importorskip("pyarrow")
@@ -65,9 +65,13 @@ def test_numbers_by_row_groups(tmp_path: Path, options: dict[str, Any]) -> None:
 
 def test_a_row_group_is_read_once_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the source's own order. Another order reads one for nearly each sample."""
-    read, groups = [], ringload.sources.parquet_files.RowGroups
-    of_group = groups.read
-    monkeypatch.setattr(groups, "read", lambda self, group: read.append(group) or of_group(self, group))
+    read, of_group = list[int](), RowGroups.read
+
+    def noting(self: RowGroups, group: int) -> Any:
+        read.append(group)
+        return of_group(self, group)
+
+    monkeypatch.setattr(RowGroups, "read", noting)
     source = images(stored(tmp_path))
     read.clear()
     first = check_epoch(source, workers=0, epochs=1)
@@ -167,8 +171,8 @@ def test_files_that_are_deleted_or_cut_short(tmp_path: Path) -> None:
 def test_rows_that_are_not_as_the_first(tmp_path: Path) -> None:
     whole = table()
     ragged = whole.set_column(4, "pair", [[[row, row + 0.5] + [0.0] * (row == 50) for row in range(N)]])
-    source = ParquetTable(stored(tmp_path, made=ragged), ["number", "pair"])
-    with Loader(source, 5, workers=0, on_error="skip", **ROOM) as made:
+    numbers = ParquetTable(stored(tmp_path, made=ragged), ["number", "pair"])
+    with Loader(numbers, 5, workers=0, on_error="skip", **ROOM) as made:
         assert 50 not in {int(index) for batch in made for index in batch.index[batch["valid"]]}
     cells = [None if row == 7 else b"" if row == 9 else png(row) for row in range(N)]
     source = images(stored(tmp_path, made=whole.set_column(1, "image", [cells])))
