@@ -78,7 +78,25 @@ class Places:
         if path not in self._numbers:
             self._numbers[path] = len(self.all)
             self.all.append(_mapped(path, inode))
-        return self._numbers[path], offset + buffer.address - first
+        start = offset + buffer.address - first
+        file = self.all[self._numbers[path]]
+        if isinstance(file, LocalFile) and start + buffer.size > file.n_bytes:
+            raise ConfigError(f"{path} is shorter than when the dataset was opened: load the dataset again")
+        return self._numbers[path], start
+
+    def check(self, column: Any) -> None:
+        """Check that the files of a column are there, as long as they were: reading what is missing would kill this process.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        n_places = len(self.all)
+        for chunk in column.chunks:
+            for buffer in chunk.buffers():
+                if buffer is not None and buffer.size:
+                    self.find(buffer)
+        self.all = [place for number, place in enumerate(self.all) if number < n_places or isinstance(place, LocalFile)]
+        self._numbers = {place.path: number for number, place in enumerate(self.all) if isinstance(place, LocalFile)}
 
 
 def _mapped(path: str, inode: int) -> LocalFile:
@@ -100,6 +118,7 @@ def cells_of(column: Any, places: Places) -> Cells:
     Raises:
         NotAFieldError: it is of another type.
     """
+    places.check(column)
     found = []
     for chunk in column.chunks:
         offsets_type = {"binary": np.int32, "string": np.int32, "large_binary": np.int64, "large_string": np.int64}.get(
@@ -125,6 +144,7 @@ def row_blocks(column: Any, places: Places) -> RowBlocks:
     Raises:
         NotAFieldError: its rows are something else, or some are missing.
     """
+    places.check(column)
     first, where, starts = [0], [], []
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None

@@ -34,6 +34,11 @@ class LocalFile(NamedTuple):
         """A file as it is now. OSError if there is none."""
         return cls(os.path.abspath(path), identity_of(os.stat(path)))
 
+    @property
+    def n_bytes(self) -> int:
+        """Its size."""
+        return self.identity[2]
+
 
 Place = LocalFile | np.ndarray  # an array is (n_bytes,) uint8
 

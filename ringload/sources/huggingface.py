@@ -192,8 +192,10 @@ def _table(dataset: Any, names: list[str], rows: np.ndarray | None) -> pd.DataFr
     import pandas as pd
 
     made: dict[str, Any] = {}
+    places = Places()
     for name in names:
         feature, column = dataset.features[name], dataset.data.table.column(name)
+        places.check(column)
         if _kind(feature) not in ("Value", "ClassLabel"):
             continue
         values = (column if rows is None else column.take(rows)).to_pandas()
@@ -212,6 +214,7 @@ def _contents(dataset: Any, image: str, rows: np.ndarray | None) -> Contents:
     """The bytes of a column of images; or its paths, where it has no bytes."""
     pa: Any = sys.modules["pyarrow"]
     column, places = dataset.data.table.column(image), Places()
+    places.check(column)
     parts = [chunk.flatten() for chunk in column.chunks]
     data, paths = (pa.chunked_array([part[number] for part in parts]) for number in (0, 1))
     cells = cells_of(data, places)

@@ -26,17 +26,11 @@ TABLE = (
         r"DID NOT RAISE|Regex|match",
     ),
     Break(
-        "the mapped file that was deleted is looked for by its name only",
+        "the trainer reads a mapped file that was cut short",
         (),
-        (
-            Edit(
-                "sources/arrow_columns.py",
-                "    if status is None or status.st_ino != inode:\n",
-                "    if status is None:\n        return None  # type: ignore\n    if False:\n",
-            ),
-        ),
+        (Edit("sources/arrow_columns.py", "start + buffer.size > file.n_bytes:", "start > file.n_bytes * 9:"),),
         (f"{ARROW}::test_files_that_are_deleted_changed_and_cut_short",),
-        r"DID NOT RAISE|Error",
+        r"DID NOT RAISE|Regex|Bus error|crashed",
     ),
     Break(
         "the fingerprint of a dataset has no contents",
@@ -50,7 +44,7 @@ TABLE = (
         (),
         (Edit("sources/huggingface.py", 'dataset.format["type"] == "custom"', "False"),),
         (f"{ARROW}::test_what_cannot_be_read_is_said",),
-        r"DID NOT RAISE",
+        r"DID NOT RAISE|Regex",
     ),
     Break(
         "a row group is not kept",
