@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from ringload import ContentTooLargeError, ImageFrame, Loader, SampleError
+from ringload.storage import archives
 from ringload.storage.archives import lmdb_storage, zip_storage
 from tests.tables import ROOM, SIZE, N, check_epoch, open_files, png
 
@@ -47,6 +49,20 @@ def test_images_by_key(tmp_path: Path, make: Make) -> None:
     del source
     gc.collect()
     assert not open_files(tmp_path)
+
+
+def test_a_fork_opens_its_own_database(tmp_path: Path) -> None:
+    key = f"{as_lmdb(tmp_path)}/0/0.png"
+    kept = lmdb_storage()
+    kept.read(key, 1 << 20)
+    if (pid := os.fork()) == 0:
+        own = lmdb_storage()
+        is_own = own.read(key, 1 << 20) == png(0) and archives.opened_by(f"{tmp_path}/a.lmdb") == os.getpid()
+        os._exit(0 if is_own else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert archives.opened_by(f"{tmp_path}/a.lmdb") == os.getpid()
+    kept.close()
+    assert archives.opened_by(f"{tmp_path}/a.lmdb") == 0
 
 
 def test_a_database_in_one_file(tmp_path: Path) -> None:

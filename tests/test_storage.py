@@ -254,7 +254,10 @@ def test_a_scheme_that_nobody_has_registered_is_refused_in_words(register: Regis
         ImageFrame(table("s3://bucket/a.jpg"), size=(8, 8))
     register("gs", LocalStorage)
     register("HTTP", LocalStorage)
-    said = r"(registered: gs, http). Download the files; or register a storage, ringload.register_storage('s3', factory); or"
+    said = (
+        "(registered: zip, lmdb, gs, http). Download the files; or register a storage, "
+        "ringload.register_storage('s3', factory); or"
+    )
     with pytest.raises(ConfigError) as raised:
         ImageFrame(table("S3://bucket/a.jpg"), size=(8, 8))
     assert "'S3://bucket/a.jpg' in row 0: URLs are not read: no storage is registered for s3://" in str(raised.value)

@@ -137,6 +137,12 @@ def _open_lmdb(path: str) -> _Environment:
     return opened
 
 
+def opened_by(path: str) -> int:
+    """The process that has opened the LMDB database which this one uses; 0 if it uses none."""
+    there = _Environment.shared.get(os.path.realpath(path))
+    return 0 if there is None else there.pid
+
+
 def _read_value(environment: _Environment, key: str, max_bytes: int) -> bytes:
     import lmdb
 
