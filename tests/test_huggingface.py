@@ -143,13 +143,14 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         (dataset.select([]), {}, "the dataset has no rows"),
         ([1, 2], {}, "takes a datasets.Dataset, not an object of class list"),
         (stored(tmp_path, two, mask=columns()["image"]), {}, r"several columns of images, \['image', 'mask'\]: name one"),
+        (dataset, {"size": None}, "size is .height, width. in pixels"),
         (dataset, {"image": "imag"}, "there is no column of images 'imag'"),
         (dataset, {"color": "gray", "columns": ["image"]}, "there is no column 'image'"),
         (dataset.remove_columns("image"), {}, "has no column of images, and size= is for images only"),
         (missing, {"columns": ["number"]}, "column 'number' has 1 missing values"),
     ):
         with pytest.raises(ConfigError, match=said):
-            from_huggingface(given, size=SIZE, **options)
+            from_huggingface(given, **{"size": SIZE, **options})
 
 
 def test_files_that_are_deleted_changed_and_cut_short(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringload import ConfigError, Loader, ParquetImages, ParquetTable, SampleError
+from ringload import ConfigError, Loader, ParquetImages, ParquetTable, SampleError, mix
 from ringload.sources.fingerprints import difference, fingerprint_of
 from ringload.sources.parquet_files import RowGroups
+from tests.helpers import truth
 from tests.tables import NAMES, ROOM, SIZE, N, check_epoch, open_files, png
 
 pa = pytest.importorskip("pyarrow")
@@ -87,6 +88,16 @@ def test_a_row_group_is_read_once_a_window(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(read) == sorted({np.searchsorted([0, 8, 16, 24, 32, 33, 41, 49, 57], row, "right") - 1 for row in train.rows})
 
 
+def test_parts_of_a_mix(tmp_path: Path) -> None:
+    source = images(stored(tmp_path))
+    made = mix({"a": source.subset(range(20)), "b": source.subset(range(20, 60))}, weights={"a": 0.5, "b": 0.5})
+    with Loader(made, 5, workers=0, epochs=1, **ROOM) as loader:
+        for batch in loader:
+            rows = [int(index) for index in batch.index]
+            np.testing.assert_array_equal(batch["number"], rows)
+            np.testing.assert_array_equal(batch["image"], [truth(row) for row in rows])
+
+
 def test_tables_of_hugging_face(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
@@ -120,6 +131,8 @@ def test_columns_that_cannot_be_used(tmp_path: Path) -> None:
     stored(tmp_path)
     with pytest.raises(ConfigError, match="column 'words' is of string, and no column of images"):
         ParquetImages(tmp_path, "words", size=SIZE)
+    with pytest.raises(ConfigError, match="column 'image' has images: give size="):
+        ParquetImages(tmp_path)
     with pytest.raises(ConfigError, match="there is no column 'img'"):
         ParquetImages(tmp_path, "img", size=SIZE)
     with pytest.raises(ConfigError, match=r"there is no column 'lable'.*did you mean 'label'"):

@@ -150,6 +150,8 @@ def _images(
 ) -> ImageFrame:
     require_pandas("a dataset of images")
     features = dataset.features
+    if "size" not in options:
+        raise ConfigError(f"column {image!r} has images: give size=(height, width) in pixels")
     mode = features[image].mode
     if mode is not None and options.setdefault("color", _color(mode)) != _color(mode):
         raise ConfigError(f"column {image!r} is Image(mode={mode!r}), and color is {short(options['color'])}: give one of them")

@@ -66,6 +66,8 @@ class ParquetImages(ImageFrame):
         **options: Any,
     ) -> None:
         require_pandas(MISSING)
+        if "size" not in options:
+            raise ConfigError(f"column {image!r} has images: give size=(height, width) in pixels")
         files = ParquetFiles.of(paths)
         leaf = files.bytes_in(image)
         groups = files.groups(leaf)
