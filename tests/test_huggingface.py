@@ -43,7 +43,8 @@ def columns(n: int = N, first: int = 0) -> dict[str, list[Any]]:
 
 
 def stored(folder: Path, features: Any = FEATURES, **changes: Any) -> Any:
-    """A dataset in an Arrow file, in batches of 8 rows, which is mapped."""
+    """A dataset in an Arrow file, in batches of 8 rows, which is mapped. A folder has one."""
+    folder.mkdir(exist_ok=True)
     made = datasets.Dataset.from_dict(columns() | changes, features=features)
     with datasets.arrow_writer.ArrowWriter(
         path=str(folder / "data.arrow"), features=made.features, writer_batch_size=8
@@ -109,7 +110,7 @@ def test_paths_in_place_of_bytes(tmp_path: Path) -> None:
         (tmp_path / f"{row}.png").write_bytes(png(row))
     dataset = stored(tmp_path, image=[{"bytes": None, "path": str(tmp_path / f"{row}.png")} for row in range(N)])
     check_epoch(from_huggingface(dataset.select(range(10, 40)), size=SIZE), range(10, 40), workers=0)
-    mixed = stored(tmp_path, image=[{"bytes": png(0) if row else None, "path": "x.png"} for row in range(N)])
+    mixed = stored(tmp_path / "mixed", image=[{"bytes": png(0) if row else None, "path": "x.png"} for row in range(N)])
     with pytest.raises(ConfigError, match=r"column 'image' has no bytes in row 0, and in 1 of 60 rows: drop"):
         from_huggingface(mixed, size=SIZE)
 
@@ -123,7 +124,7 @@ def test_labels_weights_and_columns_as_asked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no column 'nummer'.*did you mean 'number'"):
         from_huggingface(dataset, columns=["nummer"], size=SIZE)
     features = datasets.Features({**FEATURES, "words": datasets.Value("string"), "ragged": [datasets.Value("int32")]})
-    odd = stored(tmp_path, features, **OTHERS)
+    odd = stored(tmp_path / "odd", features, **OTHERS)
     with pytest.warns(
         UserWarning, match=r"'words' is of string.*'ragged' has lists of different lengths, 2 and 1, first in row 1"
     ):
@@ -135,14 +136,18 @@ def test_labels_weights_and_columns_as_asked(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     dataset = stored(tmp_path)
     two = datasets.Features({**FEATURES, "mask": datasets.Image()})
-    missing = stored(tmp_path, number=[None if row == 9 else row for row in range(N)])
+    missing = stored(tmp_path / "missing", number=[None if row == 9 else row for row in range(N)])
     for given, options, said in (
         (datasets.DatasetDict({"train": dataset}), {}, r"a DatasetDict: give one of its splits, such as dataset\['train'\]"),
         (dataset.to_iterable_dataset(), {}, "an IterableDataset, which has no index: give its rows to a ringload.Stream"),
         (dataset.with_transform(lambda rows: rows), {}, "has a transform .* which would not be called"),
         (dataset.select([]), {}, "the dataset has no rows"),
         ([1, 2], {}, "takes a datasets.Dataset, not an object of class list"),
-        (stored(tmp_path, two, mask=columns()["image"]), {}, r"several columns of images, \['image', 'mask'\]: name one"),
+        (
+            stored(tmp_path / "two", two, mask=columns()["image"]),
+            {},
+            r"several columns of images, \['image', 'mask'\]: name one",
+        ),
         (dataset, {"size": None}, "size is .height, width. in pixels"),
         (dataset, {"image": "imag"}, "there is no column of images 'imag'"),
         (dataset, {"color": "gray", "columns": ["image"]}, "there is no column 'image'"),
@@ -206,8 +211,6 @@ def test_a_state_is_of_this_dataset_in_this_order(tmp_path: Path) -> None:
     for other in (dataset.shuffle(seed=1), dataset.select(range(50))):
         again = from_huggingface(other, size=SIZE)
         assert difference(saved, fingerprint_of(again), again)
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
     saved = fingerprint_of(from_huggingface(stored(tmp_path / "one", image=unnamed), size=SIZE))
     moved = from_huggingface(stored(tmp_path / "other", image=unnamed[1:] + unnamed[:1]), size=SIZE)
     assert difference(saved, fingerprint_of(moved), moved)
