@@ -47,10 +47,13 @@ if TYPE_CHECKING:
     from ringload.ring.plan import Plan
     from ringload.sources.arrays import Arrays
     from ringload.sources.function import FunctionSource
+    from ringload.sources.huggingface import from_huggingface
     from ringload.sources.image_folder import ImageFolder
     from ringload.sources.image_table import ImageFrame
+    from ringload.sources.map_dataset import from_dataset
     from ringload.sources.mixed import mix
     from ringload.sources.packed import Packed
+    from ringload.sources.parquet import ParquetImages, ParquetTable
     from ringload.sources.parts import Part
     from ringload.sources.stream import Stream
     from ringload.stats import Stats
@@ -87,6 +90,8 @@ __all__ = [
     "Observer",
     "Order",
     "Packed",
+    "ParquetImages",
+    "ParquetTable",
     "Part",
     "Plan",
     "PositionOrder",
@@ -105,6 +110,8 @@ __all__ = [
     "Worker",
     "WorkerDiedError",
     "Workers",
+    "from_dataset",
+    "from_huggingface",
     "generator_from_df",
     "mix",
     "register_storage",
@@ -131,6 +138,8 @@ _HOMES = {
     "Observer": "ringload.protocols",
     "Order": "ringload.protocols",
     "Packed": "ringload.sources.packed",
+    "ParquetImages": "ringload.sources.parquet",
+    "ParquetTable": "ringload.sources.parquet",
     "Part": "ringload.sources.parts",
     "Plan": "ringload.ring.plan",
     "PositionOrder": "ringload.protocols",
@@ -143,6 +152,8 @@ _HOMES = {
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",
+    "from_dataset": "ringload.sources.map_dataset",
+    "from_huggingface": "ringload.sources.huggingface",
     "generator_from_df": "ringload.bridge.generator",
     "mix": "ringload.sources.mixed",
     "register_storage": "ringload.storage.registry",

@@ -269,7 +269,7 @@ def of_source(value: Any) -> str:
     if ("torch", "Dataset") in ancestors:
         return f"use {TORCH}, or write {FUNCTION}"
     if ("datasets", "Dataset") in ancestors:
-        return f"use {TORCH} with dataset.with_format('torch'), or write {FUNCTION}"
+        return f"use ringload.from_huggingface(dataset, ...), or {TORCH} with dataset.with_format('torch'), or write {FUNCTION}"
     if library == "datasets":
         return f"it is several datasets by name: take one, {kind}['train'], say, for {TORCH}"
     if library == "tensorflow" and "Dataset" in kind:

@@ -88,7 +88,14 @@ QUIET = {
 }
 
 
-NEEDS = {"keras_fit": ["tensorflow"], "hf_trainer": ["transformers", "accelerate"], "lightning_train": ["lightning"]}
+NEEDS = {
+    "keras_fit": ["tensorflow"],
+    "hf_trainer": ["transformers", "accelerate"],
+    "lightning_train": ["lightning"],
+    "huggingface_dataset": ["datasets"],
+    "lmdb_images": ["lmdb"],
+    "hdf5_arrays": ["h5py"],
+}
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def _rows_of(value: Any) -> np.ndarray | DiskArray:
         raise _RefusedError(f"has {n_masked} masked values: fill them, array.filled(value)")
     if isinstance(value, np.ndarray | np.generic | bool | int | float | complex):
         return np.asarray(value)
+    if "ringload" in packages:
+        made: DiskArray = value  # of another function of ringload
+        return made
     if "h5py" in packages:
         return _of_h5py(value, type_text)
     if isinstance(value, str | bytes | Mapping | Set):
@@ -268,10 +271,12 @@ def _on_disk(value: Any, type_text: str) -> np.ndarray | PickledArray:
             first = content_of(row)
     except Exception as error:  # each package has its own classes of errors
         raise _RefusedError(f"{type_text}, whose rows NumPy cannot read: {error}. {READ_ALL.capitalize()}") from error
-    return PickledArray(value, shape, dtype, _chunk_bytes(value, dtype), first)
+    chunks = _chunks(value)
+    chunk_bytes = prod(chunks) * dtype.itemsize if chunks else 0
+    return PickledArray(value, shape, dtype, chunk_bytes, chunks[0] if chunks else 0, first)
 
 
-def _chunk_bytes(value: Any, dtype: np.dtype[Any]) -> int:
-    """Bytes that are read for one row of an array with chunks; 0 without."""
+def _chunks(value: Any) -> tuple[int, ...]:
+    """The shape of the largest chunk, of which one row costs reading all; () without chunks."""
     chunks = getattr(value, "shards", None) or getattr(value, "chunks", None) or ()
-    return prod(max(one) if isinstance(one, tuple) else int(one) for one in chunks) * dtype.itemsize if chunks else 0
+    return tuple(max(one) if isinstance(one, tuple) else int(one) for one in chunks)

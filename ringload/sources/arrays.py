@@ -11,9 +11,11 @@ import numpy as np
 from ringload.checks import fixed_once_made, no_field
 from ringload.errors import ConfigError
 from ringload.fields import Field, Worker, as_fields, in_brief
+from ringload.order.groups import Groups
 from ringload.sources import parts, splits
 from ringload.sources.disk_arrays import DiskArray
 from ringload.sources.fingerprints import Fingerprint, fingerprint_of_arrays
+from ringload.sources.group_cache import GroupedRows, window_of
 
 
 class Arrays:
@@ -26,7 +28,9 @@ class Arrays:
     On disk: an `h5py.Dataset`, a `zarr.Array`, and any object that has `shape` and `dtype`, gives rows by `x[a:b]`, and can be
     pickled (dask, xarray). The trainer does not read them. Each worker opens them again and reads the rows that it needs,
     one after another; `y=file["y"][:]` is faster for small arrays. An HDF5 file must be open for reading only, by its path,
-    and must not change. Where rows are stored in chunks, each row costs reading its chunk; the budget has room for that.
+    and must not change. Where chunks of several rows are stored compressed, a row costs reading its chunk. Then workers keep
+    some chunks, the budget has room for that, and the order of a loader that is given no `order=` keeps chunks together:
+    groups of chunks are shuffled, then the samples of up to 16 groups are mixed (of 1 MiB or more each, 64 MiB together).
 
     Dtypes are not converted. Arguments without rows of one shape and one dtype are refused: sparse and masked arrays, lists of
     different lengths, Python objects, columns with missing values, generators.
@@ -39,7 +43,7 @@ class Arrays:
 
     random = False
 
-    def __init__(self, *unnamed: Any, **arrays: Any) -> None:
+    def __init__(self, /, *unnamed: Any, **arrays: Any) -> None:
         from ringload.sources.array_kinds import rows_of  # workers do not need it
 
         if unnamed:
@@ -53,10 +57,9 @@ class Arrays:
         self._n_samples = next(iter(lengths.values()))
         self._fingerprint: Fingerprint | None = None
         self.fields = as_fields({name: Field(array.shape[1:], array.dtype) for name, array in self._arrays.items()})
-        on_disk = [array for array in self._arrays.values() if not isinstance(array, np.ndarray)]
-        self.scratch_bytes = sum(array.scratch_bytes for array in on_disk)
+        self._share_groups()
         self._turn: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._fixed = ("fields", "scratch_bytes", "random")
+        self._fixed = ("fields", "random")
 
     if not TYPE_CHECKING:
         __setattr__ = fixed_once_made
@@ -66,6 +69,37 @@ class Arrays:
 
     def __len__(self) -> int:
         return self._n_samples
+
+    # -- groups of rows that are read together ------------------------------------------------------------------------
+
+    @property
+    def _grouped(self) -> list[GroupedRows]:
+        return [
+            array.groups for array in self._arrays.values() if not isinstance(array, np.ndarray) and array.groups is not None
+        ]
+
+    def _share_groups(self) -> None:
+        """Have all arrays read the groups of the one with the largest rows, as one order is for all."""
+        if grouped := self._grouped:
+            edges = max(grouped, key=lambda one: one.row_bytes).edges
+            self._window = window_of(sum(int(np.diff(edges).max()) * one.row_bytes for one in grouped))
+            for one in grouped:
+                one.set(edges, self._window)
+
+    @property
+    def default_order(self) -> Groups | None:
+        """Groups stay together; None without any."""
+        return Groups(grouped[0].edges, self._window) if (grouped := self._grouped) else None
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The most memory that reading takes, beside the rows that are read, with what is kept."""
+        return sum(array.scratch_bytes for array in self._arrays.values() if not isinstance(array, np.ndarray))
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Of these, what is kept of groups."""
+        return sum(one.kept_bytes for one in self._grouped)
 
     def fingerprint(self) -> Fingerprint:
         """This source in a loader's state: shapes, dtypes, and a checksum of the content, or of parts of it."""
@@ -90,7 +124,12 @@ class Arrays:
     subset, split, folds, plain = parts.subset, splits.split, splits.folds, splits.plain
 
     def start(self, worker: Worker) -> None:
-        """Prepare to load in a worker."""
+        """Prepare to load in a worker: keep as many groups as there is memory for."""
+        if (grouped := self._grouped) and self.scratch_bytes > worker.scratch_bytes:
+            each = sum(one.group_bytes for one in grouped)
+            n_kept = max(0, worker.scratch_bytes - (self.scratch_bytes - self.ahead_bytes)) // each
+            for one in grouped:
+                one.set(one.edges, n_kept)
         if self.scratch_bytes > worker.scratch_bytes:
             self._turn = worker.exclusive
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from ringload.sources.label_field import Label
 from ringload.sources.string_column import Strings
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ class Contents(Protocol):
 
 
 class ImageTable(NamedTuple):
-    """What `ImageFrame` takes in place of a table with a column of paths: a table, and the content of each of its rows."""
+    """What `ImageFrame` takes in place of a table with a column of paths: a table, and the content of each of its rows.
+    `columns` are further fields."""
 
     table: pd.DataFrame
     contents: Contents
+    columns: Sequence[Label] = ()

@@ -19,16 +19,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ringload.sources.group_cache import KEPT_BYTES, GroupedRows
+
 READ_BYTES = 1 << 20  # of consecutive rows, read at once
+GROUP_BYTES = 1 << 20  # of a group of chunks, at least, so that the edges of groups take little memory
 CACHE_BYTES = 1 << 20  # of chunks that HDF5 keeps for each dataset
 
 
 class DiskArray(Protocol):
-    """`(N, ...)` on disk. `scratch_bytes`: the most memory that reading takes, beside the rows that are read."""
+    """`(N, ...)` on disk. `scratch_bytes`: the most memory that reading takes, beside the rows that are read. `groups`: which
+    rows are read and kept together, for an array with compressed chunks of several rows."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    scratch_bytes: int
+    groups: GroupedRows | None
+
+    @property
+    def scratch_bytes(self) -> int: ...
 
     def read(self, indices: np.ndarray, out: np.ndarray) -> None:
         """Read the rows `indices (n,) int64` into `out (n, ...)`."""
@@ -44,21 +51,35 @@ class Hdf5Array:
         chunk_bytes = prod(dataset.chunks) * self.dtype.itemsize if dataset.chunks else 0
         self._row_bytes = max(1, prod(self.shape[1:]) * self.dtype.itemsize)
         # twice a chunk: as it is stored, and unpacked
-        self.scratch_bytes = max(READ_BYTES, self._row_bytes) + 2 * chunk_bytes + CACHE_BYTES
+        self._read_bytes: int = max(READ_BYTES, self._row_bytes) + 2 * chunk_bytes + CACHE_BYTES
+        is_filtered = (
+            bool(dataset.chunks) and dataset.id.get_create_plist().get_nfilters() > 0
+        )  # else HDF5 reads parts of chunks
+        self.groups = groups_of(self.shape, dataset.chunks[0], self._row_bytes) if is_filtered else None
         self._dataset: Any = None  # as this process has opened it
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_dataset": None}
+
+    @property
+    def scratch_bytes(self) -> int:
+        """See `DiskArray`."""
+        return self._read_bytes + bytes_of(self.groups)
 
     def read(self, indices: np.ndarray, out: np.ndarray) -> None:
         """See `DiskArray`."""
         if self._dataset is None:
             self._dataset = self._open()
         try:
-            for start, stop, first in _runs(indices, max(1, READ_BYTES // self._row_bytes)):
+            if self.groups is not None and self.groups.can_read(indices, out, self._rows):
+                return
+            for start, stop, first in runs(indices, max(1, READ_BYTES // self._row_bytes)):
                 out[start:stop] = self._dataset[first : first + stop - start]  # read_direct is many times slower
         except OSError as error:  # HDF5's message does not name the file
             raise OSError(f"{self._path}, dataset {self._name}: {error}") from error
+
+    def _rows(self, group: int, first: int, stop: int) -> np.ndarray:
+        return np.asarray(self._dataset[first:stop])
 
     def _open(self) -> Any:
         if identity_of(os.stat(self._path)) != self._identity:
@@ -70,14 +91,22 @@ class PickledArray:
     """An object that gives rows by `array[a:b]`. `first`: `content_of` its first row, which each process compares: a store in
     another process's memory, or at a relative path, can look like an array whose values were never written."""
 
-    def __init__(self, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_bytes: int, first: bytes | None) -> None:
+    def __init__(
+        self, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_bytes: int, chunk_rows: int, first: bytes | None
+    ) -> None:
         self._array, self.shape, self.dtype = array, shape, dtype
         self._first, self._is_same = first, False
         self._row_bytes = max(1, prod(shape[1:]) * dtype.itemsize)
-        self.scratch_bytes = max(READ_BYTES, self._row_bytes) + 2 * chunk_bytes
+        self._read_bytes = max(READ_BYTES, self._row_bytes) + 2 * chunk_bytes
+        self.groups = groups_of(shape, chunk_rows, self._row_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_is_same": False}
+
+    @property
+    def scratch_bytes(self) -> int:
+        """See `DiskArray`."""
+        return self._read_bytes + bytes_of(self.groups)
 
     def read(self, indices: np.ndarray, out: np.ndarray) -> None:
         """See `DiskArray`."""
@@ -88,13 +117,16 @@ class PickledArray:
                     f"row 0 of the {type(self._array).__name__} is not what it was when the source was made: its store has "
                     "changed, is in another process's memory, or has a relative path. Give a store on disk by its absolute path"
                 )
-        for start, stop, first in _runs(indices, max(1, READ_BYTES // self._row_bytes)):
-            rows = np.asarray(self._array[first : first + stop - start])
-            if (rows.shape, rows.dtype) != ((stop - start, *self.shape[1:]), self.dtype):
-                raise ValueError(
-                    f"rows {first} to {first + stop - start} are {rows.shape} {rows.dtype}, not {self.dtype} of one shape"
-                )
-            out[start:stop] = rows
+        if self.groups is not None and self.groups.can_read(indices, out, self._rows):
+            return
+        for start, stop, first in runs(indices, max(1, READ_BYTES // self._row_bytes)):
+            out[start:stop] = self._rows(0, first, first + stop - start)
+
+    def _rows(self, group: int, first: int, stop: int) -> np.ndarray:
+        rows = np.asarray(self._array[first:stop])
+        if (rows.shape, rows.dtype) != ((stop - first, *self.shape[1:]), self.dtype):
+            raise ValueError(f"rows {first} to {stop} are {rows.shape} {rows.dtype}, not {self.dtype} of one shape")
+        return rows
 
 
 def content_of(rows: Any) -> bytes:
@@ -107,9 +139,23 @@ def identity_of(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _runs(indices: np.ndarray, most: int) -> Iterator[tuple[int, int, int]]:
+def runs(indices: np.ndarray, most: int) -> Iterator[tuple[int, int, int]]:
     """Runs of consecutive indices, each of at most `most`: (start, stop, the first index)."""
     ends = [*(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
     for begin, end in pairwise([0, *ends]):
         for start in range(begin, end, most):
             yield start, min(start + most, end), int(indices[start])
+
+
+def groups_of(shape: tuple[int, ...], chunk_rows: int, row_bytes: int) -> GroupedRows | None:
+    """The groups of rows of an array with chunks: whole chunks, of GROUP_BYTES or more. None if a chunk has one row, or if the
+    chunks of some rows take more than is kept of groups."""
+    group_rows = chunk_rows * -(-GROUP_BYTES // (chunk_rows * row_bytes)) if chunk_rows else 0
+    if chunk_rows < 2 or not shape[0] or min(group_rows, shape[0]) * row_bytes > KEPT_BYTES:
+        return None
+    return GroupedRows(np.append(np.arange(0, shape[0], group_rows), shape[0]), row_bytes)
+
+
+def bytes_of(groups: GroupedRows | None) -> int:
+    """What reading a group takes, and those that are kept."""
+    return 0 if groups is None else groups.group_bytes + groups.kept_bytes

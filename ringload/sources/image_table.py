@@ -158,6 +158,7 @@ class ImageFrame:
             ahead_bytes = AHEAD_BYTES if read_ahead == "auto" else integer("read_ahead", read_ahead, 0)
             self._contents = StoredFiles(paths, factory_of(paths.scheme), ahead_bytes)
         labels = encode(table, label, classes, label_mode)
+        labels += df.columns if isinstance(df, ImageTable) else ()
         if weight is not None:
             labels.append(Label(WEIGHT, Field((), "float32"), (), numbers(present(table, weight), "a weight")))
         self._labels = LabelFields(tuple(labels))

@@ -89,12 +89,14 @@ class LabelFields:
         return LabelFields(tuple(label.take(rows) for label in self.fields))
 
     def only(self) -> Label:
-        """The only field of labels.
+        """The only field of labels; or of several, the only one of classes.
 
         Raises:
-            ConfigError: there is no field of labels, or there are several.
+            ConfigError: there is no such field, or there are several.
         """
         labels = [label for label in self.fields if label.name != WEIGHT]
+        if len(classes := [label for label in labels if label.class_names]) == 1:
+            labels = classes
         if len(labels) != 1:
             raise ConfigError(f"there are {len(labels)} label fields: use class_names_of(field)")
         return labels[0]

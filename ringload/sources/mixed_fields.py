@@ -17,7 +17,7 @@ SOURCE = "source"  # the field that has the number of a sample's source
 
 def refuse_unmixable(bound: BoundSource, what: str) -> None:
     """Refuse a source that has what a mix cannot pass on."""
-    if bound.order is not None:
+    if bound.order is not None and not hasattr(bound.order, "of_rows"):  # groups are only slower in another order
         raise ConfigError(f"{what}: {named(bound.source)} has an order of its own, which a mix would not use")
     if bound.begin_task is not None or bound.load_again is not None:
         raise ConfigError(

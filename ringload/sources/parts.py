@@ -53,7 +53,7 @@ class Part:
 
     def __init__(self, source: Any, rows: Sequence[int] | np.ndarray | None = None) -> None:
         self._bound = checked(source, "Part")
-        if self._bound.order is not None:
+        if self._bound.order is not None and not hasattr(self._bound.order, "of_rows"):
             raise ConfigError(f"Part: {named(source)} has an order of its own, which a part cannot keep: use its subset()")
         n = len(source)
         self.source, self.rows = source, chosen_rows(np.arange(n) if rows is None else rows, n).astype(np.int64)
@@ -130,6 +130,11 @@ class Part:
         """As the source does, or its number there."""
         row = int(self.rows[index])
         return self._bound.describe(row) or f"sample {row} of the whole source"
+
+    @property
+    def default_order(self) -> Any:
+        """That of the source, of these rows; None if it has none."""
+        return None if self._bound.order is None else self._bound.order.of_rows(self.rows)
 
     load_again = property(lambda self: self._bound.load_again)
     threads = property(lambda self: self._bound.threads)

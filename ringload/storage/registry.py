@@ -3,6 +3,7 @@
     /data/1.jpg, file:///data/1.jpg     local files
     s3://bucket/1.jpg, gs://, az://     object stores, by obstore
     https://host/1.jpg, http://         web servers, by urllib3
+    zip:///data/a.zip/1.jpg, lmdb://    members of .zip files, and values of LMDB databases (archives.py)
     sftp://host/1.jpg, ...              what fsspec knows
     mine://1.jpg                        the storage that was registered for "mine"; so may be each of those above
 
@@ -18,6 +19,7 @@ from ringload.checks import short
 from ringload.errors import ConfigError
 from ringload.protocols import Storage
 from ringload.storage import fsspec_files
+from ringload.storage.archives import lmdb_storage, zip_storage
 from ringload.storage.local import LocalStorage
 
 Factory = Callable[[], Storage]
@@ -42,6 +44,8 @@ _factories: dict[str, Factory] = {
     LOCAL: LocalStorage,
     **dict.fromkeys(("s3", "gs", "az"), _object_storage),
     **dict.fromkeys(("http", "https"), _http_storage),
+    "zip": zip_storage,
+    "lmdb": lmdb_storage,
 }
 
 

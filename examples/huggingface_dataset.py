@@ -1,0 +1,61 @@
+"""A dataset of Hugging Face's `datasets`: workers read and decode the images in its Arrow files.
+
+python examples/huggingface_dataset.py
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+import ringload
+
+N_IMAGES, EPOCHS, SIZE = 400, 4, 16
+
+
+def encoded_images() -> list[bytes]:
+    """PNG files of noise; every second one is bright."""
+    rng, files = np.random.default_rng(0), []
+    for number in range(N_IMAGES):
+        pixels = rng.normal(180 if number % 2 else 70, 30, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "png")
+        files.append(file.getvalue())
+    return files
+
+
+def train(loader: ringload.Loader) -> None:
+    """Learn by the mean of each channel which class an image has: logistic regression in NumPy."""
+    weights = np.zeros(4)
+    for epoch in range(EPOCHS):
+        total = 0.0
+        for batch in loader:
+            means = batch["image"].mean((1, 2)) / 127.5 - 1  # (B, 3) float64
+            inputs = np.column_stack([means, np.ones(len(means))])  # (B, 4)
+            chance = 1 / (1 + np.exp(-inputs @ weights))
+            weights += 2 * inputs.T @ (batch["label"] - chance) / len(means)
+            total -= np.log(np.where(batch["label"] == 1, chance, 1 - chance)).mean()
+        print(f"epoch {epoch}: loss {total / len(loader):.4f}")
+    print(loader.stats)
+
+
+def main() -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])})
+    rows = {"image": [{"bytes": image, "path": None} for image in encoded_images()], "label": [n % 2 for n in range(N_IMAGES)]}
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.disable_progress_bars()
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(Path(folder, "images"))
+        dataset = datasets.load_from_disk(Path(folder, "images")).shuffle(seed=1)  # or load_dataset("...", split="train")
+        source = ringload.from_huggingface(dataset, size=(SIZE, SIZE))  # fields: image, label
+        print(source, source.class_names)  # type: ignore[union-attr]
+        with ringload.Loader(source, batch_size=40, seed=0) as loader:
+            train(loader)
+
+
+if __name__ == "__main__":
+    main()
