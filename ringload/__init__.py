@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ringload.sources.packed import Packed
     from ringload.sources.parts import Part
     from ringload.sources.stream import Stream
+    from ringload.sources.tar_shards import TarShards
     from ringload.stats import Stats
     from ringload.storage.registry import register_storage
 
@@ -91,6 +92,7 @@ __all__ = [
     "Stats",
     "Storage",
     "Stream",
+    "TarShards",
     "TooManyBadSamplesError",
     "UnknownFieldError",
     "Weighted",
@@ -128,6 +130,7 @@ _HOMES = {
     "Stats": "ringload.stats",
     "Storage": "ringload.protocols",
     "Stream": "ringload.sources.stream",
+    "TarShards": "ringload.sources.tar_shards",
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",
