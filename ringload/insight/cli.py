@@ -187,8 +187,12 @@ def demo(
 @click.option("--keep", multiple=True, metavar="COLUMN", help="a column that goes into .json; may be repeated")
 @click.option("--name", default="shard", show_default=True, help="shards are called NAME-000000.tar, and so on")
 @click.option("--samples", type=Count(), default=1000, show_default=True, help="in a shard")
-@click.option("--shuffle", type=Count(0), metavar="SEED", help="shuffle the samples, for readers that read shards from end to end")
-@click.option("--resize", metavar="HxW|SIDE", help="make images smaller, as JPEG: to a size, or to a shortest side; others stay")
+@click.option(
+    "--shuffle", type=Count(0), metavar="SEED", help="shuffle the samples, for readers that read shards from end to end"
+)
+@click.option(
+    "--resize", metavar="HxW|SIDE", help="make images smaller, as JPEG: to a size, or to a shortest side; others stay"
+)
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="of JPEG, with --resize")
 @click.option("--skip-bad", is_flag=True, help="leave out files that are missing or no images, and name them")
 @click.option("--workers", type=Workers(1), default="auto", show_default=True, help="how many threads")

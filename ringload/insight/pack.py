@@ -122,7 +122,9 @@ def _why(path: str) -> str:
 def _refuse_others(out: Path, name: str, n_shards: int) -> None:
     """Refuse a folder that has shards beyond those that are written: readers would take them, too."""
     wanted = {f"{name}-{number:06d}.tar" for number in range(n_shards)}
-    if others := sorted(path.name for path in out.glob("*.tar") if path.name not in wanted and path.name.startswith(f"{name}-")):
+    if others := sorted(
+        path.name for path in out.glob("*.tar") if path.name not in wanted and path.name.startswith(f"{name}-")
+    ):
         raise ConfigError(f"{out} has shards of another pack: {listed(others)}. Remove them, or pack into another folder")
 
 
@@ -152,11 +154,13 @@ def _tasks(source: ImageFrame, rows: np.ndarray, out: Path, options: Options) ->
 
 def _json(about: dict[str, list[Any]], place: int) -> str:
     values = {name: column[place] for name, column in about.items()}
-    values = {name: None if value != value else value for name, value in values.items()}  # noqa: PLR0124  (NaN)
+    values = {name: None if value != value else value for name, value in values.items()}  # a NaN is missing
     try:
         return json.dumps(values)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"JSON cannot hold the columns of {about['path'][place]} ({error}): leave them out of --keep") from error
+        raise ConfigError(
+            f"JSON cannot hold the columns of {about['path'][place]} ({error}): leave them out of --keep"
+        ) from error
 
 
 def _made(
@@ -181,7 +185,8 @@ def _print(console: Console, out: Path, results: list[ShardResult], wrong: list[
     left_out = wrong + [text for one in results for text in one.left_out]
     console.print(
         f"{out}: {len(results):,} shards, {sum(one.n_images for one in results):,} images, "
-        f"{human(sum(one.n_bytes for one in results))}; {len(results) - n_kept:,} shards written and read back, {n_kept:,} kept",
+        f"{human(sum(one.n_bytes for one in results))}; {len(results) - n_kept:,} shards written and read back, "
+        f"{n_kept:,} kept",
         highlight=False,
     )
     if n_damaged:

@@ -20,8 +20,8 @@ TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 class Resized(NamedTuple):
-    """What becomes of images: `height` x `width` pixels; or, with `height` 0, `width` pixels on the shortest side. The quality of
-    JPEG, 1 to 100."""
+    """What becomes of images: `height` x `width` pixels; or, with `height` 0, `width` pixels on the shortest side. `quality`:
+    that of JPEG, 1 to 100."""
 
     height: int
     width: int

@@ -2,8 +2,9 @@
 
     .NAME.tar.unfinished --written, synced, read back--> record .ringload-pack/NAME.json --> NAME.tar
 
-A record says of which samples and options its shard was made (`plan`), and has the CRC-32 of the whole shard. The record is there
-before the shard has its name. So a shard with its name is complete: the next run reads it, compares the CRC-32, and keeps it.
+A record says of which samples and options its shard was made (`plan`), and has the CRC-32 of the whole shard. The record is
+there before the shard has its name. So a shard with its name is complete: the next run reads it, compares the CRC-32, and keeps
+it.
 """
 
 from __future__ import annotations

@@ -73,16 +73,16 @@ def members(content: Window) -> Iterator[Member]:
             _check_end(content, at, extended)
             return
         kind, n_bytes = _checked(block, at)
+        is_about_next = kind in GNU_NAME + GNU_LINK + PAX + PAX_GLOBAL
         if kind in LINKS_AND_DEVICES:
             n_bytes = 0
-        is_about_next = kind in GNU_NAME + GNU_LINK + PAX + PAX_GLOBAL
-        if extended.n_bytes is not None and not is_about_next:
-            n_bytes = 0 if kind in LINKS_AND_DEVICES else extended.n_bytes
+        elif extended.n_bytes is not None and not is_about_next:
+            n_bytes = extended.n_bytes
         data = at + BLOCK if kind != SPARSE else _after_sparse_map(content, at, block)
         if data + n_bytes > content.n_bytes:
             raise TarError(
-                f"member {_shown(extended.name or _name(block))} at byte {at:,} has {n_bytes:,} bytes, and the archive ends at byte {content.n_bytes:,}: it is "
-                "cut short, or damaged"
+                f"member {_shown(extended.name or _name(block))} at byte {at:,} has {n_bytes:,} bytes, and the archive ends at "
+                f"byte {content.n_bytes:,}: it is cut short, or damaged"
             )
         if is_about_next:
             _extend(extended, kind, content, at, n_bytes)
