@@ -61,12 +61,14 @@ def tar_of(parts: Mapping[str, bytes] | Iterable[tuple[Any, bytes]], **options: 
     return written.getvalue()
 
 
-def header(name: bytes, n_bytes: int | bytes, kind: bytes = b"0") -> bytes:
-    """A header by hand, with whatever is in its field of the size, and a right checksum."""
+def header(name: bytes, n_bytes: int | bytes, kind: bytes = b"0", has_map: bool = False) -> bytes:
+    """A header by hand, with whatever is in its field of the size, and a right checksum. `has_map`: a further block of the map
+    of a sparse file follows."""
     block = bytearray(BLOCK)
     block[: len(name)] = name
     block[124:136] = n_bytes if isinstance(n_bytes, bytes) else b"%011o\0" % n_bytes
     block[156:157] = kind
+    block[482] = has_map
     block[257:265] = b"ustar\x0000"
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)

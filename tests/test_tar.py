@@ -120,7 +120,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "many pax headers": (pax(b"14 path=b.jpg\n") * (MAX_EXTENDED + 1) + FILE + END, "more than 16 extended headers"),
     "a path for all members": (pax(b"14 path=b.jpg\n", b"g") + FILE + END, "gives all members a path or a size"),
     "an end after a pax header": (pax(b"14 path=b.jpg\n") + END, "it ends after an extended header"),
-    "a map without an end": (header(b"a.jpg", 0, b"S")[:482] + b"\1" + bytes(29), "damaged|has no end"),
+    "a map without an end": (
+        header(b"a.jpg", 0, b"S", True) + b"\1" * BLOCK,
+        "the map of the sparse file at byte 0 has no end",
+    ),
     "two archives": (FILE + END + FILE + END, "data follow its end mark, at byte 1,024: archives that were joined by cat"),
     "no archive": (b"x" * 2048, "no tar archive"),
     "nothing": (b"", "no end mark"),

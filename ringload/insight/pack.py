@@ -78,7 +78,7 @@ def run_pack(given: Path, out: Path, columns: dict[str, Any], options: Options) 
         n_shards = -(-len(rows) // options.n_samples)
         _refuse_others(out, options.name, n_shards)
         if _is_of_classes(source):
-            write(str(out / CLASSES), [json.dumps(source.class_names, default=str).encode()])
+            write(str(out / CLASSES), [json.dumps(source.class_names, default=_item).encode()])
         results = _made(_tasks(source, rows, out, options), n_shards, pool, options.n_threads, console)
     _print(console, out, results, list(wrong.values()))
 
@@ -156,11 +156,18 @@ def _json(about: dict[str, list[Any]], place: int) -> str:
     values = {name: column[place] for name, column in about.items()}
     values = {name: None if value != value else value for name, value in values.items()}  # a NaN is missing
     try:
-        return json.dumps(values)
+        return json.dumps(values, default=_item)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"JSON cannot hold the columns of {about['path'][place]} ({error}): leave them out of --keep"
         ) from error
+
+
+def _item(value: Any) -> Any:
+    """A number of NumPy's as one of Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} {value!r}")
 
 
 def _made(

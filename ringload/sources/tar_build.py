@@ -93,8 +93,9 @@ def _for_each(
     todo, made = deque(enumerate(items)), dict[int, Made]()
 
     def work() -> None:
-        storage = ranged(factory(), shards.scheme)
+        own = factory()
         try:
+            storage = ranged(own, shards.scheme)
             while todo:
                 try:
                     place, item = todo.popleft()
@@ -102,7 +103,7 @@ def _for_each(
                     return
                 made[place] = call(storage, item)
         finally:
-            storage.close()
+            own.close()
 
     n_threads = min(len(items), N_LOCAL_THREADS if shards.scheme == LOCAL else N_THREADS)
     with ThreadPoolExecutor(n_threads, "ringload-index") as pool, _Progress(len(items), done) as progress:

@@ -168,6 +168,7 @@ def _extend_by_pax(extended: _Extended, records: dict[bytes, bytes], is_global: 
             raise TarError(f"the pax header at byte {at:,} has the size {records[b'size'][:40]!r}")
         extended.n_bytes = int(records[b"size"])
     extended.is_sparse |= is_sparse
+    extended.name = records.get(b"GNU.sparse.name", extended.name)
 
 
 def _records(data: bytes, at: int) -> dict[bytes, bytes]:

@@ -17,6 +17,7 @@ from tests.breaks import (
     rows_without_index,
     samples,
     tables,
+    tars,
     templates,
     waits,
 )
@@ -35,6 +36,7 @@ TABLE: tuple[Break, ...] = (
     *processes.TABLE,
     *templates.TABLE,
     *tables.TABLE,
+    *tars.TABLE,
     *dropin.TABLE,
     *arrays.TABLE,
     *images.TABLE,
