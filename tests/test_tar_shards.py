@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import tarfile
 import warnings
 import zlib
@@ -123,7 +124,7 @@ def test_the_same_pixels_come_from_files_and_from_shards(photos: Path, shards: P
 def test_killed_workers_change_nothing(shards: Path, injected: Injected, tmp_path: Path) -> None:
     class Kills:
         def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            number = int(rng.integers(6))
+            number = int(rng.integers(3))
             try:
                 os.close(os.open(tmp_path / f"died-{number}", os.O_CREAT | os.O_EXCL))
             except FileExistsError:
@@ -132,7 +133,7 @@ def test_killed_workers_change_nothing(shards: Path, injected: Injected, tmp_pat
             raise AssertionError
 
     with Loader(
-        TarShards(shards, size=SIZE, transform=lambda image, rng: image + np.uint8(rng.integers(6))), 4, workers=0, **OPTIONS
+        TarShards(shards, size=SIZE, transform=lambda image, rng: image + np.uint8(rng.integers(3))), 4, workers=0, **OPTIONS
     ) as made:
         expected = content(made) + content(made)
     with Loader(TarShards(shards, size=SIZE, transform=Kills()), 4, workers=2, **OPTIONS) as made:
@@ -200,10 +201,11 @@ def test_what_a_source_sends_to_workers_is_small_and_opens_files_of_its_own(shar
     assert len(pickle.dumps(source)) == n_bytes
     assert n_bytes < 6000
     assert bytes_of(pickle.loads(pickle.dumps(source))) == read
+    parents = source._contents._storage  # type: ignore[attr-defined]
     child = os.fork()
     if not child:
-        own = source._contents._own() is not source._contents._storage
-        os._exit(0 if bytes_of(source) == read and not own else 1)
+        is_same = bytes_of(source) == read and source._contents._storage is not parents  # type: ignore[attr-defined]
+        os._exit(0 if is_same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -294,15 +296,12 @@ def test_what_is_no_sample_is_left_out(tmp_path: Path) -> None:
         ),
     ]
     path = file_of(tmp_path / "x.tar", parts)
-    said = (
-        warnings_of(lambda: made.append(TarShards(path, size=SIZE, label="cls", label_mode="float")))
-        if (made := []) == []
-        else []
-    )
+    made: list[ImageFrame] = []
+    said = warnings_of(lambda: made.append(TarShards(path, size=SIZE, label="cls", label_mode="float")))
     (source,) = made
-    assert source.filenames == [f"x.tar/{name}" for name in ("2.JPG", "1.jpg", "d.x/1.jpg", "5.jpg")]
-    assert source.labels.tolist() == [7, -3, 4, 5]
-    assert bytes_of(source.subset([0, 1, 2])) == [b"two", b"one", b"in a folder"]
+    assert source.filenames == [f"x.tar/{name}" for name in ("1.jpg", "2.JPG", "d.x/1.jpg", "5.jpg")]
+    assert source.labels.tolist() == [-3, 7, 4, 5]
+    assert bytes_of(source.subset([0, 1, 2])) == [b"one", b"two", b"in a folder"]
     with pytest.raises(ValueError, match=f"an empty file: {path}/5.jpg"):
         bytes_of(source)
     assert [line for line in said if "have no image" in line] == [
@@ -364,7 +363,8 @@ def test_samples_that_cannot_be_read_rightly_are_refused(tmp_path: Path, parts: 
 def test_one_of_several_images_is_chosen_by_its_suffix(tmp_path: Path) -> None:
     path = file_of(tmp_path / "x.tar", {"1.left.png": b"l1", "1.right.png": b"r1", "1.jpg": b"j1", "2.left.PNG": b"l2"})
     assert bytes_of(TarShards(path, size=SIZE, image=".left.png")) == [b"l1", b"l2"]
-    assert bytes_of(TarShards(path, size=SIZE)) == [b"j1"]
+    with pytest.warns(UserWarning, match=r"1 samples of tar shards have no image.*'2' of .*x.tar"):
+        assert bytes_of(TarShards(path, size=SIZE)) == [b"j1"]
 
 
 def test_what_lacks_a_label_is_left_out_if_asked_for(tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_what_lacks_a_label_is_left_out_if_asked_for(tmp_path: Path) -> None:
 def test_sparse_files_are_refused(tmp_path: Path) -> None:
     with open(tmp_path / "1.jpg", "wb") as file:
         file.truncate(10 << 20)
-    shutil.os.system(f"tar -S -C {tmp_path} -cf {tmp_path}/x.tar 1.jpg")
+    subprocess.run(["tar", "-S", "-C", tmp_path, "-cf", tmp_path / "x.tar", "1.jpg"], check=True)
     with pytest.raises(ConfigError, match=r"x.tar: member '1.jpg' is a sparse file: extract it and pack it again"):
         TarShards(tmp_path / "x.tar", size=SIZE)
 
@@ -554,12 +554,11 @@ def test_a_forged_index_is_built_anew(shards: Path, change: Any) -> None:
 
 def test_an_index_of_other_shards_is_not_taken(shards: Path, tmp_path: Path, photos: Path) -> None:
     """Shards were moved away, and others have their names: of other sizes, or only of another time."""
-    path, _, wanted = saved(shards)
+    _, _, wanted = saved(shards)
     for name, content_of in (("train-000.tar", "train-001.tar"), ("train-002.tar", "train-002.tar")):
         rewrite(shards / name, (shards / content_of).read_bytes()[:])
     again = TarShards(shards, size=SIZE, label="cls")
     assert bytes_of(again) == wanted[8:16] + wanted[8:]
-    path.write_bytes(path.read_bytes())
     shutil.copytree(shards, tmp_path / "moved")  # with the times
     before = index_file(tmp_path / "moved").stat().st_ino
     assert bytes_of(TarShards(tmp_path / "moved", size=SIZE, label="cls")) == wanted[8:16] + wanted[8:]
@@ -582,7 +581,7 @@ def test_where_the_index_is(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     in_cache.unlink()
     in_cache.mkdir()
     said = warnings_of(lambda: TarShards(shards, size=SIZE))
-    assert "cannot be saved, and will be built again" in said[-1]
+    assert any("cannot be saved, and will be built again" in line for line in said)
     with pytest.raises(ConfigError, match="cache_dir is the path of a folder, not 3"):
         TarShards(shards, size=SIZE, cache_dir=3)
 
@@ -590,8 +589,8 @@ def test_where_the_index_is(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_shard_that_is_being_written_is_refused(shards: Path, register: Register) -> None:
     class Changes(RangedStorage):
         def stat(self, key: str) -> Any:
-            made = super().stat(key)
-            return made._replace(version=str(len(asked))) if asked.append(key) is None else made  # type: ignore[func-returns-value]
+            asked.append(key)
+            return super().stat(key)._replace(version=str(len(asked)))
 
     asked: list[str] = []
     register("memory", partial(Changes, {"memory://b/x.tar": (shards / "train-000.tar").read_bytes()}))

@@ -128,5 +128,7 @@ def _closing(text: str, begin: int) -> tuple[int, list[int]]:
 def _numbers(first: str, last: str) -> Iterator[str]:
     """The numbers of a range, up or down, padded with zeros if one of its ends is."""
     width = max(len(first), len(last)) if any(len(end) > 1 and end[0] == "0" for end in (first, last)) else 0
+    if abs(int(last) - int(first)) >= MAX_SHARDS:
+        raise ConfigError(f"the range {{{first}..{last}}} names more than {MAX_SHARDS:,} shards")
     step = 1 if int(first) <= int(last) else -1
     return (f"{number:0{width}d}" for number in range(int(first), int(last) + step, step))

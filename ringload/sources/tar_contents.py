@@ -1,8 +1,8 @@
 """The images of tar shards, read in place: see `contents.Contents`.
 
-A read takes the member's header, too, and compares its CRC-32 with that of the index: it names the member, and says how long it
-is. Of a local shard, size and time are compared after each read as well, which costs a microsecond. So a shard that was written
-anew, moved about or cut short makes bad samples that say so, and never other bytes.
+A read takes the member's header, too, and compares its CRC-32 with that of the index. The header has the member's name, size
+and time. So where a shard was written anew or cut short, samples are bad, and never have bytes of another member. Of a local
+shard, size and time are compared after each read, too: any change makes bad samples. Of a remote one that would be a request.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TarContents:
             content = memoryview(read_whole(storage, part, max_bytes))
         except OSError as error:
             changed = self._changed(storage, int(self._shards[index]))
-            raise OSError(error.errno, changed or error.strerror or str(error), self.key(index)) from error
+            raise OSError(error.errno or errno.EIO, changed or error.strerror or str(error), self.key(index)) from error
         if changed := self._changed(storage, int(self._shards[index])):
             raise OSError(errno.ESTALE, changed, self.key(index))
         if zlib.crc32(content[:BLOCK]) != self._crcs[index]:

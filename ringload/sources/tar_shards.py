@@ -51,7 +51,7 @@ def TarShards(  # noqa: N802  (named as ImageFolder: what it makes is a source)
     The members of one sample have one key, their path up to the first dot of its last part: `01.jpg`, `01.cls`, `01.json`. The
     samples have the order of the shards, and in a shard that of their first members. An index of the headers is built once,
     and kept beside the shards; if that folder cannot be written, in `$XDG_CACHE_HOME/ringload` or `~/.cache/ringload`. A shard
-    that has changed is read anew when a source is made; what changes later makes bad samples, and never other bytes.
+    that has changed is read anew when a source is made. One that changes later makes bad samples, never bytes of other members.
 
     Arguments:
         pattern: a tar file; a folder of them; `train-{000..099}.tar`; a glob; a URL, if a storage that reads ranges is
