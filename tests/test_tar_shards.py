@@ -79,6 +79,7 @@ def warnings_of(make: Callable[[], Any]) -> list[str]:
 # -- what is read -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of WebDataset's reader
 def test_what_webdatasets_writer_writes_is_read_to_the_byte(tmp_path: Path, rng: np.random.Generator) -> None:
     import webdataset  # here, as it imports torch
@@ -100,6 +101,7 @@ def test_what_webdatasets_writer_writes_is_read_to_the_byte(tmp_path: Path, rng:
     assert [(one["__key__"], one["jpg"], int(one["cls"])) for one in read] == [one[:3] for one in written]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "method"), [(0, "forkserver"), (2, "forkserver"), (2, "fork")])
 def test_the_same_pixels_come_from_files_and_from_shards(photos: Path, shards: Path, workers: int, method: Any) -> None:
     source = TarShards(shards, label="json.of.multi", **AUGMENTED)
@@ -120,6 +122,7 @@ def test_the_same_pixels_come_from_files_and_from_shards(photos: Path, shards: P
         assert taken + content(second) + content(second) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_killed_workers_change_nothing(shards: Path, injected: Injected, tmp_path: Path) -> None:
     class Kills:
@@ -143,6 +146,7 @@ def test_killed_workers_change_nothing(shards: Path, injected: Injected, tmp_pat
     injected("a worker is killed while it reads tar shards", n_deaths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_in_a_storage_that_reads_ranges(
     photos: Path, shards: Path, register: Register, tmp_path: Path, workers: int
@@ -434,6 +438,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("change", "said"), CHANGES.items(), ids=["written", "cut", "shifted", "replaced", "removed"])
 def test_a_shard_that_changed_makes_bad_samples_and_no_other_bytes(
@@ -508,6 +513,7 @@ def saved(shards: Path) -> tuple[Path, bytes, list[bytes]]:
     return index_file(shards), index_file(shards).read_bytes(), bytes_of(source)
 
 
+@pytest.mark.slow
 def test_a_damaged_index_is_built_anew_with_a_word(shards: Path, rng: np.random.Generator) -> None:
     path, good, wanted = saved(shards)
     places = [0, 5, 16, 20, 40, len(good) // 2, len(good) - 1, *rng.integers(0, len(good), 10).tolist()]
