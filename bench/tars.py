@@ -20,6 +20,7 @@ from rich.console import Console
 
 import ringload
 from bench.machine import machine
+from ringload.fields import Row
 from ringload.insight.pack import Options, run_pack
 
 SIZE, BATCH = (224, 224), 64
@@ -38,6 +39,15 @@ def rate(source: ringload.ImageFrame, workers: int, labels: np.ndarray) -> float
         return n_images / (time.monotonic() - begin_s)
 
 
+def cpu_us(source: ringload.ImageFrame, indices: range) -> float:
+    """CPU of this process for loading an image, in microseconds."""
+    row = Row({name: np.zeros(field.shape, field.dtype) for name, field in source.fields.items()})
+    begin_s = time.process_time()
+    for index in indices:
+        source.load(index, None, row)
+    return (time.process_time() - begin_s) / len(indices) * 1e6
+
+
 @click.command()
 @click.option("--images", type=click.Path(path_type=Path), default=Path("data/photos"), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
@@ -46,6 +56,7 @@ def main(images: Path, rounds: int, workers: int) -> None:
     """Print images a second of files and of shards, and seconds for the index."""
     console = Console(width=120)
     files = ringload.ImageFrame(images / "photos.csv", label="multi", size=SIZE)
+    costs: dict[str, list[float]] = {"files": [], "shards": []}
     rates: dict[str, list[float]] = {"files": [], "shards": []}
     index_s: dict[str, list[float]] = {"built": [], "from its file": []}
     with tempfile.TemporaryDirectory() as name:
@@ -59,10 +70,15 @@ def main(images: Path, rounds: int, workers: int) -> None:
                 times.append(time.monotonic() - begin_s)
             for kind, source in (("files", files), ("shards", shards)):
                 rates[kind].append(rate(source, workers, np.asarray(files.labels)))
+            for start in range(0, 1000, 100):
+                for kind, source in (("files", files), ("shards", shards)):
+                    costs[kind].append(cpu_us(source, range(start, start + 100)))
         n_shards, n_members = len(pd.unique(shards.column("__url__"))), 3 * len(shards)
     console.print(machine(), highlight=False)
     for kind, values in rates.items():
         console.print(f"{kind:<8} {statistics.median(values):8,.0f} images/s ({min(values):,.0f} to {max(values):,.0f})")
+    for kind, values in costs.items():
+        console.print(f"{kind:<8} {statistics.median(values):8,.0f} us of CPU an image, without transport")
     ratios = [a / b for a, b in zip(rates["shards"], rates["files"], strict=True)]
     console.print(f"shards / files {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
     for how, values in index_s.items():

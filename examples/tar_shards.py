@@ -39,7 +39,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "images").mkdir()
         write_stripes(folder / "images")
-        pack = [sys.executable, "-m", "ringload", "pack", folder / "images", folder / "shards", "--samples", "100"]
+        pack = [sys.executable, "-m", "ringload", "pack", f"{folder}/images", f"{folder}/shards", "--samples", "100"]
         subprocess.run(pack, check=True)
         source = ringload.TarShards(folder / "shards/shard-{000000..000005}.tar", size=(SIZE, SIZE), label="json.label")
         train, test = source.split(0.2, by="json.label")

@@ -205,10 +205,10 @@ def test_what_a_source_sends_to_workers_is_small_and_opens_files_of_its_own(shar
     assert len(pickle.dumps(source)) == n_bytes
     assert n_bytes < 6000
     assert bytes_of(pickle.loads(pickle.dumps(source))) == read
-    parents = source._contents._storage  # type: ignore[attr-defined]
+    parents = source._contents._storage
     child = os.fork()
     if not child:
-        is_same = bytes_of(source) == read and source._contents._storage is not parents  # type: ignore[attr-defined]
+        is_same = bytes_of(source) == read and source._contents._storage is not parents
         os._exit(0 if is_same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
