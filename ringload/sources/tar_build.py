@@ -48,7 +48,8 @@ def index_of(shards: Shards, images: Sequence[str], columns: Sequence[Column], c
         ConfigError: a shard is missing or cannot be read.
     """
     factory = factory_of(shards.scheme)
-    stats = _for_each(shards, factory, shards.keys, _stat, "looked for")
+    with _Progress(len(shards.keys), "looked for") as progress:
+        stats = _for_each(shards, factory, shards.keys, _stat, progress)
     if absent := [f"{key}: {stat}" for key, stat in zip(shards.keys, stats, strict=True) if isinstance(stat, str)]:
         raise ConfigError(f"{len(absent):,} of {len(shards.keys):,} shards cannot be read: {listed(absent)}")
     names = names_of(shards.keys)
@@ -72,9 +73,10 @@ def index_of(shards: Shards, images: Sequence[str], columns: Sequence[Column], c
 
         waits: list[bool] = []
         n_first = 1 if shards.scheme == LOCAL else 0  # tells whether reading waits for the disk
-        read_anew = _for_each(shards, factory, todo[:n_first], read, "indexed", 1)
-        n_threads = 1 if waits and not waits[0] else N_THREADS
-        read_anew += _for_each(shards, factory, todo[n_first:], read, "indexed", n_threads)
+        with _Progress(len(todo), "indexed") as progress:
+            read_anew = _for_each(shards, factory, todo[:n_first], read, progress, 1)
+            n_threads = 1 if waits and not waits[0] else N_THREADS
+            read_anew += _for_each(shards, factory, todo[n_first:], read, progress, n_threads)
         saved |= {names[place]: shard for place, shard in zip(todo, read_anew, strict=True)}
         _save(files, {name: saved[name] for name in names}, images)
     return [saved[name] for name in names]
@@ -102,7 +104,7 @@ def _for_each(
     factory: Factory,
     items: Sequence[Any],
     call: Callable[[RangedStorage, Any], Made],
-    done: str,
+    progress: _Progress,
     n_threads: int = N_THREADS,
 ) -> list[Made]:
     """`[call(storage, item) for item in items]`, by threads. After an error no more calls begin."""
@@ -124,7 +126,7 @@ def _for_each(
             own.close()
 
     n_threads = min(n_threads, len(items))
-    with ThreadPoolExecutor(n_threads, "ringload-index") as pool, _Progress(len(items), done) as progress:
+    with ThreadPoolExecutor(n_threads, "ringload-index") as pool:
         try:
             left = {pool.submit(work) for _ in range(n_threads)}
             while left:
@@ -134,6 +136,7 @@ def _for_each(
                 progress.show(len(made))
         finally:
             todo.clear()
+    progress.n_before += len(items)
     return [made[place] for place in range(len(items))]
 
 
@@ -144,6 +147,7 @@ class _Progress:
         self._n_shards, self._done = n_shards, done
         self._begin_s = self._said_s = time.monotonic()
         self._is_shown = False
+        self.n_before = 0  # what was done by former calls
 
     def __enter__(self) -> _Progress:
         return self
@@ -154,11 +158,11 @@ class _Progress:
             sys.stderr.flush()
 
     def show(self, n_done: int) -> None:
-        """So many are done now."""
+        """So many are done by this call."""
         now_s = time.monotonic()
         if now_s - self._begin_s < QUIET_S:
             return
-        text = f"{n_done:,} of {self._n_shards:,} tar shards {self._done}, {now_s - self._begin_s:,.0f} s"
+        text = f"{self.n_before + n_done:,} of {self._n_shards:,} tar shards {self._done}, {now_s - self._begin_s:,.0f} s"
         if sys.stderr is not None and sys.stderr.isatty():
             sys.stderr.write(f"\r\033[K{text}")
             sys.stderr.flush()
