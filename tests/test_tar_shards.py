@@ -143,7 +143,7 @@ def test_killed_workers_change_nothing(shards: Path, injected: Injected, tmp_pat
         assert content(made) + content(made) == expected
         n_deaths = len(list(tmp_path.glob("died-*")))
         assert 1 <= made.stats.n_restarts <= n_deaths
-    injected("a worker is killed while it reads tar shards", n_deaths)
+    injected("a worker ends by SIGKILL while it loads", n_deaths)
 
 
 @pytest.mark.slow

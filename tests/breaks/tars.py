@@ -150,7 +150,7 @@ TABLE = (
     ),
     Break(
         "a shard has its name before it is complete",
-        ("`ringload pack` is killed while it writes shards", "a worker is killed while it reads tar shards"),
+        ("`ringload pack` is killed while it writes shards",),
         (
             Edit(
                 "insight/pack_shard.py",
