@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ringload.sources.parquet import ParquetImages, ParquetTable
     from ringload.sources.parts import Part
     from ringload.sources.stream import Stream
+    from ringload.sources.tar_shards import TarShards
     from ringload.stats import Stats
     from ringload.storage.fsspec_files import FsspecStorage
     from ringload.storage.http import HttpStorage
@@ -103,6 +104,7 @@ __all__ = [
     "Stats",
     "Storage",
     "Stream",
+    "TarShards",
     "ThreadedStorage",
     "TooManyBadSamplesError",
     "UnknownFieldError",
@@ -148,6 +150,7 @@ _HOMES = {
     "Stats": "ringload.stats",
     "Storage": "ringload.protocols",
     "Stream": "ringload.sources.stream",
+    "TarShards": "ringload.sources.tar_shards",
     "ThreadedStorage": "ringload.storage.threaded",
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",

@@ -200,6 +200,7 @@ TABLES = {
     "Loader": LOADER,
     "ImageFrame": IMAGES,
     "ImageFolder": IMAGES,
+    "TarShards": IMAGES,
     "generator_from_df": {**LOADER, **IMAGES, "size": "target_size"},
     "DataLoader": TORCH_DATALOADER,
 }
@@ -209,7 +210,7 @@ def of_argument(function: str, name: str, known: Collection[str]) -> str:
     """What is said of an argument that a function of ringload's, which has those that are `known`, has not."""
     if found := _of_table(TABLES.get(function, ADAPTERS), name, known):
         return found
-    images = "ringload.ImageFrame" if function == "ImageFolder" else "ringload.ImageFrame and ImageFolder"
+    images = "ringload.ImageFrame" if function in ("ImageFolder", "TarShards") else "ringload.ImageFrame and ImageFolder"
     for home, table, own in (("ringload.Loader", LOADER, OWN_OF_LOADER), (images, IMAGES, OWN_OF_IMAGES)):
         if name in own:
             return f"it is an argument of {home}"

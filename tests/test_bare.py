@@ -116,6 +116,7 @@ def test_a_function_with_much_data_of_its_own_needs_no_more(tmp_path: Path) -> N
     ("package", "part", "used"),
     [
         ("pandas", "a table", TABLE),
+        ("pandas", "a table of tar shards", "ringload.TarShards('x.tar', size=(32, 32))"),
         ("pandas", "a folder of images", "ringload.ImageFolder('.', size=(32, 32))"),
         ("pillow", IMAGES, TABLE),
         ("opencv-python-headless", IMAGES, TABLE),

@@ -23,6 +23,7 @@ from ringload import (
     Loader,
     RingloadError,
     SampleError,
+    TarShards,
     UnknownFieldError,
     terms,
 )
@@ -311,6 +312,13 @@ FOLDERS = {
     "label": "it is an argument of ringload.ImageFrame",
     "follow_symlinks": "did you mean 'follow_links'?",
 }
+SHARDS = {
+    "x_col": "it is for ringload.ImageFrame, where it is called path=",
+    "y_col": "here it is called label=",
+    "path": "it is an argument of ringload.ImageFrame",
+    "directory": "it is for ringload.ImageFrame, where it is called root=",
+    "label_columns": "did you mean",
+}
 GENERATORS = {
     **IMAGES,
     **FRAMES,
@@ -324,6 +332,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
     "Loader": (lambda **options: Loader(Arrays(x=X), 4, **options), LOADERS),
     "ImageFrame": (lambda **options: ImageFrame(TABLE, size=SIZE, **options), {**IMAGES, **FRAMES, "target_size": ""}),
     "ImageFolder": (lambda **options: ImageFolder("nowhere", size=SIZE, **options), {**IMAGES, **FOLDERS}),
+    "TarShards": (lambda **options: TarShards("nowhere.tar", size=SIZE, **options), {**IMAGES, **SHARDS}),
     "generator_from_df": (lambda **options: ringload.generator_from_df(TABLE, 4, SIZE, **options), GENERATORS),
 }
 

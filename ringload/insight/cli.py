@@ -1,4 +1,4 @@
-"""The command line: `ringload plan` and `ringload demo`."""
+"""The command line: `ringload plan`, `ringload demo` and `ringload pack`."""
 
 from __future__ import annotations
 
@@ -176,6 +176,58 @@ def demo(
         raise click.ClickException(_in_options(error)) from error
     except ImportError as error:
         raise click.ClickException(f"the demo trains a Keras model: {error}") from error
+
+
+@main.command()
+@click.argument("given", metavar="TABLE|DIR", type=click.Path(exists=True, path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--path", help="the table's column of paths; default: path")
+@click.option("--label", help="the table's column of labels; default: none. A folder's classes are its folders")
+@click.option("--root", type=click.Path(path_type=Path), help="where relative paths start; default: the table's folder")
+@click.option("--keep", multiple=True, metavar="COLUMN", help="a column that goes into .json; may be repeated")
+@click.option("--name", default="shard", show_default=True, help="shards are called NAME-000000.tar, and so on")
+@click.option("--samples", type=Count(), default=1000, show_default=True, help="in a shard")
+@click.option(
+    "--shuffle", type=Count(0), metavar="SEED", help="shuffle the samples, for readers that read shards from end to end"
+)
+@click.option(
+    "--resize", metavar="HxW|SIDE", help="make images smaller, as JPEG: to a size, or to a shortest side; others stay"
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="of JPEG, with --resize")
+@click.option("--skip-bad", is_flag=True, help="leave out files that are missing or no images, and name them")
+@click.option("--workers", type=Workers(1), default="auto", show_default=True, help="how many threads")
+def pack(
+    given: Path,
+    out: Path,
+    path: str | None,
+    label: str | None,
+    root: Path | None,
+    keep: tuple[str, ...],
+    name: str,
+    samples: int,
+    shuffle: int | None,
+    resize: str | None,
+    quality: int,
+    skip_bad: bool,
+    workers: Any,
+) -> None:
+    """Write a table's images, or a folder of classes, into tar shards by WebDataset's convention.
+
+    Each shard is read back and compared. A run that was ended goes on: it checks the shards that are complete, and keeps them.
+    """
+    from ringload.insight.pack import Options, run_pack
+    from ringload.insight.pack_image import resized_of
+
+    columns = {"path": path, "label": label, "root": root}
+    columns = {argument: value for argument, value in columns.items() if value is not None}
+    if given.is_dir() and columns:
+        raise click.UsageError(f"{', '.join(f'--{one}' for one in columns)}: only for a table, not for a folder of classes")
+    try:
+        resized = resized_of(resize, quality)
+        options = Options(name, samples, shuffle, keep, resized, skip_bad, max(1, n_workers(workers)))
+        run_pack(given, out, columns, options)
+    except (RingloadError, OSError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _in_options(error: RingloadError) -> str:

@@ -1,17 +1,20 @@
 """Local files as a storage: a key is a path.
 
 Contents of up to `KEPT_BYTES` are read into one buffer, which is used again; a larger one gets new memory. Data read
-ahead stays in the kernel's page cache.
+ahead stays in the kernel's page cache. Files of which ranges are read (archives) stay open, a bounded number: `kept_open`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from ringload.errors import ContentTooLargeError
+from ringload.protocols import ByteRange, ContentStat
+from ringload.storage.kept_open import KeptOpen
 from ringload.storage.read_ahead import ReadAhead
 
 KEPT_BYTES = 4 << 20
@@ -22,6 +25,7 @@ class LocalStorage:
 
     def __init__(self) -> None:
         self._ahead = ReadAhead()
+        self._archives = KeptOpen()
         self._kept = bytearray()
 
     def prefetch(self, keys: Sequence[str], max_bytes: int) -> None:
@@ -46,9 +50,35 @@ class LocalStorage:
             for _ in closed:
                 pass
 
+    def stat(self, key: str) -> ContentStat:
+        """The size of a file, and its version: the time of its last change.
+
+        Raises:
+            OSError: it cannot be opened. ValueError: it is no regular file, or empty.
+        """
+        return self._archives.stat(key)
+
+    def read_range(self, range: ByteRange, max_bytes: int) -> memoryview:  # noqa: A002  (named in `Storage`)
+        """Some bytes of a file.
+
+        Raises:
+            OSError: it cannot be opened or read, or it ends before the range does. ValueError: it is no regular file.
+            ContentTooLargeError: the range is larger than `max_bytes`.
+        """
+        if range.n_bytes > max_bytes:
+            raise ContentTooLargeError(range.n_bytes, max_bytes)
+        return self._archives.read(range, self._buffer(range.n_bytes))
+
+    def prefetch_ranges(self, ranges: Sequence[ByteRange], max_bytes: int) -> None:
+        """Have the kernel read some ranges. `read_range` says what is wrong with a file."""
+        for one in ranges:
+            with suppress(OSError, ValueError):
+                self._archives.ask(one)
+
     def close(self) -> None:
-        """Close the files that were opened ahead. Idempotent."""
+        """Close all files that are open. Idempotent."""
         self._ahead.close()
+        self._archives.close()
 
     def _buffer(self, n_bytes: int) -> memoryview:
         if n_bytes > KEPT_BYTES:

@@ -19,6 +19,7 @@ from tests.breaks import (
     samples,
     stored_tables,
     tables,
+    tars,
     templates,
     waits,
 )
@@ -39,6 +40,7 @@ TABLE: tuple[Break, ...] = (
     *templates.TABLE,
     *tables.TABLE,
     *stored_tables.TABLE,
+    *tars.TABLE,
     *dropin.TABLE,
     *arrays.TABLE,
     *images.TABLE,
