@@ -34,6 +34,7 @@ from ringload.images.jpeg import Jpeg
 from ringload.images.output import Output
 from ringload.images.pillow import PillowImage
 from ringload.images.resample import INTERPOLATIONS, Interpolation, Resampler
+from ringload.images.values import Values, write
 
 MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's limit too, a quarter of a GB in RGB
 FIXED_BYTES = 2 << 20  # memory that decoding the smallest image takes: libjpeg's buffers
@@ -50,7 +51,8 @@ class ImageDecoder:
 
     Arguments:
         geometry: size, and which part is shown. color: "rgb", "gray" or "rgba".
-        dtype, scale: "uint8"; or "float32", which maps 0..255 onto `scale`.
+        dtype, scale: "uint8"; "float32", which maps 0..255 onto `scale`; "uint16", or "float32" with scale=None, which keep the
+            values of files.
         exif: apply the EXIF orientation. flip: mirror half of the images, at random.
         transform: the user's own `transform(image (H, W, C) uint8, rng) -> image`, or an albumentations transform.
         max_pixels: larger images are refused. None: images that need more memory than the budget has for one are refused.
@@ -65,7 +67,7 @@ class ImageDecoder:
         geometry: Geometry,
         color: Color = "rgb",
         dtype: Dtype = "uint8",
-        scale: tuple[float, float] = SCALE,
+        scale: tuple[float, float] | None = SCALE,
         exif: bool = False,
         flip: bool = False,
         transform: Any = None,
@@ -84,7 +86,7 @@ class ImageDecoder:
         self.color, self.exif = color, exif
         self.guaranteed_pixels, self.max_pixels = max_pixels, MAX_PIXELS if max_pixels is None else max_pixels
         self.augmenter = Augmenter(geometry, N_CHANNELS[color], dtype, scale, flip, transform)
-        self._wanted = Wanted.of(color, background, value_range, truncated)
+        self._wanted = Wanted.of(color, background, value_range, truncated, self.augmenter.keeps_values)
         self._resampler = Resampler(interpolation)
         self._scratch = Scratch()
         self._worker: Worker | None = None
@@ -121,17 +123,23 @@ class ImageDecoder:
         if augmenter.transform is None:
             self.decode(data, choices, row, augmenter.levels)
             return
-        image = np.empty(self.field.shape, np.uint8)  # a new one: the transform may keep it
+        image = augmenter.empty()  # a new one: the transform may keep it
         self.decode(data, choices, image)
         augmenter.finish(image, rng, row)
 
     def decode(self, data: memoryview, choices: Choices, out: np.ndarray, levels: np.ndarray | None = None) -> None:
         """Decode a content, and write the chosen part of the image into `out (H, W, C)`, of any size. `out` is uint8; or
-        float32, and gets the level, of `levels (256,) float32`, of each byte."""
+        float32, and gets the level, of `levels (256,) float32`, of each byte; or of the dtype that keeps values."""
         self.check_content(len(data))
-        output = Output(out, choices, levels)
-        if data[: len(JPEG_BEGIN)] != JPEG_BEGIN or not self._decode_jpeg(data, output):
-            self._decode_by_pillow(data, output)
+        keeps_values = self._wanted.keeps_values
+        output = Output(np.empty(out.shape, np.uint8) if keeps_values else out, choices, levels)
+        is_jpeg = data[: len(JPEG_BEGIN)] == JPEG_BEGIN
+        if is_jpeg and self._decode_jpeg(data, output):
+            pass
+        elif self._decode_by_pillow(data, output, out if keeps_values and not is_jpeg else None):
+            return
+        if keeps_values:
+            np.copyto(out, output.array)  # a file of 8 bits
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -241,13 +249,25 @@ class ImageDecoder:
         self._show(pixels, part, True, output)
         return True
 
-    def _decode_by_pillow(self, data: memoryview, output: Output) -> None:
+    def _decode_by_pillow(self, data: memoryview, output: Output, kept: np.ndarray | None = None) -> bool:
+        """Write the image to the output. But an image of more than 8 bits is written into `kept (H, W, C)`, if that is given,
+        with its own values. Returns whether it was."""
         with self._turn(2 * len(data)):  # a PNG file that Pillow refuses is copied in part
             image = PillowImage(data, self._wanted)
         self._check(image.height, image.width)
         self._check_fits(image.needed_bytes(), "{:,} x {:,} pixels", image.height, image.width)
         with self._turn(len(data) + image.needed_bytes()):
+            if kept is not None and (values := image.decode_values(self.exif)) is not None:
+                self._keep(values, Output(kept, output.choices))
+                return True
             self._show_pillows(image, output)
+        return False
+
+    def _keep(self, values: Values, output: Output) -> None:
+        output.orientation = values.orientation
+        pixels = output.pixels()
+        write(values, self.color, output.box(*values.array.shape[:2]), pixels, self._resampler)
+        output.finish(pixels)
 
     def _show_pillows(self, image: PillowImage, output: Output) -> None:
         """The pixels are freed when this returns, before the turn ends."""

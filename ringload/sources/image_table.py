@@ -114,7 +114,7 @@ class ImageFrame:
         weight: Any = None,
         color: Color = "rgb",
         dtype: Dtype = "uint8",
-        scale: tuple[float, float] = SCALE,
+        scale: tuple[float, float] | None = SCALE,
         resize: Resize = "stretch",
         crop_area: tuple[float, float] = (0.08, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
