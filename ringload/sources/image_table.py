@@ -59,7 +59,11 @@ class ImageFrame:
         label_mode: "auto", "int", "categorical" (one-hot), "binary", "multi_hot" or "float"; see `ringload.sources.labels`.
         weight: a column of sample weights.
         color: "rgb" (C = 3), "gray" (1) or "rgba" (4).
-        dtype, scale: "uint8"; or "float32" with 0..255 mapped onto `scale`, (low, high).
+        dtype, scale: "uint8"; or "float32" with 0..255 mapped onto `scale`, (low, high). Or the values that files have, which
+            are not scaled: "uint16", for files of unsigned integers; or "float32" with scale=None, for files of any numbers,
+            and DICOM's rescaled values (Hounsfield units). A pixel of 12 bits is 0..4095 then, and one of 8 bits 0..255.
+            Resizing averages values; gray of colours is their luma. background, value_range and color="rgba" do not go with it.
+            AVIF files have 8 bits here.
         resize: "stretch": the whole image; "crop": the largest central part with the proportions of `size`; "random_crop": a
             random part as in torchvision's RandomResizedCrop, with its share of the area in `crop_area` and width / height in
             `crop_ratio`.
@@ -81,16 +85,18 @@ class ImageFrame:
             color="rgb" and "gray" drop alpha, so that colours of transparent pixels show, as with Pillow and torchvision.
             color="rgba" keeps alpha, which weights colours in scaling: colours of transparent pixels do not bleed.
         value_range: (black, white): the values of pixels that become 0 and 255, for files of more than 8 bits a value (PNG,
-            TIFF, PNM). None: by their kind, never by their content: 0 to 2**n - 1 for integers of n bits, 0 to the maximum in
-            the header for PNM, 0 to 1 for floats; other floats and signed integers are bad samples. 12-bit data in a 16-bit
-            file, usual in medicine, are dark without value_range=(0, 4095).
+            TIFF, PNM, HEIC, JPEG 2000, JPEG XL, .npy, DICOM). None: by their kind, never by their content: 0 to 2**n - 1 for
+            integers of n bits, 0 to the maximum in the header for PNM, 0 to 1 for floats; other floats and signed integers are
+            bad samples. 12-bit data in a 16-bit file, usual in medicine, are dark without value_range=(0, 4095).
         truncated: for files that are cut short, "refuse": they are bad samples; "pad": missing pixels are filled in, as Pillow
             does; None: as Pillow's `ImageFile.LOAD_TRUNCATED_IMAGES` is set where the image is loaded.
         read_options: of `pandas.read_csv` or `pandas.read_parquet`, for a table's file: {"sep": ";", "encoding": "latin-1"}.
 
-    The formats are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM and PFM, and AVIF where Pillow has it; the content tells the
-    format. Of animations and TIFF files of several images the first is taken. TIFF files with planes, with 2 or more than 4
-    values a pixel, or with odd bits need tifffile. Gray of a JPEG file is its luma.
+    The formats are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM, PFM, JPEG 2000 and .npy, and AVIF where Pillow has it; with
+    `pip install 'ringload[formats]'` also HEIC, JPEG XL, QOI and DICOM. The content tells the format. Of animations and files
+    of several images or frames the first is taken. A .npy file is (height, width), or (height, width, n) with n from 1 to 4.
+    TIFF files with planes, with 2 or more than 4 values a pixel, or with odd bits need tifffile. Gray of a JPEG file is its
+    luma.
 
     Attributes: `class_names`, `class_indices` (of one label field); `filenames`, `filepaths`, `samples`, `n`; `labels`, the
     values of one label field; `rows (N,)`, the samples' rows in the table, as `df.iloc` takes them, also of a part;

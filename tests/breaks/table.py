@@ -6,6 +6,7 @@ from tests.breaks import (
     deaths,
     dropin,
     ends,
+    formats,
     images,
     interruptions,
     leases,
@@ -38,5 +39,6 @@ TABLE: tuple[Break, ...] = (
     *dropin.TABLE,
     *arrays.TABLE,
     *images.TABLE,
+    *formats.TABLE,
     *packages.TABLE,
 )
