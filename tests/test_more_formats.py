@@ -260,7 +260,7 @@ def test_hounsfield_units() -> None:
     stored = np.random.default_rng(0).integers(0, 4096, (HEIGHT, WIDTH)).astype(np.int16)
     data = dicom_of(stored, BitsStored=12, HighBit=11, PixelRepresentation=0, RescaleSlope="1", RescaleIntercept="-1024")
     np.testing.assert_array_equal(decode(data, "gray", dtype="float32", scale=None)[:, :, 0], stored - 1024.0)
-    with pytest.raises(ValueError, match=r"a DICOM file: floating-point pixels from -1024 to .* set value_range"):
+    with pytest.raises(ValueError, match=r"a DICOM file: floating-point pixels from -10.* to .* set value_range"):
         decode(data)
     exact = np.rint((stored - 1024.0 + 160).clip(0, 400) / 400 * 255)
     np.testing.assert_array_equal(decode(data, "gray", value_range=(-160, 240))[:, :, 0], exact)
@@ -397,7 +397,8 @@ def test_headers_of_jpeg_xl() -> None:
         data = ENCODERS.jpegxl_encode(np.zeros((height, width), np.uint8), lossless=True, effort=1)
         assert read_jpegxl(memoryview(data))[:2] == (height, width)
     for bits in (8, 9, 10, 12, 14, 16):
-        data = ENCODERS.jpegxl_encode(WIDE >> (16 - bits), lossless=True, bitspersample=bits)
+        values = (WIDE >> (16 - bits)).astype(np.uint8 if bits == 8 else np.uint16)
+        data = ENCODERS.jpegxl_encode(values, lossless=True, bitspersample=bits)
         assert read_jpegxl(memoryview(data)) == (HEIGHT, WIDTH, 1, bits)
 
 

@@ -33,9 +33,11 @@ class Choices:
         self._geometry, self._flip, self._rng = geometry, flip, rng
         self._drawn: dict[tuple[int, int], Box] = {}
         self._is_mirrored: bool | None = None
+        self.size = (0, 0)  # (height, width) of the image, as it is shown, when `part` was asked for last
 
     def part(self, height: int, width: int) -> Box:
         """The part of an image of that size, as it is shown, that is wanted. The same size gives the same part."""
+        self.size = height, width
         if (height, width) not in self._drawn:
             self._drawn[height, width] = self._geometry.box(height, width, self._rng)
         return self._drawn[height, width]
@@ -73,6 +75,11 @@ class Augmenter:
         """One that makes no random choice itself: without `flip`, "crop" in place of "random_crop", and with `transform`."""
         geometry = replace(self.geometry, resize="crop") if self.geometry.resize == "random_crop" else self.geometry
         return Augmenter(geometry, self.field.shape[2], self._dtype, self._scale, False, transform)
+
+    def undecorated(self, geometry: Geometry) -> Augmenter:
+        """One of this size and part that makes no choice, calls no transform, and keeps 0..255, or the values of files."""
+        dtype: Dtype = self._dtype if self.keeps_values else "uint8"
+        return Augmenter(geometry, self.field.shape[2], dtype, None if self.keeps_values else SCALE, False, None)
 
     @property
     def draws(self) -> bool:

@@ -15,9 +15,9 @@ than `Worker.max_bytes`, such as a decompression bomb, is refused.
 from __future__ import annotations
 
 import copy
-import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any
 
 import cv2
@@ -30,11 +30,12 @@ from ringload.images import pillow
 from ringload.images.augment import SCALE, Augmenter, Choices, Dtype
 from ringload.images.formats import N_CHANNELS, Color, Scratch, Truncated, Wanted
 from ringload.images.geometry import Box, Geometry
+from ringload.images.heap import trim_heap
 from ringload.images.jpeg import Jpeg
 from ringload.images.output import Output
 from ringload.images.pillow import PillowImage
 from ringload.images.resample import INTERPOLATIONS, Interpolation, Resampler
-from ringload.images.values import Values, write
+from ringload.images.values import Values, of_channels, write
 
 MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's limit too, a quarter of a GB in RGB
 FIXED_BYTES = 2 << 20  # memory that decoding the smallest image takes: libjpeg's buffers
@@ -131,15 +132,30 @@ class ImageDecoder:
         """Decode a content, and write the chosen part of the image into `out (H, W, C)`, of any size. `out` is uint8; or
         float32, and gets the level, of `levels (256,) float32`, of each byte; or of the dtype that keeps values."""
         self.check_content(len(data))
-        keeps_values = self._wanted.keeps_values
+        keeps_values, is_jpeg = self._wanted.keeps_values, data[: len(JPEG_BEGIN)] == JPEG_BEGIN
         output = Output(np.empty(out.shape, np.uint8) if keeps_values else out, choices, levels)
-        is_jpeg = data[: len(JPEG_BEGIN)] == JPEG_BEGIN
-        if is_jpeg and self._decode_jpeg(data, output):
-            pass
-        elif self._decode_by_pillow(data, output, out if keeps_values and not is_jpeg else None):
+        is_shown = is_jpeg and self._decode_jpeg(data, output)
+        if not is_shown and self._decode_by_pillow(data, output, out if keeps_values and not is_jpeg else None):
             return
         if keeps_values:
             np.copyto(out, output.array)  # a file of 8 bits
+
+    def show(self, kept: np.ndarray, box: Box, choices: Choices, out: np.ndarray, levels: np.ndarray | None = None) -> None:
+        """As `decode`, but of the part `box` of `kept (h, w, C)`, which was decoded without choices, by a decoder with the same
+        options. What has the size of `out` is copied."""
+        output = Output(out, choices, levels)
+        pixels = output.pixels()
+        if box == (0, 0, *out.shape[:2]):
+            np.copyto(pixels, kept)
+        elif self._wanted.keeps_values:
+            write(of_channels(kept), self.color, box, pixels, self._resampler)
+        else:
+            self._resampler.write(kept, box, pixels, self.color != "rgba")
+        output.finish(pixels)
+
+    def options(self) -> list[Any]:
+        """All options that pixels depend on, but geometry and augmentation: JSON can hold them."""
+        return [*astuple(self._wanted), self.exif, self._resampler.interpolation]
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -284,10 +300,3 @@ class ImageDecoder:
         pixels = output.pixels()
         self._resampler.write(decoded, box, pixels, is_opaque)
         output.finish(pixels)
-
-
-def trim_heap() -> None:
-    """Have glibc return freed memory to the system. It would keep up to 64 MB (measured: 35 MB after a progressive JPEG of 12
-    megapixels; at most 2 MB after a PNG or a baseline JPEG of any size)."""
-    with suppress(AttributeError):  # musl keeps no freed memory
-        ctypes.CDLL(None).malloc_trim(0)

@@ -27,6 +27,7 @@ DECODERS = {JPEG + number: "jpeg8_decode" for number in ("50", "51", "57", "70")
 DECODERS |= {JPEG + number: "jpegls_decode" for number in ("80", "81")}
 DECODERS |= {JPEG + number: "jpeg2k_decode" for number in ("90", "91", "201", "202", "203")}
 FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)  # markers of JPEG and JPEG-LS whose segment begins with bits, height and width
+SOI, EOI, TAIL_BYTES = b"\xff\xd8", b"\xff\xd9", 64  # the ends of JPEG and JPEG-LS; padding may follow
 META = struct.Struct("<HH2sH")  # group, element, kind and length of an element of the file's own header
 LONG_KINDS = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OD", b"OF", b"OL", b"UC", b"UR")  # whose length is in 4 bytes more
 GRAY = ("MONOCHROME1", "MONOCHROME2")
@@ -133,6 +134,8 @@ def _decompressed(header: Any, syntax: str, height: int, width: int) -> np.ndarr
     size = _size_of(memoryview(frame))
     if size != (height, width):
         raise ValueError(f"a frame of {size[0]} x {size[1]} pixels, not {height} x {width} as its header says")
+    if frame[:2] == SOI and EOI not in frame[-TAIL_BYTES:]:  # the decoder would fill in what is missing
+        raise ValueError("the compressed frame is cut short: its end is missing")
     try:
         import imagecodecs
     except ImportError as error:
@@ -149,7 +152,7 @@ def _size_of(frame: memoryview) -> tuple[int, int]:
         header = read_jpeg2000(frame)
         return header.height, header.width
     at = 2
-    while bytes(frame[:2]) == b"\xff\xd8" and at + 9 <= len(frame) and frame[at] == 0xFF:
+    while bytes(frame[:2]) == SOI and at + 9 <= len(frame) and frame[at] == 0xFF:
         if frame[at + 1] == 0xFF:
             at += 1
             continue

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from ringload.errors import ContentTooLargeError
+from ringload.images.decoder import ImageDecoder
 from ringload.sources.string_column import Strings
 
 if TYPE_CHECKING:
@@ -37,9 +40,27 @@ class Contents(Protocol):
         """A content, until the next is read: see `ringload.Storage.read`."""
         ...
 
+    def version(self, index: int) -> tuple[int, int]:
+        """A content's size in bytes and its time in ns, without reading it; (0, 0) where they are not known."""
+        ...
+
     def take(self, rows: np.ndarray) -> Contents:
         """The contents of some samples. The copy opens its own files."""
         ...
+
+
+def read_and(
+    contents: Contents, index: int, decoder: ImageDecoder, use: Callable[[bytes | bytearray | memoryview], None]
+) -> None:
+    """Read a content within the limits of `decoder`, and `use` it. It is freed when `use` returns, before the turn ends."""
+    n_bytes = 0
+    try:
+        use(contents.read(index, decoder.shared_bytes))
+    except ContentTooLargeError as error:
+        n_bytes = error.n_bytes
+    if n_bytes:
+        with decoder.room_for(n_bytes):
+            use(contents.read(index, n_bytes))
 
 
 class ImageTable(NamedTuple):

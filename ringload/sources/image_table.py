@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ringload.checks import fixed_once_made, flag, height_width, in_our_words, short
-from ringload.errors import ConfigError, ContentTooLargeError
+from ringload.errors import ConfigError
 from ringload.fields import Field, Row, Worker, as_fields
 from ringload.images.augment import SCALE, Dtype
 from ringload.images.decoder import ImageDecoder, worst_scratch_bytes
@@ -19,9 +19,11 @@ from ringload.images.formats import Color, Truncated
 from ringload.images.geometry import Geometry, Resize
 from ringload.images.opencv import warn_of_two
 from ringload.images.resample import Interpolation
+from ringload.sources.cached import cached
 from ringload.sources.columns import column_of, numbers, present, read_table
-from ringload.sources.contents import Contents, ImageTable
+from ringload.sources.contents import Contents, ImageTable, read_and
 from ringload.sources.fingerprints import Fingerprint, TableFingerprint, checksum
+from ringload.sources.image_steps import ImageSteps
 from ringload.sources.label_field import WEIGHT, Label, LabelFields
 from ringload.sources.labels import LabelMode, encode
 from ringload.sources.paths import paths_of
@@ -226,19 +228,22 @@ class ImageFrame:
 
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
-        row, n_bytes = out[IMAGE], 0
-        try:
-            self._decode(index, self._decoder.shared_bytes, rng, row)
-        except ContentTooLargeError as error:
-            n_bytes = error.n_bytes
-        if n_bytes:
-            with self._decoder.room_for(n_bytes):
-                self._decode(index, n_bytes, rng, row)
+        row = out[IMAGE]
+        read_and(self._contents, index, self._decoder, lambda content: self._decoder.load(content, rng, row))
         self._labels.write(index, out)
 
-    def _decode(self, index: int, max_bytes: int, rng: np.random.Generator | None, row: np.ndarray) -> None:
-        """The content of the file is freed when this returns, before the turn ends."""
-        self._decoder.load(self._contents.read(index, max_bytes), rng, row)
+    def two_steps(self, size: tuple[int, int] | None) -> ImageSteps:
+        """Loading in two steps, for `ringload.Cached`; `size` as there.
+
+        Raises:
+            ConfigError: `size` is missing, or there is no use for it; or a subclass loads samples in its own way.
+        """
+        if type(self).load is not ImageFrame.load:
+            raise ConfigError(f"Cached: {type(self).__name__} has a method load() of its own, whose samples cannot be kept")
+        table = {name: value for name, value in self.fingerprint().items() if name in ("n_rows", "paths", "rows")}
+        return ImageSteps(IMAGE, table, self._contents, self._decoder, self._labels, size)
+
+    cached = cached
 
     def rows_of(self, indices: np.ndarray) -> np.ndarray:
         """The rows of samples in the table."""

@@ -26,7 +26,8 @@ class StoredFiles:
     def __init__(self, paths: Paths, factory: Factory) -> None:
         self._paths, self._factory = paths, factory
         self.names = paths.names
-        self.ahead_bytes = 0 if paths.scheme == LOCAL else AHEAD_BYTES
+        self._is_local = paths.scheme == LOCAL
+        self.ahead_bytes = 0 if self._is_local else AHEAD_BYTES
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -49,6 +50,16 @@ class StoredFiles:
             return self._own().read(self._paths.key(index), max_bytes)
         except OSError as error:
             raise self._paths.explained(error, index) from None
+
+    def version(self, index: int) -> tuple[int, int]:
+        """The size and the time of a local file; (0, 0) of others."""
+        if not self._is_local:
+            return 0, 0
+        try:
+            status = os.stat(self._paths.key(index))
+        except OSError as error:
+            raise self._paths.explained(error, index) from None
+        return status.st_size, status.st_mtime_ns % (1 << 64)
 
     def _own(self) -> Storage:
         if self._storage is None or self._pid != os.getpid():  # a fork makes a new one
