@@ -7,7 +7,9 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from PIL import Image
 
 import ringload
 from ringload import Cached, ConfigError, Field, ImageFrame, Loader
+from ringload.fields import Row
 from ringload.sources.row_cache import HEADER_BYTES, MARK, RowCache
 from tests.deaths import kill_all, members
 from tests.helpers import Truth, photo, run_quietly
@@ -39,8 +42,16 @@ def table(tmp_path: Path) -> pd.DataFrame:
 
 def epochs(source: Any, n: int = 2, workers: int = 1, **options: Any) -> list[dict[str, np.ndarray]]:
     """All batches of n epochs, copied."""
-    with Loader(source, 6, workers=workers, epochs=n, seed=3, ram_budget="300MB", **options) as loader:
+    with Loader(source, 6, workers=workers, epochs=n, seed=3, ram_budget="500MB", **options) as loader:
         return [{name: np.array(batch[name]) for name in batch} | {"index": np.array(batch.index)} for batch in loader]
+
+
+def loaded(source: Any) -> list[bytes]:
+    """All images, loaded by this process without a loader."""
+    images = np.zeros((N, *SIZE, 3), np.uint8)
+    for index, image in enumerate(images):
+        source.load(index, None, Row({"image": image}))
+    return [image.tobytes() for image in images]
 
 
 def assert_same(first: list[dict[str, np.ndarray]], second: list[dict[str, np.ndarray]]) -> None:
@@ -185,7 +196,7 @@ def test_a_file_that_is_truncated_or_deleted_while_it_is_read(table: pd.DataFram
     frame = ImageFrame(table, size=SIZE)
     cached = frame.cached(tmp_path / "cache", "10MB")
     expected = epochs(frame, 4)
-    with Loader(cached, 6, workers=2, epochs=4, seed=3, ram_budget="300MB") as loader:
+    with Loader(cached, 6, workers=2, epochs=4, seed=3, ram_budget="500MB") as loader:
         for number, batch in enumerate(loader):
             np.testing.assert_array_equal(batch["image"], expected[number]["image"])
             if number in (5, 6, 8):
@@ -208,20 +219,31 @@ def test_a_file_that_is_none_is_refused(table: pd.DataFrame, tmp_path: Path, at:
         frame.cached(tmp_path / "cache", "10MB")
 
 
-def test_folders_that_cannot_be_written_to(table: pd.DataFrame, tmp_path: Path) -> None:
+@pytest.fixture
+def readable_folder() -> Iterator[str]:
+    """A folder that every user may read: those of pytest are not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield folder
+        os.chmod(folder, 0o755)
+
+
+def test_folders_that_cannot_be_written_to(table: pd.DataFrame, tmp_path: Path, readable_folder: str) -> None:
     """A cache that is there is read, also by a user who may not write. Root may write anywhere, so this drops to nobody."""
     (tmp_path / "file").write_bytes(b"")
     frame = ImageFrame(table, size=SIZE)
     with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
         frame.cached(tmp_path / "file" / "cache", "10MB")
-    made = frame.cached(tmp_path / "cache", "10MB")
-    expected = epochs(made, 1, workers=0)
+    folder = Path(readable_folder)
+    made = frame.cached(folder, "10MB")
+    expected = loaded(made)
     os.chmod(made.path, 0o444)
-    os.chmod(tmp_path / "cache", 0o555)
+    os.chmod(folder, 0o555)
     before = Path(made.path).read_bytes()
     code = """
-        import os, pickle, sys
+        import os, sys
         import numpy as np
+        import xxhash  # before this is a user who may not read where Python is
         from ringload import ConfigError
         from ringload.sources.row_cache import RowCache
         path, key, row_bytes = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3])
@@ -236,31 +258,31 @@ def test_folders_that_cannot_be_written_to(table: pd.DataFrame, tmp_path: Path) 
         except ConfigError as error:
             print("refused" if "cannot be made: Permission denied" in str(error) else error)
     """
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder != Path("/") and folder.stat().st_mode & 0o005 != 0o005 and str(folder).startswith("/tmp/"):
-            os.chmod(folder, folder.stat().st_mode | 0o005)
     said = run_quietly(code, made.path, made._cache._key.hex(), made._row_bytes)
     assert said == "None 24\nrefused\n"
     assert Path(made.path).read_bytes() == before
-    assert len(expected) == N // 6
+    assert loaded(frame) == expected
 
 
 def test_a_full_disk_ends_the_filling_and_no_more(table: pd.DataFrame, tmp_path: Path) -> None:
-    """A limit of the size of files is noticed by the same call as a full disk."""
+    """A limit of the size of files is noticed by the same call as a full disk: first it writes a part of a row."""
     frame = ImageFrame(table, size=SIZE)
-    expected = epochs(frame, 2, workers=0)
+    expected = loaded(frame)
     cached = frame.cached(tmp_path / "cache", "10MB")
     record = 20 * 30 * 3 + MARK.size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (HEADER_BYTES + 9 * record + 500, before[1]))
-    try:
-        assert_same(epochs(cached, 2, workers=0), expected)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert 0 < cached.n_filled() <= 9
-    assert_same(epochs(frame.cached(tmp_path / "cache", "10MB"), 1, workers=0), expected[: N // 6])
+    for extra in (500, 0, MARK.size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (HEADER_BYTES + 9 * record + extra, before[1]))
+        try:
+            assert loaded(cached) == loaded(cached) == expected
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert cached.n_filled() == 9
+    signal.signal(signal.SIGXFSZ, handler)
+    again = frame.cached(tmp_path / "cache", "10MB")
+    assert loaded(again) == expected
+    assert again.n_filled() == N
 
 
 def test_a_row_counts_when_its_mark_is_written(tmp_path: Path) -> None:
@@ -286,19 +308,20 @@ def test_a_row_counts_when_its_mark_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.fault
 def test_workers_are_killed_while_they_fill(table: pd.DataFrame, tmp_path: Path, times: Any) -> None:
-    frame = ImageFrame(table, size=SIZE)
-    n = times(6, 60)
-    cached = frame.cached(tmp_path / "cache", "10MB")
-    expected = epochs(frame, n)
+    frame = ImageFrame(table, size=(300, 400))  # large, so that the ring has few slots
+    n = times(20, 400)
+    cached = frame.cached(tmp_path / "cache", "100MB")
+    expected = [batch["image"] for batch in epochs(frame, 1, shuffle=False)]
     n_killed = 0
-    with Loader(cached, 6, workers=2, epochs=n, seed=3, ram_budget="300MB", restarts=10_000) as loader:
+    options: dict[str, Any] = {"workers": 2, "shuffle": False, "ram_budget": "210MB", "restarts": None}
+    with Loader(cached, 6, epochs=n, **options) as loader:
         for number, batch in enumerate(loader):
-            np.testing.assert_array_equal(batch["image"], expected[number]["image"])
+            np.testing.assert_array_equal(batch["image"], expected[number % 4])
             if number % 4 == 1:
                 os.truncate(cached.path, HEADER_BYTES)
-                n_killed += kill_all(members(loader)[1:2])
-    assert n_killed >= n // 2
-    assert_same(epochs(cached, 1), expected[: N // 6])
+                n_killed += kill_all(members(loader)[1:])
+    assert n_killed >= 2
+    assert [batch["image"].tobytes() for batch in epochs(cached, 1, shuffle=False)] == [one.tobytes() for one in expected]
 
 
 def test_two_runs_at_once(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -309,7 +332,7 @@ def test_two_runs_at_once(table: pd.DataFrame, tmp_path: Path) -> None:
         frame = ImageFrame(pd.read_csv(sys.argv[1]), size=(20, 30))
         cached = frame.cached(sys.argv[2], "10MB")
         for source in (frame, cached):
-            with Loader(source, 6, workers=1, epochs=4, seed=1, ram_budget="300MB") as loader:
+            with Loader(source, 6, workers=1, epochs=4, seed=1, ram_budget="500MB") as loader:
                 batches = [np.array(batch["image"]) for batch in loader]
             if source is cached:
                 assert all((a == b).all() for a, b in zip(batches, expected, strict=True))

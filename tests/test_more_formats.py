@@ -24,7 +24,7 @@ from ringload.images.geometry import Geometry
 from ringload.images.jpeg2000 import read_jpeg2000
 from ringload.images.jpegxl import read_jpegxl
 from tests.fuzzing import ENCODERS, dicom_of, heic_of, npy_of, tiff_of
-from tests.helpers import photo
+from tests.helpers import photo, run_quietly
 
 HEIGHT, WIDTH = 20, 30
 PHOTO = photo(2, HEIGHT, WIDTH)
@@ -450,3 +450,23 @@ def test_formats_are_known_by_their_first_bytes() -> None:
     assert format_of(saved(PHOTO, "AVIF")[:132]) == "AVIF"
     assert {".heic", ".jp2", ".jxl", ".qoi", ".dcm"} <= set(SUFFIXES)
     assert ".npy" not in SUFFIXES
+
+
+def test_decoders_print_nothing() -> None:
+    """Of the files that pydicom brings along, many are odd, and pydicom warns of them."""
+    code = """
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from ringload.images.decoder import ImageDecoder
+        from ringload.images.geometry import Geometry
+        decoder = ImageDecoder(Geometry(8, 8), "gray", dtype="float32", scale=None)
+        row, n_bad = np.zeros(decoder.field.shape, np.float32), 0
+        for path in Path(sys.argv[1]).rglob("*.dcm"):
+            try:
+                decoder.load(path.read_bytes(), None, row)
+            except ValueError:
+                n_bad += 1
+        print(n_bad > 10)
+    """
+    assert run_quietly(code, PYDICOMS) == "True\n"

@@ -129,20 +129,18 @@ class ImageDecoder:
         augmenter.finish(image, rng, row)
 
     def decode(self, data: memoryview, choices: Choices, out: np.ndarray, levels: np.ndarray | None = None) -> None:
-        """Decode a content, and write the chosen part of the image into `out (H, W, C)`, of any size. `out` is uint8; or
-        float32, and gets the level, of `levels (256,) float32`, of each byte; or of the dtype that keeps values."""
+        """Decode a content, and write the chosen part of the image into `out (H, W, C)`, of any size. With `levels
+        (256,) float32`, `out` is float32, and gets the level of each byte."""
         self.check_content(len(data))
         keeps_values, is_jpeg = self._wanted.keeps_values, data[: len(JPEG_BEGIN)] == JPEG_BEGIN
         output = Output(np.empty(out.shape, np.uint8) if keeps_values else out, choices, levels)
         is_shown = is_jpeg and self._decode_jpeg(data, output)
-        if not is_shown and self._decode_by_pillow(data, output, out if keeps_values and not is_jpeg else None):
-            return
-        if keeps_values:
+        is_kept = not is_shown and self._decode_by_pillow(data, output, out if keeps_values and not is_jpeg else None)
+        if keeps_values and not is_kept:
             np.copyto(out, output.array)  # a file of 8 bits
 
     def show(self, kept: np.ndarray, box: Box, choices: Choices, out: np.ndarray, levels: np.ndarray | None = None) -> None:
-        """As `decode`, but of the part `box` of `kept (h, w, C)`, which was decoded without choices, by a decoder with the same
-        options. What has the size of `out` is copied."""
+        """As `decode`, but of the part `box` of `kept (h, w, C)`, which a decoder with the same `options` has decoded."""
         output = Output(out, choices, levels)
         pixels = output.pixels()
         if box == (0, 0, *out.shape[:2]):

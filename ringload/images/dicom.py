@@ -38,7 +38,7 @@ NATIVE = (
     "1.2.840.10008.1.2.2",
     "1.2.840.10008.1.2.5",
 )  # by pydicom; the last is RLE
-PIXEL_BYTES = 24
+PIXEL_BYTES = 20  # measured on 4 megapixels, with a copy of the file: 11.2 to 16.4 (rescaled)
 
 
 def open_dicom(data: memoryview) -> Opened:

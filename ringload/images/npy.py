@@ -20,7 +20,7 @@ DESCR = re.compile(rb"""['"]descr['"]\s*:\s*['"]([<>|=]?[a-zA-Z]\d*)['"]\s*[,}]"
 ORDER = re.compile(rb"""['"]fortran_order['"]\s*:\s*(True|False)\s*[,}]""")
 SHAPE = re.compile(rb"""['"]shape['"]\s*:\s*\(\s*((?:\d{1,12}\s*,?\s*)*)\)\s*[,}]""")
 DTYPES = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
-PIXEL_BYTES = 10  # beside the array: an image, its conversion, and the array of 8 bits
+PIXEL_BYTES = 12  # beside the array; measured on 4 megapixels: 8.8 to 10.5
 
 
 def open_npy(data: memoryview) -> Opened:

@@ -34,7 +34,7 @@ WEBP_PIXEL_BYTES = 20
 WIDE_PIXEL_BYTES = 8  # added to values of more than 8 bits, and to a strip or tile: the results
 WORST_PIXEL_BYTES = 24  # of the usual kinds: RGBA of 16 bits in one strip
 PNM_PIXEL_BYTES = 12
-KEPT_PIXEL_BYTES = 16  # added where values are kept: gray, and a channel of float32 and its copy in Pillow
+KEPT_PIXEL_BYTES = 8  # added where values are kept: gray, and a channel of float32 and its copy in Pillow
 OTHERS = {  # format -> what opens it
     "PFM": high_depth.open_pfm,
     "HEIC": heif.open_heif,

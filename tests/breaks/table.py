@@ -3,6 +3,7 @@
 from tests.breaks import (
     Break,
     arrays,
+    caches,
     deaths,
     dropin,
     ends,
@@ -38,6 +39,7 @@ TABLE: tuple[Break, ...] = (
     *tables.TABLE,
     *dropin.TABLE,
     *arrays.TABLE,
+    *caches.TABLE,
     *images.TABLE,
     *formats.TABLE,
     *packages.TABLE,
