@@ -1,8 +1,8 @@
 """How much faster later epochs are with a cache: `python -m bench.caching [FOLDER]`.
 
 The photographs of 500 pixels of data/photos, 224 x 224, batches of 64: CPU time of an image without a cache, in the first
-epoch, which fills a file in FOLDER (a temporary folder by default), and in later epochs, which read it. One process loads all, so that
-other work on the machine does not count. All images of an epoch are compared.
+epoch, which fills a file in FOLDER (a temporary folder by default), and in later epochs, which read it. One process
+loads all, so that other work on the machine does not count. All images of an epoch are compared.
 """
 
 from __future__ import annotations

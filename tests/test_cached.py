@@ -206,6 +206,17 @@ def test_a_file_that_is_truncated_or_deleted_while_it_is_read(table: pd.DataFram
         assert loader.stats.n_restarts == 0
 
 
+def test_workers_start_after_the_file_is_gone(table: pd.DataFrame, tmp_path: Path) -> None:
+    """Or is something else: they load all samples, and write nothing."""
+    frame = ImageFrame(table, size=SIZE)
+    cached = frame.cached(tmp_path / "cache", "10MB")
+    os.unlink(cached.path)
+    assert_same(epochs(cached, 1), epochs(frame, 1))
+    Path(cached.path).write_bytes(b"something else" * 1000)
+    assert_same(epochs(cached, 1), epochs(frame, 1))
+    assert Path(cached.path).read_bytes() == b"something else" * 1000
+
+
 @pytest.mark.parametrize(
     ("at", "new", "said"), [(0, b"something", "is no cache of these rows"), (20, b"\xff" * 9, "is damaged")]
 )

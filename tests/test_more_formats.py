@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pillow_heif
 import pydicom
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from pydicom import pixels
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
@@ -82,6 +83,7 @@ def test_pixels_are_right_in_all_colours(name: str) -> None:
     rgba = decode(data, "rgba")
     np.testing.assert_array_equal(rgba, np.dstack([PHOTO, np.full((HEIGHT, WIDTH), 255, np.uint8)]))
     np.testing.assert_array_equal(decode(data, dtype="float32", scale=(0, 1)), PHOTO / np.float32(255))
+    np.testing.assert_array_equal(decode(data, value_range=(0, 4095)), PHOTO)  # that is for files of more than 8 bits
     for dtype in ("uint16", "float32"):  # 8 bits stay 0..255
         np.testing.assert_array_equal(decode(data, dtype=dtype, scale=None), PHOTO)
     small = decode(data, size=(9, 11))
@@ -470,3 +472,26 @@ def test_decoders_print_nothing() -> None:
         print(n_bad > 10)
     """
     assert run_quietly(code, PYDICOMS) == "True\n"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations(orientation: int) -> None:
+    """HEIC's is a part of the format. JPEG XL's is applied as EXIF's, if it is asked for."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    photograph = Image.fromarray(PHOTO)
+    photograph.info["exif"] = exif.tobytes()
+    upright = np.asarray(ImageOps.exif_transpose(photograph))
+    file = io.BytesIO()
+    pillow_heif.from_pillow(photograph).save(file, quality=-1, chroma=444, matrix_coefficients=0)
+    for applied in (False, True):
+        np.testing.assert_array_equal(decode(file.getvalue(), size=upright.shape[:2], exif=applied), upright)
+    jpeg = saved(PHOTO, "JPEG", exif=exif, quality=95)
+    data = ENCODERS.jpegxl_encode_jpeg(jpeg)
+    assert read_jpegxl(memoryview(data)) == (HEIGHT, WIDTH, orientation, 8)
+    stored = decode(data)
+    turned = Image.fromarray(stored)
+    turned.info["exif"] = exif.tobytes()
+    shown = np.asarray(ImageOps.exif_transpose(turned))
+    np.testing.assert_array_equal(decode(data, size=shown.shape[:2], exif=True), shown)
+    assert np.abs(stored.astype(int) - np.asarray(Image.open(io.BytesIO(jpeg)))).max() <= 3

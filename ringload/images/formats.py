@@ -38,7 +38,7 @@ SIGNATURES = (  # the first bytes, as a regular expression, and the name of the 
     (rb"qoif", "QOI"),
     (rb"\x93NUMPY", ".npy"),
 )
-FORMATS = tuple(name for _, name in SIGNATURES)
+FORMATS = tuple(name for _, name in (*SIGNATURES[1:], SIGNATURES[0]))
 HEAD_BYTES = 132  # of a file: enough to tell its format
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),

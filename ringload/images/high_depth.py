@@ -94,7 +94,9 @@ def shown(values: Values, wanted: Wanted) -> Image.Image:
     """
     array, n_colors = values.array, values.n_colors
     colors = array[:, :, :n_colors] if array.shape[2] > n_colors else array
-    if values.white is not None and wanted.value_range is None:
+    if array.dtype == np.uint8 and values.n_bits <= 8:
+        wanted = replace(wanted, value_range=None)  # it is for files of more bits
+    elif values.white is not None and wanted.value_range is None:
         wanted = replace(wanted, value_range=(0, values.white))
     pixels = to_8_bits(colors, values.n_bits, wanted, values.is_inverted)
     if values.alpha is None or not (wanted.alpha_counts or values.is_weighted):

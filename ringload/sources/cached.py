@@ -126,11 +126,11 @@ class Cached:
             self._steps.start(worker)
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """Begin to read what samples that are not kept yet are made of."""
-        if self._bound.prefetch is not None:
-            missing = indices[~self._cache.are_marked(indices)]
-            if len(missing):
-                self._bound.prefetch(missing)
+        """Begin to read samples from the file, or what those that are not kept yet are made of."""
+        are_kept = self._cache.are_marked(indices)
+        self._cache.will_need(indices[are_kept])
+        if self._bound.prefetch is not None and not are_kept.all():
+            self._bound.prefetch(indices[~are_kept])
 
     def load(self, index: int, rng: Any, out: Row) -> None:
         """Load sample `index` from the file, or else from the source, and keep it."""

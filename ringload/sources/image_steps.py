@@ -58,7 +58,11 @@ class ImageSteps:
         geometry = self._decoder.augmenter.geometry
         shape = [geometry.height, geometry.width, geometry.resize]
         pads = bool(ImageFile.LOAD_TRUNCATED_IMAGES)
-        first = "" if any(self._contents.version(0)) else self._contents.key(0)  # else files may be moved
+        try:
+            has_versions = any(self._contents.version(0))
+        except OSError:  # a file that is missing: it is a bad sample
+            has_versions = True
+        first = "" if has_versions else self._contents.key(0)  # with them, files may be moved
         return [self._table, first, shape, self._decoder.options(), pads, versions()]
 
     def start(self, worker: Worker) -> None:

@@ -94,11 +94,11 @@ class ImageFrame:
             does; None: as Pillow's `ImageFile.LOAD_TRUNCATED_IMAGES` is set where the image is loaded.
         read_options: of `pandas.read_csv` or `pandas.read_parquet`, for a table's file: {"sep": ";", "encoding": "latin-1"}.
 
-    The formats are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM, PFM, JPEG 2000 and .npy, and AVIF where Pillow has it; with
-    `pip install 'ringload[formats]'` also HEIC, JPEG XL, QOI and DICOM. The content tells the format. Of animations and files
-    of several images or frames the first is taken. A .npy file is (height, width), or (height, width, n) with n from 1 to 4.
-    TIFF files with planes, with 2 or more than 4 values a pixel, or with odd bits need tifffile. Gray of a JPEG file is its
-    luma.
+    The formats are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM, PFM, JPEG 2000 and .npy; AVIF where Pillow has it; and, with
+    imagecodecs, pillow-heif and pydicom (the extra `formats`), HEIC, JPEG XL, QOI and DICOM. The content tells the format. Of
+    animations and files of several images or frames the first is taken. A .npy file is (height, width), or (height, width, n)
+    with n from 1 to 4. TIFF files with planes, with 2 or more than 4 values a pixel, or with odd bits need tifffile. Gray of a
+    JPEG file is its luma.
 
     Attributes: `class_names`, `class_indices` (of one label field); `filenames`, `filepaths`, `samples`, `n`; `labels`, the
     values of one label field; `rows (N,)`, the samples' rows in the table, as `df.iloc` takes them, also of a part;

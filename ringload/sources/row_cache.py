@@ -67,7 +67,10 @@ class RowCache:
         if not 0 <= index < self.n_kept:
             return None
         mark = bytearray(MARK.size)
-        n_bytes = os.preadv(self._own(), [mark, *parts], self._start(index))
+        try:
+            n_bytes = os.preadv(self._own(), [mark, *parts], self._start(index))
+        except OSError:  # the file is gone, or its disk fails: the row is loaded
+            return None
         if n_bytes != self._record_bytes:
             return None
         marked, n_content, time_ns, size, checksum, seal = MARK.unpack(mark)
@@ -78,7 +81,7 @@ class RowCache:
     def write(self, index: int, version: Version, size: tuple[int, int], parts: Sequence[memoryview]) -> None:
         """Keep a row; `size` is (height, width) of its image. Does nothing where it cannot be kept."""
         fd = self._own()
-        if not (0 <= index < self.n_kept and self._writes):
+        if not (0 <= index < self.n_kept and self._writes and fd >= 0):
             return
         start = self._start(index)
         mark = bytearray(MARK.pack(MARKED, *version, size[0] << 32 | size[1], self._checksum(parts), 0))
@@ -92,10 +95,19 @@ class RowCache:
 
     def are_marked(self, indices: np.ndarray) -> np.ndarray:
         """Which rows have a mark: `(n,) bool`. They are probably there; their checksums are not computed."""
-        fd, marked = self._own(), MARKED.to_bytes(8, "little")
-        return np.array(
-            [os.pread(fd, 8, self._start(i)) == marked if i < self.n_kept else False for i in indices.tolist()], bool
-        )
+        return np.array([i < self.n_kept and self._is_marked(i) for i in indices.tolist()], bool)
+
+    def _is_marked(self, index: int) -> bool:
+        try:
+            return os.pread(self._own(), 8, self._start(index)) == MARKED.to_bytes(8, "little")
+        except OSError:
+            return False
+
+    def will_need(self, indices: np.ndarray) -> None:
+        """Have the kernel read these rows, and do not wait for them."""
+        for index in indices.tolist():
+            with suppress(OSError):
+                os.posix_fadvise(self._own(), self._start(index), self._record_bytes, os.POSIX_FADV_WILLNEED)
 
     def _start(self, index: int) -> int:
         return HEADER_BYTES + index * self._record_bytes
@@ -142,14 +154,18 @@ class RowCache:
         except OSError as error:
             raise ConfigError(f"the cache {short(self.path)} cannot be opened: {error.strerror}") from error
         if head != (MAGIC + self._key).ljust(HEADER_BYTES, b"\0"):
+            os.close(self._fd)
+            self._fd = -1
             raise ConfigError(f"{short(self.path)} is no cache of these rows, or is damaged: delete it")
 
     def _own(self) -> int:
-        """The descriptor of this process."""
+        """The descriptor of this process; -1: the file is not there any more, and all rows are loaded."""
         if self._pid != os.getpid():
             if self._fd >= 0 and self._pid:
                 os.close(self._fd)  # a fork's copy of its parent's
-            self._open()
+            self._fd, self._pid = -1, os.getpid()
+            with suppress(ConfigError):
+                self._open()
         return self._fd
 
     def __getstate__(self) -> dict[str, Any]:
