@@ -315,6 +315,10 @@ def test_a_row_counts_when_its_mark_is_written(tmp_path: Path) -> None:
         half[start : start + MARK.size] = bytes(MARK.size)  # the row is there, its mark is not
         (tmp_path / "rows").write_bytes(half)
         assert cache.read(4, (7, 8), [memoryview(got)]) is None
+    record = whole[start:]
+    (tmp_path / "rows").write_bytes(whole + record)  # row 4 with its mark, in the place of row 5
+    assert cache.read(4, (7, 8), [memoryview(got)]) == (30, 40)
+    assert cache.read(5, (7, 8), [memoryview(got)]) is None
 
 
 @pytest.mark.fault
