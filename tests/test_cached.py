@@ -279,11 +279,11 @@ def test_a_full_disk_ends_the_filling_and_no_more(table: pd.DataFrame, tmp_path:
     """A limit of the size of files is noticed by the same call as a full disk: first it writes a part of a row."""
     frame = ImageFrame(table, size=SIZE)
     expected = loaded(frame)
-    cached = frame.cached(tmp_path / "cache", "10MB")
     record = 20 * 30 * 3 + MARK.size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for extra in (500, 0, MARK.size):
+        cached = frame.cached(tmp_path / "cache", "10MB")  # one that has not failed yet
         resource.setrlimit(resource.RLIMIT_FSIZE, (HEADER_BYTES + 9 * record + extra, before[1]))
         try:
             assert loaded(cached) == loaded(cached) == expected

@@ -274,6 +274,9 @@ def test_dicom_by_its_stored_bits_and_inverted() -> None:
     plain = dicom_of(stored | 0xF000, BitsStored=12, HighBit=11)  # what is beyond the stored bits is no part of the values
     np.testing.assert_array_equal(decode(plain, "gray", dtype="uint16")[:, :, 0], stored)
     np.testing.assert_array_equal(decode(plain, "gray")[:, :, 0], stored >> 4)
+    filled = stored | 0xF000  # pydicom masks what is not compressed, and nobody else what is
+    compressed = dicom_of(filled, JPEGLSLossless, ENCODERS.jpegls_encode(filled), BitsStored=12, HighBit=11)
+    np.testing.assert_array_equal(decode(compressed, "gray", dtype="uint16")[:, :, 0], stored)
     inverted = dicom_of(stored, BitsStored=12, HighBit=11, PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_array_equal(decode(inverted, "gray")[:, :, 0], 255 - (stored >> 4))
     np.testing.assert_array_equal(decode(inverted, "gray", dtype="uint16")[:, :, 0], stored)
