@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ringload.ring.lease import Batch
     from ringload.ring.plan import Plan
     from ringload.sources.arrays import Arrays
+    from ringload.sources.cached import Cached
     from ringload.sources.function import FunctionSource
     from ringload.sources.huggingface import from_huggingface
     from ringload.sources.image_folder import ImageFolder
@@ -75,6 +76,7 @@ __all__ = [
     "Buckets",
     "BudgetError",
     "ByteRange",
+    "Cached",
     "ConfigError",
     "ContentStat",
     "ContentTooLargeError",
@@ -127,6 +129,7 @@ _HOMES = {
     "Blocks": "ringload.order.positions",
     "Buckets": "ringload.order.buckets",
     "ByteRange": "ringload.protocols",
+    "Cached": "ringload.sources.cached",
     "ContentStat": "ringload.protocols",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",

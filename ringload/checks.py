@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import re
 import reprlib
 import sys
 import warnings
@@ -180,3 +181,18 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("ringload", "keras"):
         depth, frame = depth + 1, frame.f_back
     warnings.warn(message, category, stacklevel=depth)
+
+
+def bytes_of(name: str, given: Any) -> int:
+    """A number of bytes, from an int or a text such as "100GB" or "64 MiB".
+
+    Raises:
+        ConfigError: it is neither, or not positive.
+    """
+    amount = given
+    if isinstance(given, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B\s*", given)):
+        base = 1024 if match[3] else 1000
+        amount = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    if isinstance(amount, bool) or not isinstance(amount, int) or amount <= 0:
+        raise ConfigError(f'{name} is a number of bytes, or a text such as "100GB", not {short(given)}')
+    return amount

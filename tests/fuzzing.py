@@ -18,8 +18,14 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
+import imagecodecs
 import numpy as np
+import pillow_heif
 import tifffile
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
 from ringload.images.decoder import ImageDecoder
 from ringload.images.geometry import Geometry
@@ -29,6 +35,7 @@ from tests.test_formats import bmp
 from tests.test_wide import png_of_16_bits
 
 HEIGHT, WIDTH = 20, 24
+ENCODERS: Any = imagecodecs  # its stubs do not know that it returns bytes here
 CANARY = 0xC5
 INPUT_S = 5  # of CPU time that an input may take: more is a hang
 MAX_PIXELS = 1 << 20
@@ -37,6 +44,7 @@ ADDRESS_BYTES = 8 << 30  # address space: WebP's decoder asks for the canvas of 
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFE, 0xFF)
 WEIGHTS = {"JPEG": 10, "PROGRESSIVE": 6, "PNG": 8, "WEBP": 2, "GIF": 2, "TIFF": 2, "BMP": 2}
 WEIGHTS |= {"WIDE TIFF": 5, "WIDE PNG": 3, "FIELDS": 2, "PNM": 2}
+WEIGHTS |= {"HEIC": 4, "JPEG 2000": 4, "JPEG XL": 4, "QOI": 2, "NPY": 2, "DICOM": 4}
 
 
 @cache
@@ -65,7 +73,70 @@ def bases() -> dict[str, list[bytes]]:
         "GIF": [image("GIF", "P"), image("GIF", "L")],
         "TIFF": [image("TIFF"), image("TIFF", compression="tiff_lzw"), image("TIFF", compression="jpeg")],
         "BMP": [image("BMP"), image("BMP", "P"), image("BMP", "L")],
+    } | more_bases(wide)
+
+
+def more_bases(wide: np.ndarray) -> dict[str, list[bytes]]:
+    """Files of the formats that need the extra `formats`, and of .npy. `wide`: `(HEIGHT, WIDTH, 3) uint16`."""
+    shown, gray = photo(1, HEIGHT, WIDTH), np.ascontiguousarray(wide[:, :, 0])
+    lossless = ENCODERS.jpegls_encode(gray)
+    return {
+        "HEIC": [heic_of(shown, "RGB"), heic_of(np.dstack([shown, shown[:, :, :1]]), "RGBA"), heic_of(wide, "RGB;16")],
+        "JPEG 2000": [image("JPEG2000"), image("JPEG2000", "L"), ENCODERS.jpeg2k_encode(wide, level=0)],
+        "JPEG XL": [
+            ENCODERS.jpegxl_encode(shown, level=80),
+            ENCODERS.jpegxl_encode(wide, lossless=True),
+            ENCODERS.jpegxl_encode(shown, lossless=True, usecontainer=True),
+        ],
+        "QOI": [ENCODERS.qoi_encode(shown), ENCODERS.qoi_encode(np.dstack([shown, shown[:, :, :1]]))],
+        "NPY": [npy_of(shown), npy_of(wide), npy_of(gray.astype(np.float64) / 65535)],
+        "DICOM": [
+            dicom_of(gray),
+            dicom_of(shown),
+            dicom_of(gray, RescaleSlope="2", RescaleIntercept="-9"),
+            dicom_of(gray, JPEGLSLossless, lossless),
+            dicom_of(gray, JPEG2000Lossless, ENCODERS.jpeg2k_encode(gray, level=0, codecformat="j2k")),
+        ],
     }
+
+
+def heic_of(pixels: np.ndarray, mode: str, **options: Any) -> bytes:
+    """A lossless HEIC file; with mode "RGB;16", of 10 bits."""
+    file = io.BytesIO()
+    height, width = pixels.shape[:2]
+    made = pillow_heif.from_bytes(mode, (width, height), pixels.tobytes())
+    made.save(file, **{"quality": -1, "chroma": 444, "matrix_coefficients": 0, **options})
+    return file.getvalue()
+
+
+def npy_of(array: np.ndarray) -> bytes:
+    """A .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def dicom_of(array: np.ndarray, syntax: str = ExplicitVRLittleEndian, frame: bytes = b"", **more: Any) -> bytes:
+    """A DICOM file of one frame, `array (h, w)` or `(h, w, 3)`; `frame`: its compressed pixels; `more`: other elements."""
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = syntax
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = "1.2.3"
+    made.Rows, made.Columns = array.shape[:2]
+    made.SamplesPerPixel = 1 if array.ndim == 2 else 3
+    made.PhotometricInterpretation = "MONOCHROME2" if array.ndim == 2 else "RGB"
+    made.BitsAllocated = made.BitsStored = array.dtype.itemsize * 8
+    made.HighBit, made.PixelRepresentation = made.BitsStored - 1, int(array.dtype.kind == "i")
+    if array.ndim == 3:
+        made.PlanarConfiguration = 0
+    made.PixelData = encapsulate([frame]) if frame else array.tobytes()
+    made["PixelData"].VR = "OB" if frame or array.dtype.itemsize == 1 else "OW"
+    for name, value in more.items():
+        setattr(made, name, value)
+    file = io.BytesIO()
+    dcmwrite(file, made, enforce_file_format=True)
+    return file.getvalue()
 
 
 def tiff_of(pixels: np.ndarray, **options: Any) -> bytes:
@@ -152,6 +223,13 @@ def decoders() -> list[ImageDecoder]:
             LOOKS,
         )
         if color != "rgba" or "background" not in looks
+    ] + [
+        ImageDecoder(
+            Geometry(HEIGHT - 3, WIDTH, resize), color, dtype, None, flip=True, max_pixels=MAX_PIXELS, interpolation=scaled
+        )
+        for resize, color, dtype, scaled in itertools.product(
+            ("stretch", "random_crop"), ("rgb", "gray"), ("uint16", "float32"), ("auto", "cubic")
+        )
     ]
 
 

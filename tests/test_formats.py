@@ -395,7 +395,7 @@ def test_every_signature_is_known() -> None:
         b"\xff\xd8",
         b"GIF7",
         b"II\x2a\x01",
-        b"\0\0\0 ftypheic\0\0\0\0mif1",
+        b"\0\0\0 ftypisom\0\0\0\0mp42",
     ):
         assert format_of(head) == ""
 

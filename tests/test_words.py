@@ -657,8 +657,7 @@ def test_a_plan_is_shown_as_a_table(loader: Loader) -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("s3://bucket/1.jpg", "URLs are not read"),
-        ("https://example.org/1.jpg", "URLs are not read"),
+        ("no://bucket/1.jpg", "no storage is registered for no://"),
         (r"C:\data\1.jpg", "a path of Windows, and this is Linux"),
         ("D:/data/1.jpg", "a path of Windows"),
     ],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from ringload.errors import ConfigError
 from ringload.fields import Field, write_exactly
 from ringload.images.geometry import Box, Geometry
 
-Dtype = Literal["uint8", "float32"]
+Dtype = Literal["uint8", "uint16", "float32"]
 Transform = Callable[[np.ndarray, np.random.Generator], Any]
 
 SCALE = (-1.0, 1.0)  # the default of scale=
@@ -33,9 +33,11 @@ class Choices:
         self._geometry, self._flip, self._rng = geometry, flip, rng
         self._drawn: dict[tuple[int, int], Box] = {}
         self._is_mirrored: bool | None = None
+        self.size = (0, 0)  # (height, width) of the image, as it is shown, when `part` was asked for last
 
     def part(self, height: int, width: int) -> Box:
         """The part of an image of that size, as it is shown, that is wanted. The same size gives the same part."""
+        self.size = height, width
         if (height, width) not in self._drawn:
             self._drawn[height, width] = self._geometry.box(height, width, self._rng)
         return self._drawn[height, width]
@@ -56,21 +58,28 @@ class Augmenter:
     """
 
     def __init__(
-        self, geometry: Geometry, n_channels: int, dtype: Dtype, scale: tuple[float, float], flip: bool, transform: Any
+        self, geometry: Geometry, n_channels: int, dtype: Dtype, scale: tuple[float, float] | None, flip: bool, transform: Any
     ) -> None:
-        one_of("dtype", dtype, ("uint8", "float32"))
+        one_of("dtype", dtype, get_args(Dtype))
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform is a function transform(image, rng) -> image, not {short(transform)}")
         self.geometry, self.flip, self.transform = geometry, flip, transform
         self.field = Field((geometry.height, geometry.width, n_channels), dtype)
         self._call: Transform | None = _SeededAlbumentations(transform) if _is_albumentations(transform) else transform
         self._dtype, self._scale = dtype, _scale(scale, dtype)
-        self.levels = None if dtype == "uint8" else np.linspace(*self._scale, 256, dtype=np.float32)  # (256,): of each byte
+        self.keeps_values = dtype == "uint16" or self._scale is None  # pixels are as files have them, of any number of bits
+        # (256,): of each byte
+        self.levels = None if dtype != "float32" or self._scale is None else np.linspace(*self._scale, 256, dtype=np.float32)
 
     def plain(self, transform: Any) -> Augmenter:
         """One that makes no random choice itself: without `flip`, "crop" in place of "random_crop", and with `transform`."""
         geometry = replace(self.geometry, resize="crop") if self.geometry.resize == "random_crop" else self.geometry
         return Augmenter(geometry, self.field.shape[2], self._dtype, self._scale, False, transform)
+
+    def undecorated(self, geometry: Geometry) -> Augmenter:
+        """One of this size and part that makes no choice, calls no transform, and keeps 0..255, or the values of files."""
+        dtype: Dtype = self._dtype if self.keeps_values else "uint8"
+        return Augmenter(geometry, self.field.shape[2], dtype, None if self.keeps_values else SCALE, False, None)
 
     @property
     def draws(self) -> bool:
@@ -81,8 +90,12 @@ class Augmenter:
         """The choices for an image that `rng` is for."""
         return Choices(self.geometry, self.flip, rng)
 
+    def empty(self) -> np.ndarray:
+        """A new array for an image before its transform: `(H, W, C)`, uint8, or as the row is if values are kept."""
+        return np.empty(self.field.shape, self.field.dtype if self.keeps_values else np.uint8)
+
     def finish(self, image: np.ndarray, rng: np.random.Generator | None, row: np.ndarray) -> None:
-        """Call the transform, and write its result into `row (H, W, C)`. It may keep `image (H, W, C) uint8`.
+        """Call the transform, and write its result into `row (H, W, C)`. It may keep `image`, as of `empty`.
 
         Raises:
             ValueError: the transform did not return an image of that size.
@@ -98,8 +111,8 @@ class Augmenter:
         if isinstance(image, np.ndarray) and image.shape == self.field.shape:
             return image
         got = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        also = " or float32" if self.levels is not None else ""
-        raise ValueError(f"transform returned {got}; it has to return an array {self.field.shape} uint8{also}")
+        kinds = "uint8 or float32" if self.levels is not None else self.field.dtype
+        raise ValueError(f"transform returned {got}; it has to return an array {self.field.shape} {kinds}")
 
 
 def put_levels(image: np.ndarray, levels: np.ndarray, row: np.ndarray) -> None:
@@ -109,20 +122,23 @@ def put_levels(image: np.ndarray, levels: np.ndarray, row: np.ndarray) -> None:
     cv2.LUT(image.reshape(flat), levels, dst=row.reshape(flat))
 
 
-def _scale(given: Any, dtype: Dtype) -> tuple[float, float]:
-    """The values that 0 and 255 become.
+def _scale(given: Any, dtype: Dtype) -> tuple[float, float] | None:
+    """The values that 0 and 255 become; None: values are kept.
 
     Raises:
-        ConfigError: `given` is not two different numbers, or images stay uint8.
+        ConfigError: `given` is not two different numbers, or images are integers.
     """
+    if given is None and dtype != "uint8":
+        return None
     ends = two_numbers(given)
     if ends is None:
         raise ConfigError(
             f"scale is (low, high), the numbers that 0 and 255 become in all channels, not {short(given)}. For a mean and a "
             "deviation of each channel, normalise in the model, or have transform= return float32"
         )
-    if dtype == "uint8" and ends != SCALE:
-        raise ConfigError(f"scale={short(given)} needs dtype='float32': dtype='uint8' keeps 0..255. Give both, or none")
+    if dtype != "float32" and ends != SCALE:
+        kept = "0..255" if dtype == "uint8" else "the values of the file"
+        raise ConfigError(f"scale={short(given)} needs dtype='float32': dtype={dtype!r} keeps {kept}. Give both, or none")
     return ends
 
 

@@ -1,6 +1,6 @@
 """Captures what decoders print while they decode a sample: it is reported with the sample, and not written to stderr.
 
-    Pillow      warns by `warnings`
+    Pillow      warns by `warnings`, as do pillow-heif and pydicom
     libtiff     in Pillow: calls a handler, which writes to stderr unless another is set
     tifffile    logs by `logging`, as does Pillow's plugin for TIFF
     OpenCV      logs to stderr, also the messages of its own libtiff
@@ -31,7 +31,7 @@ from ringload.images.hook import Hook
 MAX_PRINTED = 300  # characters of a reason
 MAX_LINE = 1000
 SILENT = 0  # OpenCV's level
-PILLOW = re.compile(r".*[/\\]PIL[/\\]\w+\.py")
+DECODERS = re.compile(r".*[/\\](PIL|pillow_heif|pydicom)[/\\][\w/\\]+\.py")
 HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)  # module, format, va_list
 
 
@@ -71,10 +71,10 @@ def noted(printed: Printed, is_tiff: bool) -> Iterator[None]:
 
 
 class _Warnings:
-    """Notes Pillow's warnings. `warnings.catch_warnings` would not do: it makes Python forget which warnings it has shown, so
-    that a warning of the user's that is to be shown once would be shown for every sample."""
+    """Notes warnings of decoders. `warnings.catch_warnings` would not do: it makes Python forget which it has shown, so that a
+    warning of the user's that is to be shown once would be shown for every sample."""
 
-    _always = ("always", None, Warning, re.compile(r"PIL\."), 0)
+    _always = ("always", None, Warning, re.compile(r"(PIL|pillow_heif|pydicom)\."), 0)
     _filters: list[Any] = warnings.filters  # type: ignore[assignment]
     _shown: Callable[..., None] = staticmethod(warnings.showwarning)  # shows all other warnings
 
@@ -92,7 +92,7 @@ class _Warnings:
             self._filters.remove(self._always)
 
     def _show(self, message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-        if _thread.printed is not None and PILLOW.fullmatch(filename):
+        if _thread.printed is not None and DECODERS.fullmatch(filename):
             _thread.printed.note(str(message))
         else:
             self._shown(message, category, filename, lineno, file, line)

@@ -15,9 +15,9 @@ than `Worker.max_bytes`, such as a decompression bomb, is refused.
 from __future__ import annotations
 
 import copy
-import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any
 
 import cv2
@@ -30,10 +30,12 @@ from ringload.images import pillow
 from ringload.images.augment import SCALE, Augmenter, Choices, Dtype
 from ringload.images.formats import N_CHANNELS, Color, Scratch, Truncated, Wanted
 from ringload.images.geometry import Box, Geometry
+from ringload.images.heap import trim_heap
 from ringload.images.jpeg import Jpeg
 from ringload.images.output import Output
 from ringload.images.pillow import PillowImage
 from ringload.images.resample import INTERPOLATIONS, Interpolation, Resampler
+from ringload.images.values import Values, of_channels, write
 
 MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's limit too, a quarter of a GB in RGB
 FIXED_BYTES = 2 << 20  # memory that decoding the smallest image takes: libjpeg's buffers
@@ -50,7 +52,8 @@ class ImageDecoder:
 
     Arguments:
         geometry: size, and which part is shown. color: "rgb", "gray" or "rgba".
-        dtype, scale: "uint8"; or "float32", which maps 0..255 onto `scale`.
+        dtype, scale: "uint8"; "float32", which maps 0..255 onto `scale`; "uint16", or "float32" with scale=None, which keep the
+            values of files.
         exif: apply the EXIF orientation. flip: mirror half of the images, at random.
         transform: the user's own `transform(image (H, W, C) uint8, rng) -> image`, or an albumentations transform.
         max_pixels: larger images are refused. None: images that need more memory than the budget has for one are refused.
@@ -65,7 +68,7 @@ class ImageDecoder:
         geometry: Geometry,
         color: Color = "rgb",
         dtype: Dtype = "uint8",
-        scale: tuple[float, float] = SCALE,
+        scale: tuple[float, float] | None = SCALE,
         exif: bool = False,
         flip: bool = False,
         transform: Any = None,
@@ -84,7 +87,7 @@ class ImageDecoder:
         self.color, self.exif = color, exif
         self.guaranteed_pixels, self.max_pixels = max_pixels, MAX_PIXELS if max_pixels is None else max_pixels
         self.augmenter = Augmenter(geometry, N_CHANNELS[color], dtype, scale, flip, transform)
-        self._wanted = Wanted.of(color, background, value_range, truncated)
+        self._wanted = Wanted.of(color, background, value_range, truncated, self.augmenter.keeps_values)
         self._resampler = Resampler(interpolation)
         self._scratch = Scratch()
         self._worker: Worker | None = None
@@ -121,17 +124,36 @@ class ImageDecoder:
         if augmenter.transform is None:
             self.decode(data, choices, row, augmenter.levels)
             return
-        image = np.empty(self.field.shape, np.uint8)  # a new one: the transform may keep it
+        image = augmenter.empty()  # a new one: the transform may keep it
         self.decode(data, choices, image)
         augmenter.finish(image, rng, row)
 
     def decode(self, data: memoryview, choices: Choices, out: np.ndarray, levels: np.ndarray | None = None) -> None:
-        """Decode a content, and write the chosen part of the image into `out (H, W, C)`, of any size. `out` is uint8; or
-        float32, and gets the level, of `levels (256,) float32`, of each byte."""
+        """Decode a content, and write the chosen part of the image into `out (H, W, C)`, of any size. With `levels
+        (256,) float32`, `out` is float32, and gets the level of each byte."""
         self.check_content(len(data))
+        keeps_values, is_jpeg = self._wanted.keeps_values, data[: len(JPEG_BEGIN)] == JPEG_BEGIN
+        output = Output(np.empty(out.shape, np.uint8) if keeps_values else out, choices, levels)
+        is_shown = is_jpeg and self._decode_jpeg(data, output)
+        is_kept = not is_shown and self._decode_by_pillow(data, output, out if keeps_values and not is_jpeg else None)
+        if keeps_values and not is_kept:
+            np.copyto(out, output.array)  # a file of 8 bits
+
+    def show(self, kept: np.ndarray, box: Box, choices: Choices, out: np.ndarray, levels: np.ndarray | None = None) -> None:
+        """As `decode`, but of the part `box` of `kept (h, w, C)`, which a decoder with the same `options` has decoded."""
         output = Output(out, choices, levels)
-        if data[: len(JPEG_BEGIN)] != JPEG_BEGIN or not self._decode_jpeg(data, output):
-            self._decode_by_pillow(data, output)
+        pixels = output.pixels()
+        if box == (0, 0, *out.shape[:2]):
+            np.copyto(pixels, kept)
+        elif self._wanted.keeps_values:
+            write(of_channels(kept), self.color, box, pixels, self._resampler)
+        else:
+            self._resampler.write(kept, box, pixels, self.color != "rgba")
+        output.finish(pixels)
+
+    def options(self) -> list[Any]:
+        """All options that pixels depend on, but geometry and augmentation: JSON can hold them."""
+        return [*astuple(self._wanted), self.exif, self._resampler.interpolation]
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -241,13 +263,25 @@ class ImageDecoder:
         self._show(pixels, part, True, output)
         return True
 
-    def _decode_by_pillow(self, data: memoryview, output: Output) -> None:
+    def _decode_by_pillow(self, data: memoryview, output: Output, kept: np.ndarray | None = None) -> bool:
+        """Write the image to the output. But an image of more than 8 bits is written into `kept (H, W, C)`, if that is given,
+        with its own values. Returns whether it was."""
         with self._turn(2 * len(data)):  # a PNG file that Pillow refuses is copied in part
             image = PillowImage(data, self._wanted)
         self._check(image.height, image.width)
         self._check_fits(image.needed_bytes(), "{:,} x {:,} pixels", image.height, image.width)
         with self._turn(len(data) + image.needed_bytes()):
+            if kept is not None and (values := image.decode_values(self.exif)) is not None:
+                self._keep(values, Output(kept, output.choices))
+                return True
             self._show_pillows(image, output)
+        return False
+
+    def _keep(self, values: Values, output: Output) -> None:
+        output.orientation = values.orientation
+        pixels = output.pixels()
+        write(values, self.color, output.box(*values.array.shape[:2]), pixels, self._resampler)
+        output.finish(pixels)
 
     def _show_pillows(self, image: PillowImage, output: Output) -> None:
         """The pixels are freed when this returns, before the turn ends."""
@@ -264,10 +298,3 @@ class ImageDecoder:
         pixels = output.pixels()
         self._resampler.write(decoded, box, pixels, is_opaque)
         output.finish(pixels)
-
-
-def trim_heap() -> None:
-    """Have glibc return freed memory to the system. It would keep up to 64 MB (measured: 35 MB after a progressive JPEG of 12
-    megapixels; at most 2 MB after a PNG or a baseline JPEG of any size)."""
-    with suppress(AttributeError):  # musl keeps no freed memory
-        ctypes.CDLL(None).malloc_trim(0)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from ringload.images import jpeg, plain, resample
 
+PACKAGES = (
+    *("cykooz-resizer", "imagecodecs", "numpy", "opencv-python", "opencv-python-headless", "pillow", "pillow-heif", "pydicom"),
+    *("ringload", "simplejpeg", "tifffile"),
+)
 NOT_BUILT = (
     "_jpeg.c is not built, which takes two thirds of the time for random crops: install the headers of libjpeg-turbo "
     "(apt-get install libjpeg62-turbo-dev), then ringload again"
 )
 PNG_NOT_BUILT = "_png.c is not built, which halves the time: it needs a C compiler when ringload is installed"
 RESAMPLE_NOT_BUILT = "_resample.c is not built, which is faster: it needs a C compiler when ringload is installed"
+
+
+def versions() -> list[str]:
+    """The versions of all that pixels may depend on, as far as it is installed."""
+    made = [f"_jpeg {getattr(jpeg.native, 'LIBRARY', None)}", f"_png {plain.native is not None}"]
+    made.append(f"_resample {resample.native is not None}")
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            made.append(f"{package} {version(package)}")
+    return made
 
 
 def engines() -> list[str]:

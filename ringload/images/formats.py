@@ -22,6 +22,7 @@ MODES: dict[Color, str] = {"rgb": "RGB", "gray": "L", "rgba": "RGBA"}  # Pillow'
 ORIENTATION = 0x0112  # the EXIF tag
 
 SIGNATURES = (  # the first bytes, as a regular expression, and the name of the format
+    (rb".{128}DICM", "DICOM"),  # first: the 128 bytes may be the header of a TIFF file, for viewers of that
     (rb"\xff\xd8\xff", "JPEG"),
     (rb"\x89PNG", "PNG"),
     (rb"RIFF....WEBP", "WebP"),
@@ -31,13 +32,19 @@ SIGNATURES = (  # the first bytes, as a regular expression, and the name of the 
     (rb"P[1-6][\s#]", "PNM"),
     (rb"P[fF]\s", "PFM"),
     (rb"....ftyp(?:avif|avis)|....ftyp(?:mif1|msf1|miaf).*avif", "AVIF"),
+    (rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1|miaf)", "HEIC"),
+    (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a", "JPEG XL"),
+    (rb"qoif", "QOI"),
+    (rb"\x93NUMPY", ".npy"),
 )
-FORMATS = tuple(name for _, name in SIGNATURES)
-HEAD_BYTES = 128  # of a file: enough to tell its format
+FORMATS = tuple(name for _, name in (*SIGNATURES[1:], SIGNATURES[0]))
+HEAD_BYTES = 132  # of a file: enough to tell its format
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
-    *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-)
+    *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c"),
+    *(".jpc", ".jpf", ".jpx", ".jxl", ".qoi", ".dcm", ".dicom"),
+)  # not .npy: beside images, such files hold masks and features
 
 CODEC_ERRORS = {  # codes of Pillow's C code, which come without a text
     -1: "they do not fit into the image",
@@ -57,9 +64,10 @@ class Wanted:
     background: tuple[int, int, int] | None = None
     value_range: tuple[float, float] | None = None
     truncated: Truncated | None = None
+    keeps_values: bool = False  # pixels of more than 8 bits are not mapped to 8 bits
 
     @classmethod
-    def of(cls, color: Color, background: Any, value_range: Any, truncated: Any) -> Wanted:
+    def of(cls, color: Color, background: Any, value_range: Any, truncated: Any, keeps_values: bool) -> Wanted:
         """The options as a user gives them.
 
         Raises:
@@ -67,12 +75,24 @@ class Wanted:
         """
         if truncated is not None:
             one_of("truncated", truncated, get_args(Truncated))
-        return cls(color, _background(background, color), _value_range(value_range), truncated)
+        if keeps_values:
+            _check_kept(color, background, value_range)
+        return cls(color, _background(background, color), _value_range(value_range), truncated, keeps_values)
 
     @property
     def alpha_counts(self) -> bool:
         """Whether the result depends on which pixels are transparent."""
         return self.color == "rgba" or self.background is not None
+
+
+def _check_kept(color: Color, background: Any, value_range: Any) -> None:
+    given = {"color='rgba'": color == "rgba", "background": background is not None, "value_range": value_range is not None}
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(
+                f"{name} is for images of 8 bits a value, and dtype='uint16' and scale=None keep the values that files have: "
+                "leave it out, or choose dtype='uint8', or dtype='float32' with scale=(low, high)"
+            )
 
 
 def _background(given: Any, color: Color) -> tuple[int, int, int] | None:

@@ -6,6 +6,8 @@
     signed integers         refused
     with value_range=       from black to white, clipped, whatever the kind
 
+With `dtype="uint16"` and `scale=None` they are not mapped: `values.write` takes what the `*_values` functions return.
+
 A file of 16 bits does not say that its integers have 10 to 14 bits only: without `value_range` such images are dark.
 """
 
@@ -13,18 +15,19 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from ringload.images import tiff
+from ringload.images import png, tiff
 from ringload.images.captured_output import silent_opencv
-from ringload.images.formats import Wanted
+from ringload.images.formats import HEAD_BYTES, Wanted
 from ringload.images.resample import image_of
 from ringload.images.tiff import Tiff
+from ringload.images.values import BAND, Opened, Values, of_channels, opened
 
-BAND = 1 << 18  # values that are mapped at a time, so that intermediate arrays are small
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 SIGNED = "signed integers, whose values of black and white are not known: set value_range=(black, white)"
 TIFFFILE = "reading them needs tifffile, and some of them imagecodecs: pip install tifffile imagecodecs"
@@ -83,10 +86,33 @@ def image_of_values(pixels: np.ndarray) -> Image.Image:
     return image_of(pixels, MODES[pixels.shape[2]])
 
 
+def shown(values: Values, wanted: Wanted) -> Image.Image:
+    """`values`, as they are stored, in 8 bits.
+
+    Raises:
+        ValueError: their range is not known, or not as expected.
+    """
+    array, n_colors = values.array, values.n_colors
+    colors = array[:, :, :n_colors] if array.shape[2] > n_colors else array
+    if array.dtype == np.uint8 and values.n_bits <= 8:
+        wanted = replace(wanted, value_range=None)  # it is for files of more bits
+    elif values.white is not None and wanted.value_range is None:
+        wanted = replace(wanted, value_range=(0, values.white))
+    pixels = to_8_bits(colors, values.n_bits, wanted, values.is_inverted)
+    if values.alpha is None or not (wanted.alpha_counts or values.is_weighted):
+        return image_of_values(pixels)
+    opacity = to_8_bits(array[:, :, values.alpha : values.alpha + 1], values.n_bits, Wanted())
+    image = image_of_values(np.concatenate([pixels, opacity], axis=2))
+    if values.is_weighted:
+        image = image.convert("RGBA") if image.mode == "LA" else image
+        image = image_of(np.asarray(image), "RGBa").convert("RGBA")
+    return image
+
+
 # -- TIFF -----------------------------------------------------------------------------------------------------------------
 
 
-def read_tiff(data: memoryview, header: Tiff, wanted: Wanted) -> Image.Image:
+def tiff_values(data: memoryview, header: Tiff, wanted: Wanted) -> Values:
     """A TIFF file's first image, as it is stored.
 
     Raises:
@@ -96,7 +122,7 @@ def read_tiff(data: memoryview, header: Tiff, wanted: Wanted) -> Image.Image:
         raise ValueError(f"{header.description} are not supported")
     if header.n_samples < header.n_colors:
         raise ValueError(f"{header.description} cannot be RGB, as its header says")
-    if header.formats[0] == tiff.INT and wanted.value_range is None:
+    if header.formats[0] == tiff.INT and wanted.value_range is None and not wanted.keeps_values:
         raise ValueError(SIGNED)
     values = _by_opencv(data, header) if opencv_reads(header) else _by_tifffile(data, header)
     if values.shape != (header.height, header.width, header.n_samples):
@@ -104,29 +130,18 @@ def read_tiff(data: memoryview, header: Tiff, wanted: Wanted) -> Image.Image:
             f"decoded to {values.shape} values, not {header.height, header.width, header.n_samples} as its header says"
         )
     alpha = next((n for n in header.extras if n in (tiff.ASSOCIATED, tiff.UNASSOCIATED)), tiff.UNSPECIFIED)
-    channels = list(range(header.n_colors))
-    is_inverted = header.photometric == tiff.WHITE_IS_ZERO
-    pixels = to_8_bits(
-        values[:, :, channels] if header.n_samples > len(channels) else values, header.bits[0], wanted, is_inverted
-    )
-    if not alpha or (alpha == tiff.UNASSOCIATED and not wanted.alpha_counts):
-        return image_of_values(pixels)
-    at = header.n_colors + header.extras.index(alpha)
-    if at >= header.n_samples:
+    at = header.n_colors + header.extras.index(alpha) if alpha else None
+    if at is not None and at >= header.n_samples and (alpha == tiff.ASSOCIATED or wanted.alpha_counts):
         raise ValueError(f"{header.description} have no value {at + 1}, which is alpha by its header")
-    opacity = to_8_bits(values[:, :, at : at + 1], header.bits[0], Wanted())
-    image = image_of_values(np.concatenate([pixels, opacity], axis=2))
-    if alpha == tiff.ASSOCIATED:
-        image = image.convert("RGBA") if image.mode == "LA" else image
-        image = image_of(np.asarray(image), "RGBa").convert("RGBA")
-    return image
+    is_inverted, is_weighted = header.photometric == tiff.WHITE_IS_ZERO, alpha == tiff.ASSOCIATED
+    return Values(values, header.bits[0], header.n_colors, at, is_inverted, is_weighted, header.orientation)
 
 
 def pillow_reads(header: Tiff, wanted: Wanted) -> bool:
     """Whether Pillow decodes this kind of more than 8 bits rightly, to the upper 8 bits: compressed planes of RGB."""
     is_rgb = header.photometric == tiff.RGB and header.n_samples in (3, 4) and header.bits[0] == 16
     is_unsigned = header.formats[0] in (tiff.UINT, tiff.UNDEFINED)
-    return is_rgb and is_unsigned and header.is_packed_planes and wanted.value_range is None
+    return is_rgb and is_unsigned and header.is_packed_planes and wanted.value_range is None and not wanted.keeps_values
 
 
 def opencv_reads(header: Tiff) -> bool:
@@ -198,9 +213,19 @@ def _by_tifffile(data: memoryview, header: Tiff) -> np.ndarray:
     return values.reshape(values.shape if values.ndim == 3 else (*values.shape, 1))
 
 
-# -- PNM ------------------------------------------------------------------------------------------------------------------
+# -- PNG and PNM -----------------------------------------------------------------------------------------------------------
 
+PFM_HEADER = re.compile(rb"P([fF])\s+(\d{1,9})\s+(\d{1,9})\s+(-?)\d[\d.eE+-]*\s")
+PFM_PIXEL_BYTES = 20  # an array of 8 bits, an image, its conversion
 TOKEN = re.compile(rb"(?:\s|#[^\n]*\n)+(\d+)")
+
+
+def png_values(data: memoryview, color: int) -> Values:
+    """A PNG file of 16 bits, `color` by its header. OpenCV gives gray with alpha as RGBA."""
+    pixels = memoryview(png.only_pixels(data))
+    png.check_pixels(pixels)
+    values = of_channels(opencv_values(pixels))
+    return values._replace(n_colors=1) if color == png.GRAY_ALPHA else values
 
 
 def pnm_header(head: bytes) -> tuple[int, int, int]:
@@ -216,11 +241,29 @@ def pnm_header(head: bytes) -> tuple[int, int, int]:
     return width, height, white
 
 
-def read_pnm(data: memoryview, white: int, wanted: Wanted) -> Image.Image:
-    """A PNM file with values above 255, or a PFM file. Both are gray or RGB."""
+def pnm_values(data: memoryview, white: int) -> Values:
+    """A PNM file with values above 255: gray or RGB."""
     if bytes(data[1:2]) in b"23":  # decimal numbers: OpenCV reads the last one only if a byte follows
         data = memoryview(bytes(data) + b"\n")
-    values = opencv_values(data)
-    if values.dtype.kind == "f" or wanted.value_range is not None or white == 0xFFFF:
-        return image_of_values(to_8_bits(values, 16, wanted))
-    return image_of_values(_mapped(values, 0, white))
+    return of_channels(opencv_values(data))._replace(white=None if white == 0xFFFF else white)
+
+
+def open_pfm(data: memoryview) -> Opened:
+    """A PFM file: `Pf` or `PF`, width, height, and a number whose sign tells the byte order; its size is ignored, as Pillow
+    does. Rows go from the bottom to the top.
+
+    Raises:
+        ValueError: its header is not valid.
+    """
+    match = PFM_HEADER.match(data[:HEAD_BYTES])
+    if match is None:
+        raise ValueError("its header is not valid")
+    n, width, height = 3 if match[1] == b"F" else 1, int(match[2]), int(match[3])
+
+    def read() -> Values:
+        if len(data) - match.end() < height * width * n * 4:
+            raise ValueError(f"it is cut short: {len(data):,} of {match.end() + height * width * n * 4:,} bytes")
+        floats = np.frombuffer(data, "<f4" if match[4] else ">f4", height * width * n, match.end())
+        return of_channels(floats.reshape(height, width, n)[::-1])
+
+    return opened(height, width, PFM_PIXEL_BYTES, read)

@@ -10,7 +10,7 @@ from ringload.images.geometry import Box, orient, upright
 
 
 class Output:
-    """`array (H, W, C)` gets the image: uint8; or float32, and then the level, of `levels (256,) float32`, of each byte.
+    """`array (H, W, C)` gets the image: of its dtype; or with `levels (256,) float32`, the level of each byte, as float32.
 
     `orientation` is the image's, from its file: decoders set it before they ask for anything.
     """
@@ -30,10 +30,11 @@ class Output:
         return upright(self.array.shape[0], self.array.shape[1], self.orientation)
 
     def pixels(self) -> np.ndarray:
-        """An array `(h, w, C) uint8` of `stored_size`, for the pixels as the file stores them. `finish` takes it."""
+        """An array `(h, w, C)` of `stored_size` for the pixels as the file stores them, uint8 or of the dtype of `array`.
+        `finish` takes it."""
         if self.orientation == 1 and self.levels is None:
             return self.array
-        return np.empty((*self.stored_size, self.array.shape[2]), np.uint8)
+        return np.empty((*self.stored_size, self.array.shape[2]), self.array.dtype if self.levels is None else np.uint8)
 
     def finish(self, pixels: np.ndarray) -> None:
         """Turn, mirror and convert `pixels` into the output."""

@@ -1,30 +1,30 @@
 """Images by Pillow: every format, and JPEG files that the fast decoder refuses.
 
 Each file goes to the one Pillow plugin that its first bytes name: Pillow has other plugins, some of which run programs. Pixels
-that Pillow reads wrongly (of more than 8 bits, bit fields, transparent values) are read by `high_depth`, `bmp` and `png`.
+that Pillow reads wrongly (of more than 8 bits, bit fields, transparent values) are read by `high_depth`, `bmp` and `png`, and
+formats that it does not have by `OTHERS`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from functools import cache
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from ringload.images import bmp, high_depth, png, tiff
+from ringload.images import bmp, dicom, heif, high_depth, jpeg2000, jpegxl, npy, png, qoi, tiff
 from ringload.images.captured_output import Printed, noted
 from ringload.images.colors import converted, plain_converted
-from ringload.images.content_file import ContentFile
 from ringload.images.formats import FORMATS, HEAD_BYTES, Wanted, format_of, orientation_of, refusal
 from ringload.images.geometry import INVERSE
-from ringload.images.hook import Attribute, Hook
 from ringload.images.plain import decode_plain
+from ringload.images.plugins import open_by_plugin
 from ringload.images.resample import image_of
 from ringload.images.truncated import truncated
+from ringload.images.values import Opened, Values, opened
 
 # The most memory a pixel: the decoder's image, its conversion, and the array. Measured on 12 megapixels of 25 kinds, with the
 # file: lossless WebP 18.6, all others of 8 bits up to 16.0 (uncompressed RGBA); without the file: RGBA TIFF of 16 bits 17.0,
@@ -33,19 +33,15 @@ PIXEL_BYTES = 16
 WEBP_PIXEL_BYTES = 20
 WIDE_PIXEL_BYTES = 8  # added to values of more than 8 bits, and to a strip or tile: the results
 WORST_PIXEL_BYTES = 24  # of the usual kinds: RGBA of 16 bits in one strip
-PFM_PIXEL_BYTES = 12
-no_limit = Hook(Attribute(Image, "MAX_IMAGE_PIXELS", None))  # the decoder has its own limit
-OPTIONAL = ("WebP", "AVIF")  # Pillow can be built without these
-
-PLUGINS = {  # format -> Pillow's module, and its function that opens a file
-    "JPEG": ("JpegImagePlugin", "jpeg_factory"),
-    "PNG": ("PngImagePlugin", "PngImageFile"),
-    "WebP": ("WebPImagePlugin", "WebPImageFile"),
-    "BMP": ("BmpImagePlugin", "BmpImageFile"),
-    "GIF": ("GifImagePlugin", "GifImageFile"),
-    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
-    "PNM": ("PpmImagePlugin", "PpmImageFile"),
-    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+PNM_PIXEL_BYTES = 12
+KEPT_PIXEL_BYTES = 8  # added where values are kept: gray, and a channel of float32 and its copy in Pillow
+OTHERS = {  # format -> what opens it
+    "PFM": high_depth.open_pfm,
+    "HEIC": heif.open_heif,
+    "JPEG XL": jpegxl.open_jpegxl,
+    "QOI": qoi.open_qoi,
+    ".npy": npy.open_npy,
+    "DICOM": dicom.open_dicom,
 }
 
 
@@ -73,10 +69,12 @@ class PillowImage:
         self._pixel_bytes, self._more_bytes = WEBP_PIXEL_BYTES if self.format == "WebP" else PIXEL_BYTES, 0
         self._file: Any = None  # Pillow's open file
         self._opened = data  # what it reads
+        self._read: Callable[[], Values] | None = None  # reads values of more than 8 bits, if these are not Pillow's
         # not a bound method: a reference cycle would keep the pixels until gc
         self._decode: Callable[[PillowImage], Decoded] = PillowImage._by_pillow
         with self._refusing():
             self.height, self.width = OPENERS.get(self.format, PillowImage._open_by_pillow)(self)
+        self._pixel_bytes += KEPT_PIXEL_BYTES if wanted.keeps_values else 0
 
     def needed_bytes(self) -> int:
         """Memory that `decode` takes in addition to the file."""
@@ -98,6 +96,19 @@ class PillowImage:
         if is_turned:
             return pixels, 1 if exif else INVERSE.get(orientation, orientation)
         return pixels, orientation if exif else 1
+
+    def decode_values(self, exif: bool) -> Values | None:
+        """As `decode`, but the values as the file has them; None if they are of 8 bits: `decode` gives these. May be called
+        once."""
+        if (read := self._read) is None:
+            return None
+        with self._refusing():
+            values = read()
+        self._file = self._read = None
+        if values.array.dtype == np.uint8 and values.n_bits == 8 and not values.is_inverted:
+            self._decode = lambda file: _shown(values, file._wanted)
+            return None
+        return values if exif else values._replace(orientation=1)
 
     def _decode_plain(self, exif: bool) -> tuple[np.ndarray, int] | None:
         """As `decode`; None if the file is not of a plain kind, or damaged."""
@@ -124,16 +135,8 @@ class PillowImage:
 
     def _open_by_pillow(self, data: memoryview | None = None) -> tuple[int, int]:
         """Open the content, or `data` in its place; (height, width)."""
-        module, name = PLUGINS[self.format]
-        try:
-            plugin: Any = importlib.import_module(f"PIL.{module}")
-        except ImportError:
-            raise ValueError("the installed Pillow is too old for it: pip install -U pillow") from None
-        if self.format in OPTIONAL and not plugin.SUPPORTED:
-            raise ValueError("the installed Pillow was built without its decoder")
-        with no_limit(), one_thread(plugin)() if self.format == "AVIF" else nullcontext():
-            self._opened = self._data if data is None else data
-            self._file = getattr(plugin, name)(ContentFile(self._opened))
+        self._opened = self._data if data is None else data
+        self._file = open_by_plugin(self.format, self._opened)
         width, height = self._file.size
         return height, width
 
@@ -144,7 +147,7 @@ class PillowImage:
             return Decoded(self._file, orientation, is_turned=True)
         self._file.load()
         orientation = orientation_of(self._file)
-        if self.format in OPTIONAL:  # these keep a second copy of the pixels, and their decoder a third
+        if self.format in ("WebP", "AVIF"):  # these keep a second copy of the pixels, and their decoder a third
             self._file.fp = None
             vars(self._file).pop("_decoder", None)
         return Decoded(self._file, orientation)
@@ -154,8 +157,10 @@ class PillowImage:
     def _open_png(self) -> tuple[int, int]:
         self._decode = PillowImage._png
         header = png.read_png(self._head)
-        if header is not None and header.bits == 16 and (self._wanted.value_range or self._wanted.alpha_counts):
+        if header is not None and header.bits == 16:
             self._pixel_bytes += WIDE_PIXEL_BYTES
+            data = self._data
+            self._read = lambda: high_depth.png_values(data, header.color)
         try:
             return self._open_by_pillow()
         except MemoryError:
@@ -210,9 +215,7 @@ class PillowImage:
         if self._wanted.value_range is None and transparent is None:
             return image  # Pillow has taken the upper 8 bits
         self._file = None
-        data = memoryview(png.only_pixels(self._data))
-        png.check_pixels(data)
-        values = high_depth.opencv_values(data)
+        values = high_depth.png_values(self._data, color).array
         pixels = high_depth.to_8_bits(values, 16, self._wanted)
         if values.shape[2] == 4:
             pixels[:, :, 3] = values[:, :, 3] >> 8  # value_range is not for alpha
@@ -227,6 +230,8 @@ class PillowImage:
         is_never_right = header.photometric in tiff.NOT_SUPPORTED or (header.is_planar and header.n_samples > 1)
         if header.is_wide and (is_plain or is_never_right) and not high_depth.pillow_reads(header, self._wanted):
             return self._open_wide_tiff(header)
+        if header.is_wide and self._wanted.keeps_values:
+            raise ValueError(f"{header.description} are not supported but with dtype='uint8'")
         try:
             return self._open_by_pillow()
         except SyntaxError as error:
@@ -237,10 +242,11 @@ class PillowImage:
             raise
 
     def _open_wide_tiff(self, header: tiff.Tiff) -> tuple[int, int]:
-        self._pixel_bytes = header.n_samples * header.value_bytes + WIDE_PIXEL_BYTES
-        self._more_bytes += len(self._data) if header.is_turned else 0  # OpenCV gets a copy
-        self._decode = lambda file: Decoded(high_depth.read_tiff(file._data, header, file._wanted), header.orientation)
-        return header.height, header.width
+        pixel_bytes = header.n_samples * header.value_bytes + WIDE_PIXEL_BYTES
+        more_bytes = header.block_bytes + (len(self._data) if header.is_turned else 0)  # OpenCV gets a copy
+        data, wanted = self._data, self._wanted
+        read = partial(high_depth.tiff_values, data, header, wanted)
+        return self._use(opened(header.height, header.width, pixel_bytes, read, more_bytes))
 
     def _open_bmp(self) -> tuple[int, int]:
         header = bmp.read_bmp(self._head)
@@ -255,11 +261,33 @@ class PillowImage:
 
     def _open_pnm(self) -> tuple[int, int]:
         width, height, white = high_depth.pnm_header(self._head)
-        if self.format == "PNM" and white <= 255:
+        if white <= 255:
             return self._open_by_pillow()
-        self._pixel_bytes, self._more_bytes = PFM_PIXEL_BYTES + WIDE_PIXEL_BYTES, len(self._data)  # a copy with a newline
-        self._decode = lambda file: Decoded(high_depth.read_pnm(file._data, white, file._wanted), 1)
-        return height, width
+        read = partial(high_depth.pnm_values, self._data, white)
+        more_bytes = len(self._data)  # a copy with a newline
+        return self._use(opened(height, width, PNM_PIXEL_BYTES + WIDE_PIXEL_BYTES, read, more_bytes))
+
+    # -- other formats ----------------------------------------------------------------------------------------------------
+
+    def _use(self, file: Opened) -> tuple[int, int]:
+        """Decode by `file`; (height, width)."""
+        self._pixel_bytes, self._more_bytes, self._read = file.pixel_bytes, file.more_bytes, file.read
+        self._decode = lambda image: _shown(file.read(), image._wanted)
+        return file.height, file.width
+
+    def _open_other(self) -> tuple[int, int]:
+        return self._use(OTHERS[self.format](self._data))
+
+    def _open_jpeg2000(self) -> tuple[int, int]:
+        header = jpeg2000.read_jpeg2000(self._data)
+        if header.is_wide:
+            return self._use(jpeg2000.open_wide(self._data, header))
+        self._pixel_bytes = header.pixel_bytes
+        return self._open_by_pillow()
+
+
+def _shown(values: Values, wanted: Wanted) -> Decoded:
+    return Decoded(high_depth.shown(values, wanted), values.orientation)
 
 
 OPENERS: dict[str, Callable[[PillowImage], tuple[int, int]]] = {
@@ -267,11 +295,6 @@ OPENERS: dict[str, Callable[[PillowImage], tuple[int, int]]] = {
     "TIFF": PillowImage._open_tiff,
     "BMP": PillowImage._open_bmp,
     "PNM": PillowImage._open_pnm,
-    "PFM": PillowImage._open_pnm,
+    "JPEG 2000": PillowImage._open_jpeg2000,
+    **dict.fromkeys(OTHERS, PillowImage._open_other),
 }
-
-
-@cache
-def one_thread(plugin: Any) -> Hook:
-    """By default AVIF's decoder has as many threads as there are CPUs, in each worker: have it use one."""
-    return Hook(Attribute(plugin, "DEFAULT_MAX_THREADS", 1))

@@ -99,13 +99,15 @@ class Resampler:
         self._native.scale(part, inner, out, is_mirrored, levels)
         return True
 
+    def code(self, rows: float, columns: float) -> int:
+        """OpenCV's code of a filter other than "antialias", for sides that shrink by these factors."""
+        if self.interpolation == "fast":
+            return cv2.INTER_AREA if max(rows, columns) >= AREA_FROM else cv2.INTER_LINEAR
+        return CODES[self.interpolation]
+
     def _by_opencv(self, part: np.ndarray, out: np.ndarray, has_alpha: bool) -> None:
         height, width = out.shape[:2]
-        if self.interpolation == "fast":
-            is_strong = max(part.shape[0] / height, part.shape[1] / width) >= AREA_FROM
-            code = cv2.INTER_AREA if is_strong else cv2.INTER_LINEAR
-        else:
-            code = CODES[self.interpolation]
+        code = self.code(part.shape[0] / height, part.shape[1] / width)
         if has_alpha and code != cv2.INTER_NEAREST:
             weighted = np.asarray(image_of(part, "RGBA").convert("RGBa"))
             scaled = cv2.resize(weighted, (width, height), interpolation=code)

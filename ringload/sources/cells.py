@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ringload.errors import ContentTooLargeError
+from ringload.sources.contents import version_of
 from ringload.sources.disk_arrays import runs
 from ringload.sources.file_ranges import Place, RangeReader
 from ringload.sources.fingerprints import checksum
@@ -60,6 +61,10 @@ class CellContents:
         if n_bytes == 0:
             raise ValueError("an empty cell")
         return self._reader.read(place, start, n_bytes)
+
+    def version(self, index: int) -> tuple[int, int]:
+        """The size and the time of its file."""
+        return version_of(self._reader.path(int(self._cells.places[index])))
 
     def take(self, rows: np.ndarray) -> CellContents:
         """Some of the contents; the copy opens its own files."""

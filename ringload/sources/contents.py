@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from ringload.errors import ContentTooLargeError
+from ringload.images.decoder import ImageDecoder
 from ringload.sources.label_field import Label
 from ringload.sources.string_column import Strings
 
@@ -43,9 +46,33 @@ class Contents(Protocol):
         """A content, until the next is read: see `ringload.Storage.read`."""
         ...
 
+    def version(self, index: int) -> tuple[int, int]:
+        """A content's size in bytes and its time in ns, without reading it; (0, 0) where they are not known."""
+        ...
+
     def take(self, rows: np.ndarray) -> Contents:
         """The contents of some samples. The copy opens its own files."""
         ...
+
+
+def version_of(path: str) -> tuple[int, int]:
+    """The size in bytes and the time in ns of a local file."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns % (1 << 64)
+
+
+def read_and(
+    contents: Contents, index: int, decoder: ImageDecoder, use: Callable[[bytes | bytearray | memoryview], None]
+) -> None:
+    """Read a content within the limits of `decoder`, and `use` it. It is freed when `use` returns, before the turn ends."""
+    n_bytes = 0
+    try:
+        use(contents.read(index, decoder.shared_bytes))
+    except ContentTooLargeError as error:
+        n_bytes = error.n_bytes
+    if n_bytes:
+        with decoder.room_for(n_bytes):
+            use(contents.read(index, n_bytes))
 
 
 class ImageTable(NamedTuple):

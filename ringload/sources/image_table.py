@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ringload.checks import fixed_once_made, flag, height_width, in_our_words, integer, short
-from ringload.errors import ConfigError, ContentTooLargeError
+from ringload.errors import ConfigError
 from ringload.fields import Field, Row, Worker, as_fields
 from ringload.images.augment import SCALE, Dtype
 from ringload.images.decoder import ImageDecoder, worst_scratch_bytes
@@ -19,9 +19,11 @@ from ringload.images.formats import Color, Truncated
 from ringload.images.geometry import Geometry, Resize
 from ringload.images.opencv import warn_of_two
 from ringload.images.resample import Interpolation
+from ringload.sources.cached import cached
 from ringload.sources.columns import column_of, numbers, present, read_table
-from ringload.sources.contents import Contents, ImageTable
+from ringload.sources.contents import Contents, ImageTable, read_and
 from ringload.sources.fingerprints import Fingerprint, TableFingerprint, checksum
+from ringload.sources.image_steps import ImageSteps
 from ringload.sources.label_field import WEIGHT, Label, LabelFields
 from ringload.sources.labels import LabelMode, encode
 from ringload.sources.paths import paths_of
@@ -59,7 +61,11 @@ class ImageFrame:
         label_mode: "auto", "int", "categorical" (one-hot), "binary", "multi_hot" or "float"; see `ringload.sources.labels`.
         weight: a column of sample weights.
         color: "rgb" (C = 3), "gray" (1) or "rgba" (4).
-        dtype, scale: "uint8"; or "float32" with 0..255 mapped onto `scale`, (low, high).
+        dtype, scale: "uint8"; or "float32" with 0..255 mapped onto `scale`, (low, high). Or the values that files have, which
+            are not scaled: "uint16", for files of unsigned integers; or "float32" with scale=None, for files of any numbers,
+            and DICOM's rescaled values (Hounsfield units). A pixel of 12 bits is 0..4095 then, and one of 8 bits 0..255.
+            Resizing averages values; gray of colours is their luma. background, value_range and color="rgba" do not go with it.
+            AVIF files have 8 bits here.
         resize: "stretch": the whole image; "crop": the largest central part with the proportions of `size`; "random_crop": a
             random part as in torchvision's RandomResizedCrop, with its share of the area in `crop_area` and width / height in
             `crop_ratio`.
@@ -81,18 +87,20 @@ class ImageFrame:
             color="rgb" and "gray" drop alpha, so that colours of transparent pixels show, as with Pillow and torchvision.
             color="rgba" keeps alpha, which weights colours in scaling: colours of transparent pixels do not bleed.
         value_range: (black, white): the values of pixels that become 0 and 255, for files of more than 8 bits a value (PNG,
-            TIFF, PNM). None: by their kind, never by their content: 0 to 2**n - 1 for integers of n bits, 0 to the maximum in
-            the header for PNM, 0 to 1 for floats; other floats and signed integers are bad samples. 12-bit data in a 16-bit
-            file, usual in medicine, are dark without value_range=(0, 4095).
+            TIFF, PNM, HEIC, JPEG 2000, JPEG XL, .npy, DICOM). None: by their kind, never by their content: 0 to 2**n - 1 for
+            integers of n bits, 0 to the maximum in the header for PNM, 0 to 1 for floats; other floats and signed integers are
+            bad samples. 12-bit data in a 16-bit file, usual in medicine, are dark without value_range=(0, 4095).
         truncated: for files that are cut short, "refuse": they are bad samples; "pad": missing pixels are filled in, as Pillow
             does; None: as Pillow's `ImageFile.LOAD_TRUNCATED_IMAGES` is set where the image is loaded.
         read_ahead: bytes that each worker may keep of contents that it has read ahead, for paths that are URLs: more, where
             one content takes several MB and much time to come. "auto": 16 MB. It is part of `ram_budget`.
         read_options: of `pandas.read_csv` or `pandas.read_parquet`, for a table's file: {"sep": ";", "encoding": "latin-1"}.
 
-    The formats are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM and PFM, and AVIF where Pillow has it; the content tells the
-    format. Of animations and TIFF files of several images the first is taken. TIFF files with planes, with 2 or more than 4
-    values a pixel, or with odd bits need tifffile. Gray of a JPEG file is its luma.
+    The formats are JPEG, PNG, WebP, BMP, GIF, TIFF, PBM, PGM, PPM, PFM, JPEG 2000 and .npy; AVIF where Pillow has it; and, with
+    imagecodecs, pillow-heif and pydicom (the extra `formats`), HEIC, JPEG XL, QOI and DICOM. The content tells the format. Of
+    animations and files of several images or frames the first is taken. A .npy file is (height, width), or (height, width, n)
+    with n from 1 to 4. TIFF files with planes, with 2 or more than 4 values a pixel, or with odd bits need tifffile. Gray of a
+    JPEG file is its luma.
 
     Attributes: `class_names`, `class_indices` (of one label field); `filenames`, `filepaths`, `samples`, `n`; `labels`, the
     values of one label field; `rows (N,)`, the samples' rows in the table, as `df.iloc` takes them, also of a part;
@@ -116,7 +124,7 @@ class ImageFrame:
         weight: Any = None,
         color: Color = "rgb",
         dtype: Dtype = "uint8",
-        scale: tuple[float, float] = SCALE,
+        scale: tuple[float, float] | None = SCALE,
         resize: Resize = "stretch",
         crop_area: tuple[float, float] = (0.08, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -229,19 +237,22 @@ class ImageFrame:
 
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
-        row, n_bytes = out[IMAGE], 0
-        try:
-            self._decode(index, self._decoder.shared_bytes, rng, row)
-        except ContentTooLargeError as error:
-            n_bytes = error.n_bytes
-        if n_bytes:
-            with self._decoder.room_for(n_bytes):
-                self._decode(index, n_bytes, rng, row)
+        row = out[IMAGE]
+        read_and(self._contents, index, self._decoder, lambda content: self._decoder.load(content, rng, row))
         self._labels.write(index, out)
 
-    def _decode(self, index: int, max_bytes: int, rng: np.random.Generator | None, row: np.ndarray) -> None:
-        """The content of the file is freed when this returns, before the turn ends."""
-        self._decoder.load(self._contents.read(index, max_bytes), rng, row)
+    def two_steps(self, size: tuple[int, int] | None) -> ImageSteps:
+        """Loading in two steps, for `ringload.Cached`; `size` as there.
+
+        Raises:
+            ConfigError: `size` is missing, or there is no use for it; or a subclass loads samples in its own way.
+        """
+        if type(self).load is not ImageFrame.load:
+            raise ConfigError(f"Cached: {type(self).__name__} has a method load() of its own, whose samples cannot be kept")
+        table = {name: value for name, value in self.fingerprint().items() if name in ("n_rows", "paths", "rows")}
+        return ImageSteps(IMAGE, table, self._contents, self._decoder, self._labels, size)
+
+    cached = cached
 
     def rows_of(self, indices: np.ndarray) -> np.ndarray:
         """The rows of samples in the table."""

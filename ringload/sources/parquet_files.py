@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ringload.errors import ContentTooLargeError, missing
+from ringload.sources.contents import version_of
 from ringload.sources.disk_arrays import identity_of
 from ringload.sources.file_ranges import LocalFile
 from ringload.sources.group_cache import GroupCache, GroupedRows
@@ -157,6 +158,10 @@ class ParquetContents:
         if not len(content):
             raise ValueError("an empty cell")
         return content
+
+    def version(self, index: int) -> tuple[int, int]:
+        """The size and the time of its file."""
+        return version_of(self._groups.path(self._place(index)[0]))
 
     def take(self, rows: np.ndarray) -> ParquetContents:
         """Some of the contents; the copy opens its own files."""

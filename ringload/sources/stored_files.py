@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ringload.protocols import Storage
+from ringload.sources.contents import version_of
 from ringload.sources.paths import Paths
 from ringload.storage.registry import LOCAL, Factory
 
@@ -26,7 +27,8 @@ class StoredFiles:
     def __init__(self, paths: Paths, factory: Factory, ahead_bytes: int = AHEAD_BYTES) -> None:
         self._paths, self._factory = paths, factory
         self.names = paths.names
-        self.ahead_bytes = 0 if paths.scheme == LOCAL else ahead_bytes  # local ones are in the kernel's cache
+        self._is_local = paths.scheme == LOCAL
+        self.ahead_bytes = 0 if self._is_local else ahead_bytes  # local ones are in the kernel's cache
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -54,6 +56,15 @@ class StoredFiles:
         """The content of a file, until the next is read: see `ringload.Storage`."""
         try:
             return self._own().read(self._paths.key(index), max_bytes)
+        except OSError as error:
+            raise self._paths.explained(error, index) from None
+
+    def version(self, index: int) -> tuple[int, int]:
+        """The size and the time of a local file; (0, 0) of others."""
+        if not self._is_local:
+            return 0, 0
+        try:
+            return version_of(self._paths.key(index))
         except OSError as error:
             raise self._paths.explained(error, index) from None
 

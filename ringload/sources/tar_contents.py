@@ -17,6 +17,7 @@ import numpy as np
 
 from ringload.errors import ContentTooLargeError
 from ringload.protocols import ByteRange
+from ringload.sources.contents import version_of
 from ringload.sources.shard_names import Shards
 from ringload.sources.stored_files import AHEAD_BYTES
 from ringload.sources.string_column import Strings
@@ -86,6 +87,13 @@ class TarContents:
         """Whether the members are there, if the storage tells."""
         ask = getattr(self._own(), "is_ready", None)
         return ask is None or bool(ask([self._range(index) for index in indices.tolist()]))
+
+    def version(self, index: int) -> tuple[int, int]:
+        """The size of its shard, and its time; for a remote one, a checksum of its version."""
+        shard = self._shards[index]
+        if self._of.scheme == LOCAL:
+            return version_of(self._of.keys[shard])
+        return self._stats[shard].n_bytes, zlib.crc32(self._stats[shard].version.encode())
 
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """The content of a member, until the next is read.

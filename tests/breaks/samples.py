@@ -44,11 +44,11 @@ TABLE = (
             Edit("images/pillow.py", "        if not self.format:\n", "        if self._head is None:\n"),
             Edit(
                 "images/pillow.py",
-                "        module, name = PLUGINS[self.format]\n",
+                "        self._opened = self._data if data is None else data\n",
                 "        if not self.format:\n            self._file = Image.open(io.BytesIO(self._data))\n"
-                "            return self._file.size[::-1]\n        module, name = PLUGINS[self.format]\n",
+                "            return self._file.size[::-1]\n        self._opened = self._data if data is None else data\n",
             ),
-            Edit("images/pillow.py", "import importlib\n", "import importlib\nimport io\n"),
+            Edit("images/pillow.py", "from functools import partial\n", "import io\nfrom functools import partial\n"),
             Edit("images/formats.py", "name[0] in 'A'", "name[:1] == 'A'"),
         ),
         ("test_hostile.py::test_files_of_every_kind[skip]",),

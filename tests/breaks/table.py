@@ -3,9 +3,11 @@
 from tests.breaks import (
     Break,
     arrays,
+    caches,
     deaths,
     dropin,
     ends,
+    formats,
     images,
     interruptions,
     leases,
@@ -43,6 +45,8 @@ TABLE: tuple[Break, ...] = (
     *tars.TABLE,
     *dropin.TABLE,
     *arrays.TABLE,
+    *caches.TABLE,
     *images.TABLE,
+    *formats.TABLE,
     *packages.TABLE,
 )
