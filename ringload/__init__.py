@@ -26,6 +26,8 @@ from ringload.errors import (
 if TYPE_CHECKING:
     from ringload.bridge.generator import generator_from_df
     from ringload.fields import Field, Worker
+    from ringload.insight.check.findings import CheckReport
+    from ringload.insight.check.run import check
     from ringload.loader import Loader
     from ringload.order.buckets import Buckets
     from ringload.order.given import Explicit
@@ -67,6 +69,7 @@ __all__ = [
     "Buckets",
     "BudgetError",
     "ByteRange",
+    "CheckReport",
     "ConfigError",
     "ContentStat",
     "ContentTooLargeError",
@@ -97,6 +100,7 @@ __all__ = [
     "Worker",
     "WorkerDiedError",
     "Workers",
+    "check",
     "generator_from_df",
     "mix",
     "register_storage",
@@ -110,6 +114,7 @@ _HOMES = {
     "Blocks": "ringload.order.positions",
     "Buckets": "ringload.order.buckets",
     "ByteRange": "ringload.protocols",
+    "CheckReport": "ringload.insight.check.findings",
     "ContentStat": "ringload.protocols",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
@@ -131,6 +136,7 @@ _HOMES = {
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",
+    "check": "ringload.insight.check.run",
     "generator_from_df": "ringload.bridge.generator",
     "mix": "ringload.sources.mixed",
     "register_storage": "ringload.storage.registry",

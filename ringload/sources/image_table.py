@@ -258,6 +258,31 @@ class ImageFrame:
             return np.asarray(self._table[name].iloc[self.rows])
         return self._labels.named(name).of_all(len(self))
 
+    # -- for checks of the whole table --------------------------------------------------------------------------------
+
+    @property
+    def contents(self) -> Contents:
+        """The encoded images."""
+        return self._contents
+
+    def with_contents(self, contents: Contents) -> ImageFrame:
+        """The same samples, whose encoded images `contents` gives."""
+        return self._copy_with(_contents=contents)
+
+    @property
+    def max_pixels(self) -> int:
+        """Images of more pixels are bad samples."""
+        return self._decoder.max_pixels
+
+    @property
+    def label_fields(self) -> LabelFields:
+        """The fields of labels, and of weights."""
+        return self._labels
+
+    def loading_options(self) -> dict[str, Any]:
+        """The options that decide what an image becomes, as text."""
+        return self._decoder.options()
+
     # -- attributes of Keras' flow_from_dataframe ---------------------------------------------------------------------
 
     @property

@@ -26,6 +26,7 @@ class StoredFiles:
     def __init__(self, paths: Paths, factory: Factory) -> None:
         self._paths, self._factory = paths, factory
         self.names = paths.names
+        self.is_local = paths.scheme == LOCAL
         self.ahead_bytes = 0 if paths.scheme == LOCAL else AHEAD_BYTES
 
     def __len__(self) -> int:
