@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ringload.sources.string_column import Strings
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class Contents(Protocol):
@@ -43,7 +40,8 @@ class Contents(Protocol):
 
 
 class ImageTable(NamedTuple):
-    """What `ImageFrame` takes in place of a table with a column of paths: a table, and the content of each of its rows."""
+    """What `ImageFrame` takes in place of a table with a column of paths: a table, and the content of each of its rows. If no
+    column of it is asked for, the table is anything that has as many rows."""
 
-    table: pd.DataFrame
+    table: Any  # pd.DataFrame
     contents: Contents

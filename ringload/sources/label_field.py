@@ -37,9 +37,15 @@ class Label:
                 array.flags.writeable = False  # so it is not compared with the workers' copies
 
     @property
+    def named_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of its values: attribute -> array."""
+        named = {"values": self.values, "starts": self.starts, "lengths": self.lengths}
+        return {name: array for name, array in named.items() if array is not None}
+
+    @property
     def arrays(self) -> list[np.ndarray]:
         """The arrays of its values."""
-        return [array for array in (self.values, self.starts, self.lengths) if array is not None]
+        return list(self.named_arrays.values())
 
     def write(self, row: int, view: np.ndarray) -> None:
         """Write a row's value into its view."""

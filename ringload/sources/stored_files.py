@@ -24,32 +24,32 @@ class StoredFiles:
     _pid = 0  # of the process whose storage it is
 
     def __init__(self, paths: Paths, factory: Factory) -> None:
-        self._paths, self._factory = paths, factory
+        self.paths, self._factory = paths, factory
         self.names = paths.names
         self.is_local = paths.scheme == LOCAL
         self.ahead_bytes = 0 if paths.scheme == LOCAL else AHEAD_BYTES
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def key(self, index: int) -> str:
         """The absolute path of a file, or its URL."""
-        return self._paths.key(index)
+        return self.paths.key(index)
 
     def take(self, rows: np.ndarray) -> StoredFiles:
         """Some of the files, with a separate storage."""
-        return StoredFiles(self._paths.take(rows), self._factory)
+        return StoredFiles(self.paths.take(rows), self._factory)
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Begin to read some files, and do not wait for them."""
-        self._own().prefetch([self._paths.key(index) for index in indices.tolist()], self.ahead_bytes)
+        self._own().prefetch([self.paths.key(index) for index in indices.tolist()], self.ahead_bytes)
 
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """The content of a file, until the next is read: see `ringload.Storage`."""
         try:
-            return self._own().read(self._paths.key(index), max_bytes)
+            return self._own().read(self.paths.key(index), max_bytes)
         except OSError as error:
-            raise self._paths.explained(error, index) from None
+            raise self.paths.explained(error, index) from None
 
     def _own(self) -> Storage:
         if self._storage is None or self._pid != os.getpid():  # a fork makes a new one

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 20  # bad samples, and classes, that the summary names
 SHOWN_EACH_S = 0.1
+INTERRUPTED = 130  # the exit status, as of shells
 
 
 def run_check(dataset: Path, *, report: Path | None, strict: bool, ram: str, **options: Any) -> int:
@@ -37,8 +38,13 @@ def run_check(dataset: Path, *, report: Path | None, strict: bool, ram: str, **o
     frame = frame_of(dataset, **options)
     console = Console()
     begin_s = time.monotonic()
-    with _progress(console) as tell:
-        found = check(frame, report, ram_budget=ram, progress=tell, **how)
+    try:
+        with _progress(console) as tell:
+            found = check(frame, report, ram_budget=ram, progress=tell, **how)
+    except KeyboardInterrupt:
+        again = ": the same command goes on there" if report is not None else "; with --report FILE it could go on"
+        console.print(f"interrupted{again}", markup=False)
+        return INTERRUPTED
     summarize(found, console, time.monotonic() - begin_s)
     if report is not None:
         console.print(f"the report is in {escape(str(report))}")
