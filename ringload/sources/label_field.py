@@ -65,8 +65,11 @@ class Label:
         if not self.hot:
             made[...] = self.values
             return made
-        for row, view in enumerate(made):
-            self.write(row, view)
+        made[...] = 0
+        if self.starts is None or self.lengths is None:
+            made[np.arange(n_rows), self.values] = 1
+        else:
+            made[np.repeat(np.arange(n_rows), self.lengths), self.values[_spans(self.starts, self.lengths)]] = 1
         return made
 
     def class_counts(self) -> np.ndarray:

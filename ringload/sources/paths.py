@@ -27,6 +27,7 @@ import numpy as np
 
 from ringload.checks import short, warn
 from ringload.errors import ConfigError
+from ringload.log import logged_if_slow
 from ringload.sources.columns import URL, folder_of, row_name
 from ringload.sources.string_column import Strings
 from ringload.storage.registry import LOCAL, SCHEME, factory_of, is_registered, not_registered, scheme_of
@@ -97,7 +98,8 @@ def paths_of(column: pd.Series[Any], df: Any, root: str | os.PathLike[str] | Non
         ConfigError: a value is no path, or neither a path of this machine nor a URL of a registered storage; or the paths
         in a table's file start at the working directory.
     """
-    names = Strings.of(column, f"column {short(column.name)}, row", lambda row: row_name(column, row))
+    with logged_if_slow(f"the index of {len(column):,} paths"):
+        names = Strings.of(column, f"column {short(column.name)}, row", lambda row: row_name(column, row))
     of_file = folder_of(df)
     if root is not None:
         whence, folder = f"root={short(root)}", root_of(root, is_url_too=True)

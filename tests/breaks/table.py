@@ -3,6 +3,7 @@
 from tests.breaks import (
     Break,
     arrays,
+    datasets,
     deaths,
     dropin,
     ends,
@@ -35,6 +36,7 @@ TABLE: tuple[Break, ...] = (
     *processes.TABLE,
     *templates.TABLE,
     *tables.TABLE,
+    *datasets.TABLE,
     *dropin.TABLE,
     *arrays.TABLE,
     *images.TABLE,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 16  # rows that are written at a time
 UNFINISHED = ".unfinished"
+HEX = np.array([b"%02x" % byte for byte in range(256)], "S2")
 
 
 def check_writable(path: Any) -> Path:
@@ -118,6 +119,9 @@ def _known(values: np.ndarray, is_known: np.ndarray) -> Any:
     return pd.arrays.IntegerArray(values.astype(np.int64), ~is_known)
 
 
-def _hex(records: np.ndarray) -> list[str | None]:
-    """The hashes as text, as xxhsum prints them."""
-    return [record["hash"].tobytes().hex() if record["is_hashed"] else None for record in records]
+def _hex(records: np.ndarray) -> np.ndarray:
+    """The hashes as text, as xxhsum prints them: `(n,) object`."""
+    digits = HEX[np.ascontiguousarray(records["hash"]).view(np.uint8)]  # (n, 16) of two digits
+    made = digits.view("S32").reshape(-1).astype(str).astype(object)
+    made[~records["is_hashed"]] = None
+    return made
