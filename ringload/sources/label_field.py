@@ -81,7 +81,7 @@ class Label:
             return np.asarray(np.bincount(self.values.astype(np.int64), minlength=n_classes))
         if self.starts is None or self.lengths is None:
             return np.bincount(self.values, minlength=n_classes)
-        return np.bincount(self.values[_spans(self.starts, self.lengths)], minlength=n_classes)
+        return np.asarray(np.bincount(self.values[_spans(self.starts, self.lengths)], minlength=n_classes))
 
     def differ(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Whether the values of `rows (n,)` are not those of `others (n,)`: `(n,) bool`."""
@@ -100,7 +100,7 @@ class Label:
         """The classes of some rows one after another, each with the number of its row before it."""
         assert self.starts is not None
         classes = self.values[_spans(self.starts[rows], lengths)]
-        return np.repeat(np.arange(len(rows)), lengths) * (len(self.class_names) + 1) + classes
+        return np.asarray(np.repeat(np.arange(len(rows)), lengths) * (len(self.class_names) + 1) + classes)
 
     def take(self, rows: np.ndarray) -> Label:
         """The labels of some rows."""

@@ -58,7 +58,9 @@ def frame_of(dataset: Path, *, path: str | None, label: str | None, root: Path |
     Raises:
         ConfigError: it is none of these.
     """
-    given = {name: value for name, value in {"path": path, "label": label, "root": root}.items() if value is not None}
+    given: dict[str, Any] = {
+        name: value for name, value in {"path": path, "label": label, "root": root}.items() if value is not None
+    }
     if not os.path.isdir(dataset):
         return ImageFrame(dataset, **given, **options)
     if given:
