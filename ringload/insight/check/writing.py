@@ -99,7 +99,7 @@ def tables(report: CheckReport) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame(
             {
                 "row": rows,
-                "path": [os.fsdecode(names[sample]) for sample in samples.tolist()],
+                "path": pd.Series([os.fsdecode(names[sample]) for sample in samples.tolist()], dtype=object),  # maybe no UTF-8
                 "status": statuses[records["status"]],
                 "reason": [report.reasons.get(sample, "") for sample in samples.tolist()],
                 "format": formats[records["format"]],
