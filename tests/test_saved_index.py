@@ -100,7 +100,7 @@ def test_workers_map_it_and_its_parts_and_states_go_on(folder: Path) -> None:
     again = folder / "again"
     loaded.save_index(again)  # an index of an index
     assert again.read_bytes() == (folder / "index").read_bytes()
-    with pytest.raises(ConfigError, match="no table, as it was pickled or loaded from an index"):
+    with pytest.raises(ConfigError, match="loaded from an index has none, either"):
         loaded.split(0.5, by="kind")
 
 

@@ -47,9 +47,9 @@ class ImageFrame:
             strings of a .csv file an empty cell is missing, and "NA" or "None" is a string; in one of numbers they are missing.
         path: the column of paths. Relative paths start at `root`; without it, at the folder of the table's file, or for a
             DataFrame at the working directory. `root` is no sandbox: absolute paths and `..` lead out of it. `~/` and `~name/`
-            are home directories. Only regular files are read, and only as images. A warning comes if none of the first files
-            exists. Or all paths are URLs of one scheme, or start at a `root` that is a URL, and a storage is registered for the
-            scheme by `ringload.register_storage`.
+            are home directories. Only regular files are read, and only as images. A warning comes if most of a few files,
+            spread over the table, do not exist. Or all paths are URLs of one scheme, or start at a `root` that is a URL, and a
+            storage is registered for the scheme by `ringload.register_storage`.
         label: a column of classes (strings or ints), of bools, of numbers with decimals (float, Decimal), or of lists; several
             columns; a dict of field names to these; or None. The field is called `label`, except with a dict. Where
             columns have levels, a tuple names one, and a list of tuples several. A string is one class, also "red,blue".
@@ -425,7 +425,8 @@ class ImageFrame:
             return by
         if self._table is None:
             raise ConfigError(
-                f"this frame has no table, as it was pickled or loaded from an index: split by {short(by)} before, or by values"
+                f"this frame has no table, as it was pickled: split by {short(by)} before it is pickled. (A frame that was "
+                "loaded from an index has none, either: split it by values)"
             )
         return column_of(self._table, by).iloc[self.rows]
 

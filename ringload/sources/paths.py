@@ -169,9 +169,12 @@ def _of_file_url(path: bytes) -> bytes:
 def _look_for_some(paths: Paths, column: Any, whence: str, is_of_file: bool) -> None:
     """Warn if most of a few files do not exist: a wrong root is found now, and not when they are loaded. Some may be missing:
     they may be made later."""
-    rows, errors = _missing_ones(paths)
-    if 2 * len(errors) <= len(rows):
+    spread, others = _rows_to_look_for(paths)
+    errors = _missing_ones(paths, spread)
+    if 2 * len(errors) <= len(spread):
         return
+    errors |= _missing_ones(paths, others)
+    rows = sorted({*spread, *others})
     is_relative = not paths.names[0].startswith((b"/", b"~", b"file:"))
     is_of_file = is_of_file and len(errors) == len(rows) and paths.scheme == LOCAL
     here = [os.path.join(os.getcwdb(), paths.names[row]) for row in rows] if is_of_file and is_relative else []
@@ -181,30 +184,37 @@ def _look_for_some(paths: Paths, column: Any, whence: str, is_of_file: bool) -> 
             "of a table start at the folder of that file. To start at the working directory, give root='.'"
         )
     start = f"; relative paths start at {whence}" if is_relative else ""
-    row, error = next(iter(errors.items()))
-    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    n_first = min(N_LOOKED_FOR, len(rows))
+    row = min(errors)
+    reason = getattr(errors[row], "strerror", None) or f"{type(errors[row]).__name__}: {errors[row]}"
     if len(errors) < len(rows):
         which = f"{len(errors)} of {len(rows)} files that were looked for in column {short(column)} do not exist"
     else:
-        others = f", nor any of {len(rows) - n_first} others" if len(rows) > n_first else ""
-        which = f"none of the first {n_first} files of column {short(column)} exists{others}"
+        n_first = min(N_LOOKED_FOR, len(rows))
+        more = f", nor any of {len(rows) - n_first} others" if len(rows) > n_first else ""
+        which = f"none of the first {n_first} files of column {short(column)} exists{more}"
     warn(f"{which}: {reason}: {short(paths.key(row))}{start}. Such samples will be bad samples")
 
 
-def _missing_ones(paths: Paths) -> tuple[list[int], dict[int, Exception]]:
-    """The rows that were looked for, and the errors of those that are not there. No rows if the storage cannot look."""
-    n = len(paths)
+def _rows_to_look_for(paths: Paths) -> tuple[list[int], list[int]]:
+    """Rows spread over the table; and the first ones, which a message names."""
+    n_spread = N_SPREAD if paths.scheme == LOCAL else N_SPREAD_REMOTE
+    spread = np.unique(np.linspace(0, len(paths) - 1, n_spread).astype(np.int64)).tolist()
+    return spread, [row for row in range(min(N_LOOKED_FOR, len(paths))) if paths.scheme == LOCAL and row not in spread]
+
+
+def _missing_ones(paths: Paths, rows: list[int]) -> dict[int, Exception]:
+    """The errors of those files that are not there, as far as the storage can tell without reading them."""
     if paths.scheme == LOCAL:
-        spread = np.linspace(0, n - 1, N_SPREAD).astype(np.int64).tolist() if n > N_LOOKED_FOR else []
-        rows = sorted({*range(min(N_LOOKED_FOR, n)), *spread})
-        return rows, {row: error for row in rows if (error := _why_not_there(os.stat, paths, row)) is not None}
-    rows = np.unique(np.linspace(0, n - 1, N_SPREAD_REMOTE).astype(np.int64)).tolist()
-    with closing(factory_of(paths.scheme)()) as storage:
+        return {row: error for row in rows if (error := _why_not_there(os.stat, paths, row)) is not None}
+    factory = factory_of(paths.scheme)
+    kind = factory.func if isinstance(factory, functools.partial) else factory
+    if isinstance(kind, type) and not hasattr(kind, "stat"):
+        return {}
+    with closing(factory()) as storage:
         look = getattr(storage, "stat", None)
         if look is None:
-            return [], {}
-        return rows, {row: error for row in rows if (error := _why_not_there(look, paths, row)) is not None}
+            return {}
+        return {row: error for row in rows if (error := _why_not_there(look, paths, row)) is not None}
 
 
 def _why_not_there(look: Callable[[str], Any], paths: Paths, row: int) -> Exception | None:

@@ -126,8 +126,8 @@ TABLE = (
         (
             Edit(
                 "sources/paths.py",
-                "        rows = sorted({*range(min(N_LOOKED_FOR, n)), *spread})\n",
-                "        rows = sorted({*range(min(N_LOOKED_FOR, n))})\n",
+                "    spread = np.unique(np.linspace(0, len(paths) - 1, n_spread).astype(np.int64)).tolist()\n",
+                "    spread = list(range(min(N_LOOKED_FOR, len(paths))))\n",
             ),
         ),
         (f"{ROWS}::test_a_wrong_root_of_most_of_a_table_is_found",),
