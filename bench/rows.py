@@ -9,7 +9,9 @@ frame, csv, parquet    the table as a DataFrame, and as a file of it
 index                  a saved index, which is loaded
 step                   read: pandas alone; index: ImageFrame, without that; fingerprint, split (by group), save: its methods;
                        start: making a loader, with packing; first batch: after that, 64 photographs of 64 x 64 pixels
-ns, bytes a row        the time of a step; the memory of this process at its peak, beyond that before the step
+CPU s                  of this process: on a machine that does other work, what tells more than the time
+bytes a row            the memory of this process at its peak, and after the step, beyond that before the step. What others
+                       share counts in full; in the PSS of all processes, in parts
 """
 
 from __future__ import annotations
@@ -77,12 +79,15 @@ class Steps:
 
     def __call__(self, name: str, step: Callable[[], Any]) -> Any:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
-        before_bytes, begin_s = memory_bytes("VmRSS"), time.perf_counter()
+        before_bytes, begin_s, begin_cpu_s = memory_bytes("VmRSS"), time.perf_counter(), time.process_time()
         made = step()
-        took_s = time.perf_counter() - begin_s
+        took_s, cpu_s = time.perf_counter() - begin_s, time.process_time() - begin_cpu_s
         peak_bytes = memory_bytes("VmHWM") - before_bytes
         kept_bytes = memory_bytes("VmRSS") - before_bytes
-        print(json.dumps({"step": name, "s": took_s, "peak_bytes": peak_bytes, "kept_bytes": kept_bytes}), flush=True)
+        print(
+            json.dumps({"step": name, "s": took_s, "cpu_s": cpu_s, "peak_bytes": peak_bytes, "kept_bytes": kept_bytes}),
+            flush=True,
+        )
         return made
 
 
@@ -103,7 +108,7 @@ def measure(kind: str, n_rows: int, workers: int, folder: Path) -> None:
     with loader:
         steps("first batch", lambda: next(iter(loader)))
         pss = int(tree_pss_mb(os.getpid()) * 1e6)
-    print(json.dumps({"step": "all processes then, PSS", "s": 0, "peak_bytes": pss, "kept_bytes": pss}), flush=True)
+    print(json.dumps({"step": "all processes then, PSS", "s": 0, "cpu_s": 0, "peak_bytes": pss, "kept_bytes": pss}), flush=True)
     if kind != "index":
         steps("split", lambda: source.split(0.1, by=source.column("group"), how="group"))
         steps("save", lambda: source.save_index(folder / "index"))
@@ -138,7 +143,7 @@ def main(rows: int, kinds: tuple[str, ...], workers: int, here: str | None, fold
             table_file(rows, kind)
     console = Console(width=120)
     table = Table(title=f"{rows:,} rows; {machine()['cpu']}, {commit()}", title_justify="left")
-    for name in ("table", "step", "s", "ns a row", "peak, bytes a row", "kept, bytes a row"):
+    for name in ("table", "step", "s", "CPU s", "CPU ns a row", "peak, bytes a row", "kept, bytes a row"):
         table.add_column(name, justify="left" if name in ("table", "step") else "right")
     with tempfile.TemporaryDirectory(dir=data.ROOT) as made:
         for kind in kinds or KINDS:
@@ -146,7 +151,8 @@ def main(rows: int, kinds: tuple[str, ...], workers: int, here: str | None, fold
             done = subprocess.run([*command, "--folder", made], stdout=subprocess.PIPE, text=True, check=True)
             for line in map(json.loads, done.stdout.splitlines()):
                 peak, kept = (f"{line[name] / rows:,.1f}" for name in ("peak_bytes", "kept_bytes"))
-                took = (f"{line['s']:.3f}", f"{line['s'] / rows * 1e9:,.0f}") if line["s"] else ("", "")
+                times = (f"{line['s']:.3f}", f"{line['cpu_s']:.3f}", f"{line['cpu_s'] / rows * 1e9:,.0f}")
+                took = times if line["s"] else ("", "", "")
                 table.add_row(kind, line["step"], *took, peak, kept)
             table.add_section()
     console.print(table)

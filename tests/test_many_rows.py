@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 import ringload
+import ringload.log
 from ringload import ConfigError, ImageFrame
 from ringload.sources.labels import encode
 from ringload.sources.splits import rows_of_parts
@@ -82,6 +83,19 @@ def test_wrong_urls_are_found_where_the_storage_has_stat() -> None:
         ImageFrame(table, root="stat://b", size=SIZE)
         ImageFrame(table, root="blind://c", size=SIZE)
     assert set(os.listdir("/proc/self/task")) <= before  # each storage was closed
+
+
+def test_slow_steps_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    touched(tmp_path, ["a.png"])
+    pd.DataFrame({"path": ["a.png"] * 9, "kind": ["x"] * 9}).to_csv(tmp_path / "t.csv", index=False)
+    caplog.set_level("INFO", "ringload")
+    ImageFrame(tmp_path / "t.csv", label="kind", size=SIZE)
+    assert caplog.messages == []
+    monkeypatch.setattr(ringload.log, "SLOW_S", -1.0)  # all of them are slow
+    ImageFrame(tmp_path / "t.csv", label="kind", size=SIZE)
+    begins = [f"reading the table {tmp_path}/t.csv took ", "the index of 9 paths took ", "encoding the labels of 9 rows took "]
+    for message, begin in zip(caplog.messages, begins, strict=True):
+        assert message.startswith(begin)
 
 
 # -- lists ----------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ TABLE = (
                 "        elif not self.fast:\n",
             ),
         ),
-        (f"{CHECK}::test_files_of_every_kind",),
+        (f"{CHECK}::test_damaged_files_are_judged_as_the_loader_does",),
         r"assert",
     ),
     Break(
