@@ -26,6 +26,8 @@ from ringload.errors import (
 if TYPE_CHECKING:
     from ringload.bridge.generator import generator_from_df
     from ringload.fields import Field, Worker
+    from ringload.insight.check.findings import CheckReport
+    from ringload.insight.check.run import check
     from ringload.loader import Loader
     from ringload.order.buckets import Buckets
     from ringload.order.given import Explicit
@@ -77,6 +79,7 @@ __all__ = [
     "BudgetError",
     "ByteRange",
     "Cached",
+    "CheckReport",
     "ConfigError",
     "ContentStat",
     "ContentTooLargeError",
@@ -114,6 +117,7 @@ __all__ = [
     "Worker",
     "WorkerDiedError",
     "Workers",
+    "check",
     "from_dataset",
     "from_huggingface",
     "generator_from_df",
@@ -130,6 +134,7 @@ _HOMES = {
     "Buckets": "ringload.order.buckets",
     "ByteRange": "ringload.protocols",
     "Cached": "ringload.sources.cached",
+    "CheckReport": "ringload.insight.check.findings",
     "ContentStat": "ringload.protocols",
     "Explicit": "ringload.order.given",
     "Field": "ringload.fields",
@@ -158,6 +163,7 @@ _HOMES = {
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",
     "Workers": "ringload.protocols",
+    "check": "ringload.insight.check.run",
     "from_dataset": "ringload.sources.map_dataset",
     "from_huggingface": "ringload.sources.huggingface",
     "generator_from_df": "ringload.bridge.generator",

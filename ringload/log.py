@@ -1,11 +1,13 @@
 """Logs to `logging.getLogger("ringload")`: WARNING for deaths and for bad samples that are skipped or replaced, INFO for
-growth, restarts and seeks. Without a handler, Python's logging prints warnings to stderr."""
+growth, restarts, seeks, and steps over a large table that took more than a second. Without a handler, Python's logging prints
+warnings to stderr."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ringload.bad_sample import Bad
 from ringload.protocols import Observer
@@ -16,6 +18,16 @@ logger = logging.getLogger("ringload")
 FIRST_BAD = 10  # so many bad samples are logged one by one; later ones, in one line every `BAD_EVERY_S`
 BAD_EVERY_S = 60.0
 MAX_SAMPLES = 8  # named in the line of one death
+SLOW_S = 1.0  # a step that takes longer is logged
+
+
+@contextmanager
+def logged_if_slow(what: str) -> Iterator[None]:
+    """Log how long a step took, if that was long."""
+    begin_s = time.monotonic()
+    yield
+    if (took_s := time.monotonic() - begin_s) > SLOW_S:
+        logger.info("%s took %.1f s", what, took_s)
 
 
 class LogObserver(Observer):

@@ -60,6 +60,17 @@ optimizer = torch.optim.SGD(model.parameters(), 0.1)
         "loader.close()",
         "assert len(taken) == 2 and sum(len(batch.index) for batch in loader) == 8",
     ),
+    "**Large tables**": (
+        """
+import tempfile, pandas as pd
+from PIL import Image
+loader.close()
+os.chdir(tempfile.mkdtemp())
+Image.new("RGB", (9, 9)).save("a.png")
+source = ringload.ImageFrame(pd.DataFrame({"path": ["a.png"]}), size=(9, 9))
+""",
+        "assert source.filenames == ['a.png'] and source.fields['image'].shape == (224, 224, 3)",
+    ),
     "## Plug in your own": (
         "",
         """

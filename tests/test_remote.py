@@ -115,7 +115,7 @@ def test_the_same_pixels_come_from_a_web_server(photos: Path, server: WebServer,
     pixels_of(source, 0)  # in the trainer, whose connections a fork does not use
     with Loader(source, 4, workers=workers, start_method=method, **OPTIONS) as made:
         assert content(made) + content(made) == expected(photos)
-    assert sum(server.n_asked.values()) <= 2 * 24 + 1  # once an epoch, or for both if they were ahead at once
+    assert sum(server.n_asked.values()) <= 2 * 24 + 1 + 4  # once an epoch, or for both if ahead at once
 
 
 def test_requests_are_under_way_at_once(photos: Path, server: WebServer) -> None:
@@ -126,8 +126,9 @@ def test_requests_are_under_way_at_once(photos: Path, server: WebServer) -> None
 
 
 def test_a_slow_read_does_not_hold_up_those_that_are_there(photos: Path, server: WebServer) -> None:
+    source = frame(photos, server.root)
     server.held["a/00.jpg"] = threading.Event()
-    with Loader(frame(photos, server.root), 4, workers=1, shuffle=False, last="drop", **OPTIONS) as made:
+    with Loader(source, 4, workers=1, shuffle=False, last="drop", **OPTIONS) as made:
         batches = iter(made)
         taken: list[Any] = []
         waiting = threading.Thread(target=lambda: taken.append(next(batches)))
@@ -170,11 +171,34 @@ def test_what_a_server_fails_at_is_a_bad_sample_with_the_reason(
 
 @pytest.mark.parametrize("fault", [status(503), status(500), status(429, Retry_After="3600"), cut_short])
 def test_what_passes_is_tried_again(photos: Path, server: WebServer, fault: Any) -> None:
+    source = frame(photos, server.root)
     for key in server.contents:
         server.faults[key] = first(1, fault)
-    with Loader(frame(photos, server.root), 4, workers=2, **OPTIONS) as made:
+    with Loader(source, 4, workers=2, **OPTIONS) as made:
         assert content(made) + content(made) == expected(photos)
     assert min(server.n_asked.values()) >= 2
+
+
+def test_a_wrong_root_is_found_when_the_frame_is_made(photos: Path, server: WebServer) -> None:
+    with pytest.warns(UserWarning, match=r"none of the first 4 files of column 'path' exists: .*404.*/photo/a/00.jpg"):
+        frame(photos, server.url("photo"))
+    for key in list(server.contents):
+        server.faults[key] = status(403)
+    n_before = sum(server.n_asked.values())
+    with pytest.warns(UserWarning, match=r"status 403 Forbidden: a signature or a token is missing"):
+        frame(photos, server.root)
+    assert sum(server.n_asked.values()) == n_before + 1  # which says it of all
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_the_length_of_a_content(knows_ranges: bool, storages: Any) -> None:
+    with WebServer({"a": b"12345", "empty": b""}, knows_ranges=knows_ranges) as server:
+        storage = storages(HttpStorage())
+        assert storage.stat(server.url("a")).n_bytes == 5
+        if not knows_ranges:
+            assert storage.stat(server.url("empty")).n_bytes == 0
+        with pytest.raises(FileNotFoundError):
+            storage.stat(server.url("none"))
 
 
 def test_no_server_is_a_bad_sample(photos: Path, server: WebServer, storages: Any) -> None:

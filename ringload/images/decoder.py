@@ -105,6 +105,23 @@ class ImageDecoder:
         """The row of an image."""
         return self.augmenter.field
 
+    def options(self) -> dict[str, Any]:
+        """The options on which the pixels depend, but for the transform, as JSON can hold them."""
+        one, wanted = self.augmenter, self._wanted
+        return {
+            "size": [one.geometry.height, one.geometry.width],
+            "resize": one.geometry.resize,
+            "color": wanted.color,
+            "flip": one.flip,
+            "exif": self.exif,
+            "dtype": str(self.field.dtype),
+            "interpolation": self._resampler.interpolation,
+            "max_pixels": self.guaranteed_pixels,
+            "background": list(wanted.background) if wanted.background else None,
+            "value_range": list(wanted.value_range) if wanted.value_range else None,
+            "truncated": wanted.truncated,
+        }
+
     def start(self, worker: Worker) -> None:
         """Keep to the limits of this worker from now on."""
         self._worker = worker
@@ -151,8 +168,8 @@ class ImageDecoder:
             self._resampler.write(kept, box, pixels, self.color != "rgba")
         output.finish(pixels)
 
-    def options(self) -> list[Any]:
-        """All options that pixels depend on, but geometry and augmentation: JSON can hold them."""
+    def decoding(self) -> list[Any]:
+        """All options that decoded pixels depend on, but geometry and augmentation: JSON can hold them."""
         return [*astuple(self._wanted), self.exif, self._resampler.interpolation]
 
     # -- memory -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command line: `ringload plan`, `ringload demo` and `ringload pack`."""
+"""The command line: `ringload plan`, `ringload check`, `ringload pack` and `ringload demo`."""
 
 from __future__ import annotations
 
@@ -228,6 +228,41 @@ def pack(
         run_pack(given, out, columns, options)
     except (RingloadError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command(cls=Sized)
+@click.argument("dataset", type=click.Path(path_type=Path), metavar="TABLE|DIR")
+@click.option("--path", help="the table's column of paths; default: path")
+@click.option("--label", help="the table's column of classes, to count them")
+@click.option("--root", type=click.Path(path_type=Path), help="where relative paths start; default: the table's folder")
+@click.option(
+    "--size", nargs=2, type=Count(), default=(224, 224), show_default=True, metavar="H W", help="in pixels; one number for both"
+)
+@click.option("--color", type=click.Choice(["rgb", "gray", "rgba"]), default="rgb", show_default=True)
+@click.option("--truncated", type=click.Choice(["refuse", "pad"]), help="files that are cut short; default: refuse")
+@click.option("--max-pixels", type=Count(), help="larger images are bad; default: what half of the budget holds")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help=".parquet or .csv, one row a sample")
+@click.option("--fast", is_flag=True, help="look at the beginning and the end of files only: no damaged pixels, no duplicates")
+@click.option("--strict", is_flag=True, help="status 1 for duplicates and wrong suffixes, too")
+@click.option("--restart", is_flag=True, help="do not go on with the journal beside the report, which a killed check has left")
+@click.option("--ram", default="auto", show_default=True, metavar="BYTES", help="the budget: 48GB, 48GiB, 0.5, 50%")
+@click.option("--workers", type=Workers(0), default="auto", show_default=True, help="how many worker processes")
+def check(dataset: Path, **options: Any) -> None:
+    """Load each image of a dataset once, and report those that are bad.
+
+    TABLE is a .csv or .parquet file, DIR a folder with one folder of images a class, or a folder of images. The status is 0 if
+    all images are good, 1 if some are bad, 2 if the check could not be made. With --report, a check that was killed goes on
+    where it was.
+    """
+    from ringload.insight.check.command import run_check
+
+    try:
+        status = run_check(dataset, **options)
+    except RingloadError as error:
+        raise click.UsageError(_in_options(error)) from error
+    except ImportError as error:
+        raise click.UsageError(str(error)) from error
+    raise SystemExit(status)
 
 
 def _in_options(error: RingloadError) -> str:

@@ -11,6 +11,7 @@ and are copied: no other process sees changes of them.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import re
@@ -35,12 +36,13 @@ class SharedFile(FdOwner):
 
 
 class Place(NamedTuple):
-    """Bytes of a shared mapping: `n_bytes` from `start` on in the file `where`, a path or a descriptor."""
+    """Bytes of a shared mapping: `n_bytes` from `start` on in the file `where`, a path or a descriptor, with its inode."""
 
     where: str | int
     start: int
     n_bytes: int
     is_writable: bool
+    inode: int
 
 
 class UnreachableMemoryError(Exception):
@@ -96,7 +98,7 @@ class SharedMappings:
             if number == len(self._ranges) or not _follows(self._ranges[number], first, covered):
                 return None
             covered = self._ranges[number].stop
-        return Place(self._reached(first), first.offset + address - first.first, n_bytes, first.is_writable)
+        return Place(self._reached(first), first.offset + address - first.first, n_bytes, first.is_writable, first.inode)
 
     def _reached(self, mapped: _Range) -> str | int:
         if _is_of(mapped.path, mapped):
@@ -129,7 +131,11 @@ def _is_of(path: str, mapped: _Range) -> bool:
 
 
 def bytes_at(place: Place) -> np.ndarray:
-    """In a worker: the place's bytes, `(n_bytes,) uint8`, mapped shared; read-only where the trainer's are."""
+    """In a worker: the place's bytes, `(n_bytes,) uint8`, mapped shared; read-only where the trainer's are.
+
+    Raises:
+        OSError: another file has taken the place of the one that the trainer has mapped.
+    """
     prot = mmap.PROT_READ | (mmap.PROT_WRITE if place.is_writable else 0)
     if isinstance(place.where, int):
         status = os.fstat(place.where)
@@ -138,6 +144,10 @@ def bytes_at(place: Place) -> np.ndarray:
     skipped = place.start % mmap.ALLOCATIONGRANULARITY
     fd = os.open(place.where, (os.O_RDWR if place.is_writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
+        if os.fstat(fd).st_ino != place.inode:
+            raise OSError(
+                errno.ESTALE, "was replaced by another file while a loader uses it: make the loader again", place.where
+            )
         part = mmap.mmap(fd, skipped + place.n_bytes, flags=mmap.MAP_SHARED, prot=prot, offset=place.start - skipped)
     finally:
         os.close(fd)

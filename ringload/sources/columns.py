@@ -16,6 +16,7 @@ import numpy as np
 
 from ringload.checks import listed, named, nearest, short
 from ringload.errors import ConfigError, missing
+from ringload.log import logged_if_slow
 from ringload.sources.classes import plain
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def read_table(df: Any, options: Mapping[str, Any] | None = None) -> pd.DataFram
     if is_text is not None and is_text[1].lower() == "tsv" and not given.keys() & {"sep", "delimiter"}:
         given["sep"] = "\t"
     try:
-        table = pd.read_parquet(path, **given) if is_parquet else _read_text(path, given)
+        with logged_if_slow(f"reading the table {path}"):
+            table = pd.read_parquet(path, **given) if is_parquet else _read_text(path, given)
     except (ConfigError, MemoryError):
         raise
     except ImportError as error:
@@ -225,6 +227,10 @@ def numbers(column: pd.Series[Any], what: str = "a number") -> np.ndarray:
 
 
 def _converted(column: pd.Series[Any]) -> np.ndarray:
+    try:
+        return column.to_numpy(object).astype(np.float32)
+    except (TypeError, ValueError, OverflowError):
+        pass  # one of them is no number: which?
     values = np.empty(len(column), np.float32)
     for row, value in enumerate(column):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from ringload.errors import ContentTooLargeError
 from ringload.images.decoder import ImageDecoder
 from ringload.sources.label_field import Label
 from ringload.sources.string_column import Strings
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class Contents(Protocol):
@@ -77,8 +74,8 @@ def read_and(
 
 class ImageTable(NamedTuple):
     """What `ImageFrame` takes in place of a table with a column of paths: a table, and the content of each of its rows.
-    `columns` are further fields."""
+    If no column of it is asked for, the table is anything that has as many rows. `columns` are further fields."""
 
-    table: pd.DataFrame
+    table: Any  # pd.DataFrame
     contents: Contents
     columns: Sequence[Label] = ()

@@ -63,7 +63,7 @@ class ImageSteps:
         except OSError:  # a file that is missing: it is a bad sample
             has_versions = True
         first = "" if has_versions else self._contents.key(0)  # with them, files may be moved
-        return [self._table, first, shape, self._decoder.options(), pads, versions()]
+        return [self._table, first, shape, self._decoder.decoding(), pads, versions()]
 
     def start(self, worker: Worker) -> None:
         """Prepare to load in a worker."""

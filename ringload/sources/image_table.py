@@ -27,6 +27,7 @@ from ringload.sources.image_steps import ImageSteps
 from ringload.sources.label_field import WEIGHT, Label, LabelFields
 from ringload.sources.labels import LabelMode, encode
 from ringload.sources.paths import paths_of
+from ringload.sources.saved_index import load, save, table_file
 from ringload.sources.splits import NOT_GIVEN, Augment, How, are_values, chosen_rows, folds, split
 from ringload.sources.stored_files import AHEAD_BYTES, StoredFiles
 from ringload.storage.registry import factory_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IMAGE = "image"  # the name of the field of images
+OF_TABLE = {"df", "label", "classes", "label_mode", "weight", "read_options"}  # arguments that an index answers
 
 
 class ImageFrame:
@@ -47,9 +49,9 @@ class ImageFrame:
             strings of a .csv file an empty cell is missing, and "NA" or "None" is a string; in one of numbers they are missing.
         path: the column of paths. Relative paths start at `root`; without it, at the folder of the table's file, or for a
             DataFrame at the working directory. `root` is no sandbox: absolute paths and `..` lead out of it. `~/` and `~name/`
-            are home directories. Only regular files are read, and only as images. A warning comes if none of the first files
-            exists. Or all paths are URLs of one scheme, or start at a `root` that is a URL, and a storage is registered for the
-            scheme by `ringload.register_storage`.
+            are home directories. Only regular files are read, and only as images. A warning comes if most of a few files,
+            spread over the table, do not exist. Or all paths are URLs of one scheme, or start at a `root` that is a URL, and a
+            storage is registered for the scheme by `ringload.register_storage`.
         label: a column of classes (strings or ints), of bools, of numbers with decimals (float, Decimal), or of lists; several
             columns; a dict of field names to these; or None. The field is called `label`, except with a dict. Where
             columns have levels, a tuple names one, and a list of tuples several. A string is one class, also "red,blue".
@@ -140,6 +142,7 @@ class ImageFrame:
         read_options: Mapping[str, Any] | None = None,
     ) -> None:
         warn_of_two()
+        self.table_file = None if isinstance(df, ImageTable) else table_file(df)  # before it is read
         table = df.table if isinstance(df, ImageTable) else read_table(df, read_options)
         if len(table) == 0:
             raise ConfigError("the table has no rows")
@@ -278,6 +281,69 @@ class ImageFrame:
             return np.asarray(self._table[name].iloc[self.rows])
         return self._labels.named(name).of_all(len(self))
 
+    # -- for checks of the whole table --------------------------------------------------------------------------------
+
+    @property
+    def contents(self) -> Contents:
+        """The encoded images."""
+        return self._contents
+
+    def with_contents(self, contents: Contents) -> ImageFrame:
+        """The same samples, whose encoded images `contents` gives."""
+        return self._copy_with(_contents=contents)
+
+    @property
+    def max_pixels(self) -> int:
+        """Images of more pixels are bad samples."""
+        return self._decoder.max_pixels
+
+    def save_index(self, path: str | os.PathLike[str]) -> None:
+        """Save the paths, labels, weights and rows of this frame in one file, for `load_index`. An existing file is replaced.
+
+        Raises:
+            ConfigError: the file cannot be written; the table's file has changed since it was read; a class is neither a string
+                nor a number; or the images are not files of their own.
+        """
+        save(self, path)
+
+    @classmethod
+    def load_index(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        size: tuple[int, int],
+        table: str | os.PathLike[str] | None = None,
+        root: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> ImageFrame:
+        """The frame whose index was saved by `save_index`. The file is mapped: all ranks of a host and all workers share its
+        memory, and pandas is not imported. Columns that are no label of the frame are not in it.
+
+        Arguments:
+            table: the file of the table that the index is to be of. None: the file that it was made from, if it is still there.
+            root: where relative paths start, if not where they started when the index was saved.
+            size, options: how images are loaded, as in `ImageFrame`; not those of the table and its labels.
+
+        Raises:
+            ConfigError: the file is no index, is damaged, is of another version, or was made from a table with another content.
+        """
+        if of_table := sorted(options.keys() & OF_TABLE):
+            raise ConfigError(f"load_index() takes no {of_table[0]}=: an index has the labels and rows with which it was saved")
+        index = load(path, table, root)
+        first: ImageFrame = cls(ImageTable(range(1), index.contents.take(np.array([0]))), size=size, **options)
+        fields = as_fields({**first.fields, **{one.name: one.field for one in index.labels}})
+        of_index = {"rows": index.rows, "table_fingerprint": index.fingerprint, "table_file": index.file, "fields": fields}
+        return first._copy_with(_contents=index.contents, _labels=index.labels, _table=None, **of_index)
+
+    @property
+    def label_fields(self) -> LabelFields:
+        """The fields of labels, and of weights."""
+        return self._labels
+
+    def loading_options(self) -> dict[str, Any]:
+        """The options that decide what an image becomes, as text."""
+        return self._decoder.options()
+
     # -- attributes of Keras' flow_from_dataframe ---------------------------------------------------------------------
 
     @property
@@ -378,7 +444,10 @@ class ImageFrame:
         if by is None or are_values(by, len(self)):
             return by
         if self._table is None:
-            raise ConfigError(f"this frame has no table, as it was pickled: split by {short(by)} before it is pickled")
+            raise ConfigError(
+                f"this frame has no table, as it was pickled: split by {short(by)} before it is pickled. (A frame that was "
+                "loaded from an index has none, either: split it by values)"
+            )
         return column_of(self._table, by).iloc[self.rows]
 
     def without_augmentation(self, transform: Any = None) -> ImageFrame:

@@ -37,9 +37,15 @@ class Label:
                 array.flags.writeable = False  # so it is not compared with the workers' copies
 
     @property
+    def named_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of its values: attribute -> array."""
+        named = {"values": self.values, "starts": self.starts, "lengths": self.lengths}
+        return {name: array for name, array in named.items() if array is not None}
+
+    @property
     def arrays(self) -> list[np.ndarray]:
         """The arrays of its values."""
-        return [array for array in (self.values, self.starts, self.lengths) if array is not None]
+        return list(self.named_arrays.values())
 
     def write(self, row: int, view: np.ndarray) -> None:
         """Write a row's value into its view."""
@@ -59,15 +65,54 @@ class Label:
         if not self.hot:
             made[...] = self.values
             return made
-        for row, view in enumerate(made):
-            self.write(row, view)
+        made[...] = 0
+        if self.starts is None or self.lengths is None:
+            made[np.arange(n_rows), self.values] = 1
+        else:
+            made[np.repeat(np.arange(n_rows), self.lengths), self.values[_spans(self.starts, self.lengths)]] = 1
         return made
+
+    def class_counts(self) -> np.ndarray:
+        """How many rows have each class: `(n_classes,) int64`."""
+        n_classes = len(self.class_names)
+        if not self.hot:
+            if self.values.ndim == 2:  # a column of 0 and 1 for each class
+                return np.asarray(self.values.sum(axis=0, dtype=np.float64).astype(np.int64))
+            return np.asarray(np.bincount(self.values.astype(np.int64), minlength=n_classes))
+        if self.starts is None or self.lengths is None:
+            return np.bincount(self.values, minlength=n_classes)
+        return np.asarray(np.bincount(self.values[_spans(self.starts, self.lengths)], minlength=n_classes))
+
+    def differ(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Whether the values of `rows (n,)` are not those of `others (n,)`: `(n,) bool`."""
+        if self.starts is None or self.lengths is None:
+            differs = self.values[rows] != self.values[others]
+            return np.asarray(differs.any(axis=1) if differs.ndim == 2 else differs)
+        sums = np.zeros(len(rows), np.int64)
+        differs = self.lengths[rows] != self.lengths[others]
+        same = np.flatnonzero(~differs)
+        lengths = self.lengths[rows[same]]
+        one, other = (np.sort(self._keyed(which[same], lengths)) for which in (rows, others))  # a list has no order
+        np.add.at(sums, np.repeat(same, lengths), one != other)
+        return np.asarray(differs | (sums > 0))
+
+    def _keyed(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The classes of some rows one after another, each with the number of its row before it."""
+        assert self.starts is not None
+        classes = self.values[_spans(self.starts[rows], lengths)]
+        return np.asarray(np.repeat(np.arange(len(rows)), lengths) * (len(self.class_names) + 1) + classes)
 
     def take(self, rows: np.ndarray) -> Label:
         """The labels of some rows."""
         if self.starts is None or self.lengths is None:
             return replace(self, values=self.values[rows])
         return replace(self, starts=self.starts[rows], lengths=self.lengths[rows])
+
+
+def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, ..., start + length - 1 of each row, one row after another."""
+    ends = np.cumsum(lengths)
+    return np.asarray(np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0))
 
 
 @dataclass(frozen=True)

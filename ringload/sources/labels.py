@@ -23,6 +23,7 @@ import numpy as np
 from ringload.checks import listed, one_of, short
 from ringload.errors import ConfigError
 from ringload.fields import Field
+from ringload.log import logged_if_slow
 from ringload.sources.classes import (
     Classes,
     found_classes,
@@ -57,6 +58,11 @@ def encode(table: pd.DataFrame, label: Any, classes: Any, mode: Any) -> list[Lab
     Raises:
         ConfigError: the columns cannot be labels of that kind; the message names the column and the row.
     """
+    with logged_if_slow(f"encoding the labels of {len(table):,} rows"):
+        return _encode_all(table, label, classes, mode)
+
+
+def _encode_all(table: pd.DataFrame, label: Any, classes: Any, mode: Any) -> list[Label]:
     if label is None:
         if classes is not None:
             raise ConfigError("classes= is given without label=: give the column of the classes")

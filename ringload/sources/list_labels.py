@@ -1,7 +1,13 @@
-"""Labels of several values a row: a column of lists, or several columns. `labels` and `classes` have the rules."""
+"""Labels of several values a row: a column of lists, or several columns. `labels` and `classes` have the rules.
+
+A column may have 30 million lists. So what is done with each is done by C code: `map`, `chain`, NumPy. Only sets, tensors and
+lists that are wrong are looked at one by one.
+"""
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +30,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTAINERS = (list, tuple, set, frozenset, np.ndarray)
+SIMPLE = "biufOU"  # kinds of arrays that tolist() turns into Python's numbers and strings
 
 
 def rows_of_lists(column: pd.Series[Any]) -> list[Any] | None:
     """The rows of a column of lists, else None."""
     if column.dtype.kind != "O" or not _holds_many(type(column.iloc[0])):
         return None
+    values = column.tolist()
+    kinds = set(map(type, values))
+    if kinds <= {list, tuple}:
+        return values
+    are_flat = kinds == {np.ndarray} and set(map(attrgetter("ndim"), values)) == {1}
+    if are_flat and set(map(attrgetter("dtype.kind"), values)) <= set(SIMPLE):
+        return list(map(np.ndarray.tolist, values))
+    return _rows_one_by_one(column)
+
+
+def _rows_one_by_one(column: pd.Series[Any]) -> list[Any]:
+    """The rows of a column with sets, tensors, or values that are no lists."""
     rows = []
     for row, value in enumerate(column):
         if not _holds_many(type(value)):
@@ -51,7 +70,7 @@ def _holds_many(kind: type) -> bool:
 
 
 def label_of_lists(name: str, column: pd.Series[Any], lists: list[Any], classes: Any, mode: str) -> Label:
-    kinds = {type(value) for one in lists for value in one}
+    kinds = set(map(type, chain.from_iterable(lists)))
     if nested := [kind for kind in kinds if _holds_many(kind)]:
         row = next(row for row, one in enumerate(lists) if any(isinstance(value, tuple(nested)) for value in one))
         raise ConfigError(
@@ -74,14 +93,16 @@ def _are_vectors(lists: list[Any], kinds: set[type]) -> bool:
     if have_decimals(kinds):
         return True
     numbers_only = all(issubclass(kind, bool | int | float | np.generic) for kind in kinds)
-    of_one_length = len({len(one) for one in lists}) == 1 and len(lists[0]) > 1
-    return numbers_only and of_one_length and {value for one in lists for value in one} <= {0, 1}
+    of_one_length = len(set(map(len, lists))) == 1 and len(lists[0]) > 1
+    return numbers_only and of_one_length and set(chain.from_iterable(lists)) <= {0, 1}
 
 
 def _multi_hot(name: str, column: pd.Series[Any], lists: list[Any], given: Any) -> Label:
     """A list of classes a row."""
-    lengths = np.array([len(one) for one in lists], np.int64)
-    flat = plain(value for one in lists for value in one)
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    flat = list(chain.from_iterable(lists))
+    if any(issubclass(kind, np.generic) for kind in set(map(type, flat))):
+        flat = plain(flat)
     found = list(dict.fromkeys(flat))
 
     def row_of(number: int) -> str:
@@ -91,28 +112,37 @@ def _multi_hot(name: str, column: pd.Series[Any], lists: list[Any], given: Any) 
     if not found and given is None:
         raise ConfigError(f"column {short(column.name)} holds empty lists only: give the classes by classes=[...]")
     classes = found_classes(found, column) if given is None else given_classes(given)
-    twice = next((row for row, one in enumerate(lists) if len(set(plain(one))) != len(one)), None)
-    if twice is not None and all(isinstance(value, bool | int | float) for value in found):
+    are_numbers = all(isinstance(value, bool | int | float) for value in found)
+    if are_numbers and (twice := _with_a_class_twice(flat, found, lengths)) is not None:
         raise ConfigError(
             f"column {short(column.name)} names a class twice in row {row_name(column, twice)}: {short(list(lists[twice]))}. "
             "For vectors use label_mode='float'"
         )
     refuse_unknown_values(found, classes, column, row_of)
-    values = np.array([classes.numbers[value] for value in flat], np.int64)
+    values = np.fromiter(map(classes.numbers.__getitem__, flat), np.int64, len(flat))
     starts = np.zeros(len(lists), np.int64)
     np.cumsum(lengths[:-1], out=starts[1:])
     return Label(name, Field((len(classes.names),), "float32"), classes.names, values, True, starts, lengths)
 
 
+def _with_a_class_twice(flat: list[Any], found: list[Any], lengths: np.ndarray) -> int | None:
+    """The first row that names a class twice, of rows of `lengths` one after another; None if there is none."""
+    places = {value: place for place, value in enumerate(found)}
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    keyed = np.sort(rows * max(1, len(found)) + np.fromiter(map(places.__getitem__, flat), np.int64, len(flat)))
+    same = np.flatnonzero(keyed[1:] == keyed[:-1])
+    return int(keyed[same[0]] // len(found)) if len(same) else None
+
+
 def _vectors(name: str, column: pd.Series[Any], lists: list[Any]) -> Label:
     """A list of numbers a row."""
-    sizes = sorted({len(one) for one in lists})
+    sizes = sorted(set(map(len, lists)))
     if len(sizes) != 1 or sizes == [0]:
         raise ConfigError(
             f"column {short(column.name)} holds vectors of different lengths ({listed(sizes)}); a field has one shape"
         )
     try:
-        values = np.array([list(one) for one in lists], np.float32)
+        values = np.array(list(map(list, lists)), np.float32)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"column {short(column.name)} holds vectors of something other than numbers: {error}") from error
     if not np.isfinite(values).all():

@@ -238,7 +238,7 @@ def _by_rank(order: np.ndarray, counts: np.ndarray, fractions: list[float]) -> n
     parts = np.zeros(len(order), np.int64)
     ends = np.cumsum(fractions).tolist()
     starts = np.cumsum(counts) - counts  # of each value
-    limits = np.array([[0, *(round(end * int(count)) for end in ends)] for count in counts])  # (n_values, n_parts)
+    limits = np.rint(np.outer(counts, [0.0, *ends])).astype(np.int64)  # (n_values, n_parts); rounded as by round()
     for part in range(1, len(fractions) + 1):
         lengths = limits[:, part] - limits[:, part - 1]
         shifts = np.repeat(starts + limits[:, part - 1] - (np.cumsum(lengths) - lengths), lengths)

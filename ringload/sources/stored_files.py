@@ -25,48 +25,48 @@ class StoredFiles:
     _pid = 0  # of the process whose storage it is
 
     def __init__(self, paths: Paths, factory: Factory, ahead_bytes: int = AHEAD_BYTES) -> None:
-        self._paths, self._factory = paths, factory
+        self.paths, self._factory = paths, factory
         self.names = paths.names
-        self._is_local = paths.scheme == LOCAL
-        self.ahead_bytes = 0 if self._is_local else ahead_bytes  # local ones are in the kernel's cache
+        self.is_local = paths.scheme == LOCAL
+        self.ahead_bytes = 0 if self.is_local else ahead_bytes  # local ones are in the kernel's cache
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def key(self, index: int) -> str:
         """The absolute path of a file, or its URL."""
-        return self._paths.key(index)
+        return self.paths.key(index)
 
     def take(self, rows: np.ndarray) -> StoredFiles:
         """Some of the files, with a separate storage."""
-        return StoredFiles(self._paths.take(rows), self._factory, self.ahead_bytes)
+        return StoredFiles(self.paths.take(rows), self._factory, self.ahead_bytes)
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Begin to read some files, and do not wait for them."""
-        self._own().prefetch([self._paths.key(index) for index in indices.tolist()], self.ahead_bytes)
+        self._own().prefetch([self.paths.key(index) for index in indices.tolist()], self.ahead_bytes)
 
     def is_ready(self, indices: np.ndarray) -> bool:
         """Whether the files are there, if the storage tells."""
         storage = self._own()
         if (ask := getattr(storage, "is_ready", None)) is None:
             return True
-        return bool(ask([self._paths.key(index) for index in indices.tolist()]))
+        return bool(ask([self.paths.key(index) for index in indices.tolist()]))
 
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """The content of a file, until the next is read: see `ringload.Storage`."""
         try:
-            return self._own().read(self._paths.key(index), max_bytes)
+            return self._own().read(self.paths.key(index), max_bytes)
         except OSError as error:
-            raise self._paths.explained(error, index) from None
+            raise self.paths.explained(error, index) from None
 
     def version(self, index: int) -> tuple[int, int]:
         """The size and the time of a local file; (0, 0) of others."""
-        if not self._is_local:
+        if not self.is_local:
             return 0, 0
         try:
-            return version_of(self._paths.key(index))
+            return version_of(self.paths.key(index))
         except OSError as error:
-            raise self._paths.explained(error, index) from None
+            raise self.paths.explained(error, index) from None
 
     def _own(self) -> Storage:
         if self._storage is None or self._pid != os.getpid():  # a fork makes a new one

@@ -16,6 +16,7 @@ from ringload.storage.threaded import N_THREADS, ThreadedStorage
 N_TRIES = 5
 BACKOFF_S = 0.2
 MOST_BACKOFF_S = 10.0
+CONNECT_S = 10.0
 TIMEOUT_S = 30.0  # without an answer, or without a byte of it
 MAY_PASS = (429, 500, 502, 503, 504)
 MAX_REASON = 300
@@ -42,18 +43,18 @@ class HttpStorage(ThreadedStorage):
             respect_retry_after_header=False,  # which may say hours
             raise_on_status=False,
         )
-        defaults = {"retries": retries, "timeout": urllib3.Timeout(connect=TIMEOUT_S, read=TIMEOUT_S), "maxsize": n_threads}
+        defaults = {"retries": retries, "timeout": urllib3.Timeout(connect=CONNECT_S, read=TIMEOUT_S), "maxsize": n_threads}
         self._pool = urllib3.PoolManager(**{**defaults, **options, "headers": headers})
         self._headers = headers or {}
         self._broken = (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)
         self._errors = urllib3.exceptions.HTTPError
 
     def stat(self, key: str) -> ContentStat:
-        """Its length, and its ETag or time."""
-        answer = self._asked("HEAD", key, {})
-        answer.drain_conn()
-        n_bytes = answer.headers.get("Content-Length")
-        if n_bytes is None:
+        """Its length, and its ETag or time. By a GET of one byte, as signed URLs allow no HEAD."""
+        answer = self._asked("GET", key, {"Range": "bytes=0-0"})
+        answer.close()  # a server that knows no ranges sends all of it
+        n_bytes = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get("Content-Length", "")
+        if not n_bytes.isdigit():
             raise OSError(errno.EIO, "the server does not say how long it is", key)
         return ContentStat(int(n_bytes), answer.headers.get("ETag") or answer.headers.get("Last-Modified", ""))
 
@@ -99,7 +100,7 @@ class HttpStorage(ThreadedStorage):
             answer = self._pool.request(method, url, headers={**self._headers, **headers}, preload_content=False)
         except self._errors as error:
             raise OSError(errno.EIO, str(error)[:MAX_REASON], url) from None
-        if answer.status in (200, 206):
+        if answer.status in (200, 206) or (answer.status == 416 and "/" in answer.headers.get("Content-Range", "")):
             return answer
         answer.drain_conn()
         answer.release_conn()
