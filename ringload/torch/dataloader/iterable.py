@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from torch.utils.data._utils.fetch import _IterableDatasetFetcher
@@ -211,7 +211,7 @@ class IterablePass(_Counted):
         at = number - self._books.due
         return f"a batch of worker {self._books.submitted[at][0]}" if 0 <= at < len(self._books.submitted) else "a batch"
 
-    def _fail(self, error: Exception, ring: IterableRing) -> None:
+    def _fail(self, error: Exception, ring: IterableRing) -> NoReturn:
         """The pass cannot go on: raise what torch would."""
         deaths = ring.feed.deaths
         self.progress.is_finished, self._ring = True, None

@@ -248,7 +248,7 @@ class IterableSource:
             n_bytes, n_sent = error.n_bytes, 0
             self._rest = into = np.zeros(n_bytes, np.uint8)
             self._encoder.encode(value, what, into)
-        checksum = zlib.crc32(into[: min(n_bytes, CHECKED_BYTES)])
+        checksum = zlib.crc32(into[: min(n_bytes, CHECKED_BYTES)].data)
         self._mark = self._mark._replace(n_bytes=n_bytes, n_sent=n_sent, checksum=checksum)
 
 
