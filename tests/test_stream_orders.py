@@ -15,6 +15,7 @@ import pytest
 
 import ringload
 from ringload import ConfigError, Loader
+from ringload.order.stream import MAX_UNFILLED
 from tests.helpers import run
 from tests.moments import Moment, interrupt, moments
 from tests.test_stream import LENGTHS, Finite, Queue, Raising, Row, Seekable, endless, loader, made_row, rows_in, stream
@@ -130,38 +131,46 @@ def test_by_arrival_each_row_comes_once_in_the_order_of_its_part(workers: int) -
 
 
 class Blocked(Finite):
-    """Part 0 waits for a file before its row 4."""
+    """Part 0 waits before its row 4 until the pipe `go` is opened: by the test, or by part 1 at row 100."""
 
     def row(self, part: int, epoch: int, row: int) -> dict[str, Any]:
-        if part == 0 and row == 4:
-            while not (self.folder / "go").exists():  # type: ignore[operator]
+        if (part, row) == (0, 4) or (part, row) == (1, 100):
+            with open(self.folder / "go", "r" if part == 0 else "w"):  # type: ignore[operator]
                 pass
         return super().row(part, epoch, row)
 
 
 def test_a_slow_part_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    """While it waits, all other slots are filled by the other part, not every other one."""
-    with loader(stream(Blocked([40, 400], tmp_path), 2, order="arrival"), workers=2, ram_budget="600MB") as made:
+    """While it waits, the other part fills the slots, not every other one."""
+    os.mkfifo(tmp_path / "go")
+    with loader(stream(Blocked([40, 100], tmp_path), 2, order="arrival"), workers=2) as made:
         iterator = iter(made)
         first = [rows_in(next(iterator)) for _ in range(2)]
-        while made.poll().n_full < 12:  # of the slow part there is at most one more in front
+        while made.poll().n_full < 20:
             pass
-        (tmp_path / "go").touch()
-        parts = [rows_in(next(iterator))[0][0] for _ in range(12)]
-        assert parts.count(0) <= 2, (first, parts)
-        rest = list(iterator)
-    assert len(rest) + 14 == 110
+        with open(tmp_path / "go", "w"):
+            parts = [rows_in(next(iterator))[0][0] for _ in range(20)]
+        assert parts.count(0) <= MAX_UNFILLED, (first, parts)
+        assert len(list(iterator)) == 35 - 22
+
+
+def test_the_others_go_on_while_the_trainer_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    with loader(stream(Blocked([8, 200], tmp_path), 2, order="arrival"), workers=2) as made:
+        assert sorted(rows_of(made)) == [(0, 0, row) for row in range(8)] + [(1, 0, row) for row in range(200)]
 
 
 @pytest.mark.parametrize("steps", [None, 40])
-@pytest.mark.parametrize("kind", [Finite, Seekable])
-def test_by_arrival_deaths_and_states_lose_nothing(kind: Any, steps: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "order"), [(Finite, "arrival"), (Seekable, "arrival"), (Seekable, "turns")])
+def test_deaths_then_states_with_other_batch_sizes_lose_nothing(
+    kind: Any, order: str, steps: int | None, tmp_path: Path
+) -> None:
     lengths, draw = [40, 21, 60], random.Random(4)
     deadly = draw.sample([(part, 0, row) for part, n in enumerate(lengths) for row in range(n)], 6)
     rows: list[Row] = []
     state: Any = None
     for part_of_run in range(3):
-        with loader(stream(kind(lengths, tmp_path, deadly), 3, order="arrival", steps=steps), 4 - part_of_run) as made:
+        with loader(stream(kind(lengths, tmp_path, deadly), 3, order=order, steps=steps), 4 - part_of_run) as made:
             if state is not None:
                 made.load_state_dict(json.loads(state))
             iterator = iter(made)

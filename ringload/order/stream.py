@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
-import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,43 +33,13 @@ from ringload.errors import ConfigError
 from ringload.fields import Field
 from ringload.order.explicit import NO_END
 from ringload.order.loader_order import NO_GRID, Place, check_shard
+from ringload.order.stream_note import NOTE, NOTE_BYTES, Mark, read_note, write_note
 from ringload.protocols import PAD, Binding, Rows
 from ringload.system.interrupts import set_together
 
-NOTE = ".note"
-MAX_MARK_BYTES = 4000  # as JSON, with the state of a reader
-NOTE_BYTES = MAX_MARK_BYTES + 200  # of a slot, rounded up to whole bytes a row
-LENGTH = struct.Struct("<I")  # bytes of JSON behind it
+MAX_UNFILLED = 4  # batches of a part that are posted and not filled, by arrival: more would wait for a slow part
 N_BEFORE = 4  # batches that were received, and whose marks are kept: an adapter may be so far behind the loader
-
-Mark = dict[str, Any]
 _ids = itertools.count()
-
-
-def write_note(told: Mapping[str, Any], note: np.ndarray, max_bytes: int = NOTE_BYTES - LENGTH.size) -> None:
-    """Write into a slot's `note (B, n) uint8`.
-
-    Raises:
-        ConfigError: JSON cannot hold it, or it is too long.
-    """
-    try:
-        data = json.dumps(told).encode()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"state() of a stream's reader returns what JSON cannot hold: {error}") from error
-    if len(data) > max_bytes:
-        raise ConfigError(
-            f"state() of a stream's reader takes {len(data):,} bytes as JSON, and there is room for {max_bytes:,}: return "
-            "less, such as a name and a number"
-        )
-    note.reshape(-1)[: LENGTH.size + len(data)] = np.frombuffer(LENGTH.pack(len(data)) + data, np.uint8)
-
-
-def read_note(note: np.ndarray) -> dict[str, Any]:
-    """What `write_note` has written."""
-    data = note.reshape(-1)
-    (n_bytes,) = LENGTH.unpack(data[: LENGTH.size].tobytes())
-    told: dict[str, Any] = json.loads(data[LENGTH.size : LENGTH.size + n_bytes].tobytes())
-    return told
 
 
 @dataclass(frozen=True)
@@ -135,13 +103,15 @@ class StreamOrder:
         known = max((one for one in self._base if one <= epoch), default=0)
         return self._base.get(known, 0) + (epoch - known) * self._parts.steps + number
 
-    def _v(self, epoch: int, line: int, c: int) -> int:
+    def _v(self, epoch: int, line: int, c: int) -> int | None:
         if not self._parts.by_arrival:
             return c
         if (line, c) not in self._chosen:
             n_parts, ended = self._parts.n_parts, self._ends.get(epoch, {})
             parts = sorted(set(range(n_parts)) - ended.keys() or range(n_parts), key=lambda one: (one - c) % n_parts)
             part = min(parts, key=self._unfilled.count)
+            if self._unfilled.count(part) >= MAX_UNFILLED:
+                return None
             n = self._n_chosen.get((line, part), 0)
             chosen = self._chosen | {(line, c): n * n_parts + part}
             set_together((self, "_chosen", chosen), (self, "_n_chosen", self._n_chosen | {(line, part): n + 1}))
@@ -172,10 +142,12 @@ class StreamOrder:
         ends = self._ends.get(epoch, {})
         return max(ends.values()) + 1 if len(ends) == self._parts.n_parts else NO_END
 
-    def rows(self, epoch: int, number: int) -> Rows:
-        """The rows of batch `number` of `epoch`."""
+    def rows(self, epoch: int, number: int) -> Rows | None:
+        """The rows of batch `number` of `epoch`. None, by arrival: each part has enough to do."""
         line, c = self._line(epoch), self._c(epoch, number)
         v = self._v(epoch, line, c)
+        if v is None:
+            return None
         part, mark = v % self._parts.n_parts, self._mark(line, v)
         self._warn_of_lost(line, c, mark)
         at, n_parts = part * self.world + self.rank, self._parts.n_parts * self.world
@@ -200,6 +172,7 @@ class StreamOrder:
         """Note where the part goes on behind a full batch. Returns how many rows the batch shows."""
         line, c, n_parts = self._line(epoch), self._c(epoch, number), self._parts.n_parts
         v = self._v(epoch, line, c)
+        assert v is not None, "the batch was posted"
         mark = self._marks[line, v + n_parts] = read_note(slot[NOTE])["mark"]
         if mark["ended"]:
             self._ends.setdefault(epoch, {}).setdefault(v % n_parts, number)
@@ -263,6 +236,9 @@ class StreamOrder:
                 following = [n.get(part, 0) * n_parts + part for part in range(n_parts)]
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError("the state of a stream has no valid 'marks': load it as state_dict() has returned it") from error
+        behind = {v % n_parts: v for v in following}  # what was heard of later batches is of another batch size, perhaps
+        marks = there._marks.items()
+        there._marks = {at: mark for at, mark in marks if at[0] == line and at[1] <= behind[at[1] % n_parts]}
         if any(there._mark(line, v) is None for v in following):
             raise ConfigError(
                 f"the state of a stream was changed to batch {number} of epoch {epoch}, and does not say where its parts are "

@@ -17,7 +17,8 @@ from ringload.checks import flag, integer, short
 from ringload.errors import ConfigError
 from ringload.fields import Worker, as_fields
 from ringload.order.explicit import NO_END
-from ringload.order.stream import MAX_MARK_BYTES, NOTE, StreamParts, read_note, write_note
+from ringload.order.stream import StreamParts
+from ringload.order.stream_note import MAX_MARK_BYTES, NOTE, read_note, write_note
 from ringload.sources.stream_reader import Reader, Way, write_row
 
 

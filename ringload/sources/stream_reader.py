@@ -18,7 +18,7 @@ from ringload.checks import named
 from ringload.errors import without_frames
 from ringload.fields import Field, Row
 from ringload.order.permutation import permute_each, round_keys
-from ringload.order.stream import Mark
+from ringload.order.stream_note import Mark
 from ringload.protocols import NoMoreRowsError
 
 

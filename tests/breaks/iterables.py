@@ -19,7 +19,7 @@ TABLE = (
     ),
     Break(
         "after a death, the order of an IterableDataset does not know of batches that are full and not lent",
-        (),
+        ("deaths of workers that read an IterableDataset",),
         (
             Edit(
                 ORDER,
@@ -73,8 +73,8 @@ TABLE = (
     ),
     Break(
         "a row that was received when an interruption came is not received again",
-        (),
-        (Edit(PASS, "        if ring.feed.due != books.due:", "        if ring.feed.due < 0:"),),
+        ("interruptions of a pass over an IterableDataset",),
+        (Edit(PASS, "        if ring.feed.due == books.due:", "        if ring.feed.due >= 0:"),),
         (f"{ITERABLE}::test_interruptions_lose_nothing",),
         WRONG,
         60,

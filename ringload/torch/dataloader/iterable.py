@@ -7,7 +7,8 @@ takes the next rows of its worker, too; so the trainer submits one more row for 
     turns     whose batches follow, oldest first: 0 1 2 0 1 2
     arrived   worker -> what came of it, decoded, oldest first: a batch, an error in place of one, or its end
 
-Invariant: `_books` is replaced in one step, once a row's content was copied. So an interruption loses and repeats no batch.
+Invariant: `_books` is replaced in one step, and what was lent last stays in the order until then. So an interruption loses and
+repeats no batch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ringload.bad_sample import Bad
 from ringload.checks import warn
 from ringload.errors import StallError, WorkerDiedError, without_frames
 from ringload.torch.dataloader.errors import died, raised, timed_out, unusable_in_worker
+from ringload.torch.dataloader.iterable_order import Lent
 from ringload.torch.dataloader.iterable_ring import IterableRing, IterableWorkers
 from ringload.torch.dataloader.iterable_source import END, IterableSpec, Mark
 from ringload.torch.dataloader.iterators import END as NO_MORE
@@ -178,33 +180,38 @@ class IterablePass(_Counted):
         return NO_MORE
 
     def _receive(self, ring: IterableRing) -> None:
-        """Wait for the row that is due, and copy what it has."""
-        books = self._books
-        if ring.feed.due != books.due:  # an interruption came when it had been received
-            ring.feed.seek(books.due)
-        batch, bad = ring.feed.next()
-        mark, n_left = Mark(*batch["mark"][0].tolist()), int(batch["status"][0])
-        got: np.ndarray | Arrived
-        if bad:
-            got = Arrived(mark, error=self._raised(bad[0], ring))
-        elif n_left == END:
-            got = Arrived(mark, NO_MORE)
-        else:
-            got = batch["encoded"][0].copy() if n_left else self._decoded(mark, batch["encoded"][0])
-        self._books = books.received(got)
-        ring.feed.received(batch)
+        """Wait for the row that is due, and note what it has."""
+        books, bad, batch = self._books, list[Bad](), None
+        if ring.feed.due == books.due:  # else an interruption came when it had been lent
+            batch, bad = ring.feed.next()
+        lent = ring.order.lent
+        assert lent is not None, "a row is read when it is lent"
+        assert lent.number == books.due, "no row is lent before the last was noted"
+        self._books = books.received(self._arrived(lent, bad, ring))
+        ring.order.forget(lent.number)
+        if batch is not None:
+            batch.release()
 
-    def _decoded(self, mark: Mark, last: np.ndarray) -> Arrived:
+    def _arrived(self, lent: Lent, bad: list[Bad], ring: IterableRing) -> np.ndarray | Arrived:
+        """What a row has: a piece, or what comes of the worker."""
+        mark = lent.mark
+        if bad:
+            return Arrived(mark, error=raised(bad[0], self._name(lent.number, bad[0].index), ring.feed.deaths))
+        if lent.n_left == END:
+            return Arrived(mark, NO_MORE)
+        if not mark.n_bytes:
+            text = f"{self._name(lent.number, 0)} has raised an error, whose text was lost by an interruption"
+            return Arrived(mark, error=RuntimeError(text))
         self._workers.note(mark.n_bytes)
+        if lent.piece is None:
+            return Arrived(mark, lent.data, lent.error)
+        if lent.n_left:
+            return lent.piece
         pieces = self._books.pieces.get(self._books.submitted[0][0], ())
         try:
-            written = np.concatenate([*pieces, last])[: mark.n_bytes] if pieces else last
-            return Arrived(mark, decode(written, self._allow_pickle))
+            return Arrived(mark, decode(np.concatenate([*pieces, lent.piece])[: mark.n_bytes], self._allow_pickle))
         except Exception as error:  # takes the place of the batch
             return Arrived(mark, error=without_frames(error))
-
-    def _raised(self, bad: Bad, ring: IterableRing) -> Exception:
-        return raised(bad, self._name(self._books.due, bad.index), ring.feed.deaths)
 
     def _name(self, number: int, index: int) -> str:
         """The name of a row in messages."""

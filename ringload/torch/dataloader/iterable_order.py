@@ -5,27 +5,48 @@ The trainer submits rows by their number, each for a worker. A worker's rows are
 
 Invariant: a row is posted again only if all rows of its worker before it were filled, and the order has heard of them. So the
 mark before it is known, and a new worker goes on exactly there.
+
+What a row has is read in `heard`, while the engine lends it. So if an interruption comes before the trainer has noted the row,
+it is here, and no worker that lives reads anything again: its copy of the dataset may have changed in itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ringload.errors import without_frames
 from ringload.order.explicit import NO_END
 from ringload.protocols import Rows
-from ringload.torch.dataloader.iterable_source import Mark
+from ringload.torch.dataloader.iterable_source import END, Mark
 from ringload.torch.dataloader.ring import EPOCHS, NUMBERS
+from ringload.torch.dataloader.values import decode
+
+
+@dataclass(frozen=True)
+class Lent:
+    """What row `number` has: its mark and status, and a batch (`data`), a copied piece of one, or why it cannot be decoded."""
+
+    number: int
+    mark: Mark
+    n_left: int
+    data: Any = None
+    piece: np.ndarray | None = None
+    error: Exception | None = None
 
 
 class WorkerOrder:
-    """The rows of one pass at a time. An `Order`, which hears of full rows."""
+    """The rows of one pass at a time. An `Order`, which hears of full rows. `lent`: the row that was lent last."""
 
     by_part = True
 
-    def __init__(self) -> None:
+    def __init__(self, allow_pickle: bool) -> None:
         self.epoch = 0
+        self.lent: Lent | None = None
+        self._allow_pickle = allow_pickle
         self._start: tuple[Mark, ...] = ()
         self._n_passes_before = 0
         self.begin(0)
@@ -64,7 +85,19 @@ class WorkerOrder:
         return Rows(index, fields={"told": told}, part=worker)
 
     def heard(self, epoch: int, number: int, slot: Mapping[str, np.ndarray], is_lent: bool) -> int:
-        """Note where a worker goes on. Returns how many rows there are."""
+        """Note where a worker goes on, and what a row has that is lent. Returns how many rows there are."""
         if epoch == self.epoch and number in self._rows:
-            self._after[self._rows[number]] = Mark(*slot["mark"][0].tolist())
+            mark = self._after[self._rows[number]] = Mark(*slot["mark"][0].tolist())
+            if is_lent:
+                self.lent = self._read(number, mark, int(slot["status"][0]), slot["encoded"][0])
         return 1
+
+    def _read(self, number: int, mark: Mark, n_left: int, written: np.ndarray) -> Lent:
+        if n_left == END or not mark.n_bytes:
+            return Lent(number, mark, n_left)
+        if n_left or mark.n_bytes > len(written):
+            return Lent(number, mark, n_left, piece=written.copy())
+        try:
+            return Lent(number, mark, 0, decode(written, self._allow_pickle))
+        except Exception as error:  # takes the place of the batch
+            return Lent(number, mark, 0, error=without_frames(error))

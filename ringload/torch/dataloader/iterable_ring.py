@@ -30,7 +30,7 @@ class IterableRing:
         is_forked = settings.feed.start_method == "fork"
         packed = None if is_forked else pack(spec, words=WORDS, or_fork=settings.may_fork)
         of_workers = spec if packed is None else packed.data
-        self.order = WorkerOrder()
+        self.order = WorkerOrder(settings.allow_pickle)
         n_bytes = row_bytes or max(LEAST_BYTES, FIRST_BYTES * 2 // 3 // settings.n_slots // 64 * 64)
         while True:
             source = IterableSource(of_workers, n_bytes, settings.allow_pickle, settings.feed.workers)
