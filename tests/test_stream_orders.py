@@ -33,7 +33,7 @@ def rows_of(made: Loader) -> list[Row]:
 
 
 def test_rows_are_shuffled_within_their_windows() -> None:
-    found = {}
+    found: dict[int, list[list[list[Row]]]] = {}
     for workers, kind, seed in ((0, Finite, 0), (1, Seekable, 0), (3, Finite, 0), (2, Finite, 1)):
         with loader(stream(kind(LENGTHS), shuffle=WINDOW), workers=workers, seed=seed) as made:
             epochs = [rows_of(made) for _ in range(2)]

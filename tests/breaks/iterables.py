@@ -103,6 +103,14 @@ TABLE = (
         60,
     ),
     Break(
+        "a state of a stream keeps marks of batches of another size",
+        (),
+        (Edit("order/stream.py", "if at[0] == line and at[1] <= behind[at[1] % n_parts]}", "if at[0] == line}"),),
+        (f"{STREAM}::test_deaths_then_states_with_other_batch_sizes_lose_nothing",),
+        r"assert",
+        60,
+    ),
+    Break(
         "a stream is moved before its loader",
         (),
         (

@@ -103,7 +103,10 @@ class Books:
 
 
 class _Counted(Pass):
-    """Warns where a dataset gives more than its `len()`, as torch does."""
+    """Warns where a dataset gives more than its `len()`, as torch does. A pass has none, so that list() asks for none."""
+
+    def __len__(self) -> int:
+        raise TypeError("a pass over an IterableDataset has no len(): it is not known before its end")
 
     def _given(self, data: Any) -> Any:
         self._keys.number += 1
