@@ -233,10 +233,13 @@ def test_batches_that_are_larger_than_a_slot_come_in_pieces(workers: int, monkey
     monkeypatch.setattr("ringload.torch.dataloader.iterable_ring.FIRST_BYTES", 3 << 20)
     loader = DataLoader(Endless(), None, num_workers=workers)
     for _ in range(2):  # the second time with rows for the largest
-        for number, value in zip(range(24), loader, strict=False):
+        passing, n_early = iter(loader), 0
+        for number, value in zip(range(24), passing, strict=False):
             at, worker = divmod(number, workers)
             assert len(value) == ((1 << 20) if (at + worker) % 3 == 1 else 10 + at)
             assert (value == at + worker / 4).all()
+            n_early = max(n_early, sum(map(len, passing._books.arrived.values())))
+        assert n_early <= 2 * workers, "others do not run ahead of a worker whose batch has many pieces"
 
 
 # -- deaths, interruptions, states ------------------------------------------------------------------------------------
