@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -374,6 +375,35 @@ def test_interruptions_lose_nothing(times: Times, injected: Injected) -> None:
         with pytest.raises(StopIteration):
             next(passing)
     injected("interruptions of a pass over an IterableDataset", n)
+
+
+class Hangs(IterableDataset):
+    """Waits before sample 2 for a pipe that nobody opens."""
+
+    def __init__(self, pipe: Path) -> None:
+        self.pipe = pipe
+
+    def __iter__(self) -> Iterator[int]:
+        yield from (0, 1)
+        with open(self.pipe):
+            yield 2
+
+
+def test_a_dataset_that_hangs_is_a_time_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    passing = iter(DataLoader(Hangs(tmp_path / "pipe"), 2, num_workers=1, timeout=0.5))
+    assert next(passing).tolist() == [0, 1]
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0\.5 seconds: .*a batch of worker 0"):
+        next(passing)
+
+
+def test_no_batch_is_kept() -> None:
+    loader = DataLoader(Shares([5]), 2, num_workers=1, persistent_workers=True)
+    passing = iter(loader)
+    batch = weakref.ref(next(passing)["data"])
+    assert batch() is None
+    list(passing)
+    loader.close()
 
 
 def test_map_style_datasets_go_the_other_way() -> None:

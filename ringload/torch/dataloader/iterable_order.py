@@ -66,7 +66,8 @@ class WorkerOrder:
         self._rows[number] = worker, n_before
 
     def forget(self, number: int) -> None:
-        """Drop row `number`, which was received. Where its worker goes on stays known."""
+        """Drop row `number`, which was received, and what it had. Where its worker goes on stays known."""
+        self.lent = None
         if (row := self._rows.pop(number, None)) is not None:
             self._after.pop((row[0], row[1] - 1), None)
 
