@@ -130,7 +130,7 @@ TABLE = (
         (),
         (Edit(OF_ACCELERATE, "= (self.epoch, number), number + 1", "= (self.epoch, number + 1), number + 1"),),
         (ONE,),
-        r"AssertionError",
+        r"AssertionError: Traceback",
         120,
     ),
     Break(
@@ -138,7 +138,7 @@ TABLE = (
         (),
         (Edit(OF_ACCELERATE, "            self.feed.go_to(self.feed.epoch + 1, 0)\n", "            pass\n"),),
         (ONE,),
-        r"AssertionError",
+        r"AssertionError: Traceback",
         120,
     ),
     Break(
@@ -146,7 +146,7 @@ TABLE = (
         (),
         (Edit(OF_ACCELERATE, "self.first if self.resumes else 0, False", "0, False"),),
         (ONE,),
-        r"AssertionError",
+        r"AssertionError: Traceback",
         120,
     ),
     Break(
@@ -154,7 +154,7 @@ TABLE = (
         (),
         (Edit(OF_ACCELERATE, "        self.use_stateful_dataloader = True", "        self.use_stateful_dataloader = False"),),
         (ONE,),
-        r"Error",
+        r"AssertionError: Traceback",
         120,
     ),
     Break(
@@ -162,7 +162,7 @@ TABLE = (
         (),
         (Edit(OF_ACCELERATE, "    if (order.rank, order.world) != (rank, world) and not has_mesh:", "    if has_mesh:"),),
         (ONE,),
-        r"it was not refused",
+        r"AssertionError: it was not refused",
         120,
     ),
     Break(
@@ -178,7 +178,7 @@ TABLE = (
         (),
         (Edit(OF_ACCELERATE, "_with_base(skipping, base) if isinstance(base, DataLoader) else skipping", "skipping"),),
         (ONE,),
-        r"AssertionError",
+        r"AssertionError: Traceback",
         120,
     ),
 )
