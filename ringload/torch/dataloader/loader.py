@@ -34,7 +34,8 @@ What a user of torch's would notice:
 10. An IterableDataset is read as torch's workers read it: 1 and 2 do not hold, and the same numbers are drawn as with torch,
     but that persistent workers are seeded anew for each later pass. After a worker's death, and from a state, its dataset is
     read again up to its place, with the same numbers drawn; that is a RuntimeError if the dataset gives other samples then.
-    What persistent workers' copies of the dataset have changed in themselves in earlier passes is lost by a death.
+    What persistent workers' copies of the dataset have changed in themselves in earlier passes is lost by a death. A state is
+    for the same number of workers. A batch that kills its worker twice (20 times, if by a signal) ends that worker's share.
 """
 
 from __future__ import annotations
