@@ -111,21 +111,6 @@ TABLE = (
         60,
     ),
     Break(
-        "a stream is moved before its loader",
-        (),
-        (
-            Edit(
-                "loader.py",
-                "            changes = self._stream.moved(self._engine.due, (epoch, position))\n",
-                "            for change in self._stream.moved(self._engine.due, (epoch, position)):\n"
-                "                setattr(*change)\n",
-            ),
-        ),
-        (f"{STREAM}::test_an_interrupted_seek_changes_all_or_nothing",),
-        WRONG,
-        60,
-    ),
-    Break(
         "Accelerate's state has the batch that it has asked for ahead",
         (),
         (Edit(OF_ACCELERATE, "= (self.epoch, number), number + 1", "= (self.epoch, number + 1), number + 1"),),
