@@ -1,6 +1,6 @@
 """Measures orders: the time to the first batch and to resume, and how much of the batches is padding.
 
-    python -m bench.orders [--samples 30000000] [--padded 200000]
+    python -m bench.orders [--samples 30000000] [--padded 200000] [--loaded 20000]
 
 start     from a description of the order, with its weights, classes or lengths as arrays, to the indices of the first batch
 resume    the same, to those of the batch at position 20 million, or at two thirds of an epoch of fewer samples
@@ -8,12 +8,16 @@ batch     the mean of 200 batches that follow
 padding   share of the elements of all batches, for log-normal lengths of 1 to 2,048 (median 245): batches of 64 samples, each
           padded to its longest, in random order and by `Buckets`; rows of 2,048 elements by `Packed`
 
-Only the order is computed: nothing is loaded, and no process is started. Without `Packed`, whose rows have several samples, a
-batch is 64 samples.
+loaded    samples a second of such lengths, loaded by 2 workers: with `Buckets`, with `Packed`, and with torch's DataLoader and
+          a collate_fn that pads random samples to the longest; by turns, medians, ratios of the same round: see `bench.padded`
+
+But for `loaded`, only the order is computed: nothing is loaded, and no process is started. Without `Packed`, whose rows have
+several samples, a batch is 64 samples. `--samples 0`, `--padded 0` and `--loaded 0` leave a table out.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -83,9 +87,22 @@ def padding(description: Any, lengths: np.ndarray) -> float:
 @click.command()
 @click.option("--samples", default=30_000_000, show_default=True)
 @click.option("--padded", default=200_000, show_default=True, help="Samples for the share of padding.")
-def main(samples: int, padded: int) -> None:
-    """Print the times of each order, and the share of padding."""
+@click.option("--loaded", default=20_000, show_default=True, help="Samples for the throughput.")
+@click.option("--workers", default=2, show_default=True, help="Workers of each loader, for the throughput.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds, for the throughput.")
+def main(samples: int, padded: int, loaded: int, workers: int, rounds: int) -> None:
+    """Print the times of each order, the share of padding, and the throughput."""
     console = Console(width=120)
+    if samples:
+        print_times(console, samples)
+    if padded:
+        print_padding(console, padded)
+    if loaded:
+        print_throughput(console, loaded, workers, rounds)
+
+
+def print_times(console: Console, samples: int) -> None:
+    """The first table: until the first batch, and until one in the midst."""
     table = Table(title=f"{samples:,} samples, batches of {BATCH}; {machine()['cpu']}", title_justify="left")
     for name in ("order", "start", "resume", "batch", "start, to shuffle's"):
         table.add_column(name)
@@ -98,6 +115,10 @@ def main(samples: int, padded: int) -> None:
         usual = usual or start_s
         table.add_row(name, f"{start_s:.4f} s", f"{resume_s:.4f} s", f"{batch_s * 1e6:.0f} us", f"{start_s / usual:.1f}")
     console.print(table)
+
+
+def print_padding(console: Console, padded: int) -> None:
+    """The second: how much of an epoch is padding."""
     lengths = lengths_of(padded)
     packed = PackedRows.of(lengths, LONGEST, None)
     table = Table(title=f"padding, {padded:,} samples of 1 to {LONGEST:,} elements", title_justify="left")
@@ -111,6 +132,24 @@ def main(samples: int, padded: int) -> None:
         (f"Packed rows of {LONGEST:,}", 1 - int(lengths.sum()) / (packed.n_rows * LONGEST)),
     ):
         table.add_row(name, f"{share:.1%}")
+    console.print(table)
+
+
+def print_throughput(console: Console, loaded: int, workers: int, rounds: int) -> None:
+    """The third: samples that were loaded a second."""
+    from bench.padded import measure  # imports torch
+
+    lengths = lengths_of(loaded)
+    title = f"{loaded:,} samples, {workers} workers, {rounds} rounds; {machine()['cpu']}"
+    table = Table(title=title, title_justify="left")
+    for name in ("loader", "samples/s", "padding", "rate, to torch's (least to most)"):
+        table.add_column(name)
+    results = measure(lengths, LONGEST, BATCH, BUDGET, workers, rounds)
+    theirs = next(iter(results.values()))
+    for name, one in results.items():
+        ratios = sorted(their_s / own_s for their_s, own_s in zip(theirs.seconds, one.seconds, strict=True))
+        shown = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        table.add_row(name, f"{one.rate(loaded):,.0f}", f"{1 - int(lengths.sum()) / one.n_elements:.1%}", shown)
     console.print(table)
 
 

@@ -248,13 +248,14 @@ class Loader:
 
     def _make_plan(self, packed: Packed | None, usable: Usable) -> Plan:
         source, epochs = bind(self.source), self._options.epochs
+        kept_bytes = self._stream.kept_bytes if self._stream is not None else 0
         return make_plan(
             self._slot_fields,
             self.batch_size,
             self.workers,
             self._options.ram_budget,
             usable,
-            index_bytes=packed.shared_bytes + len(packed.data) if packed is not None else 0,
+            index_bytes=kept_bytes + (packed.shared_bytes + len(packed.data) if packed is not None else 0),
             source_bytes=len(packed.data) if packed is not None else 0,
             max_sample_bytes=source.scratch_bytes,
             ahead_bytes=source.ahead_bytes,
@@ -429,7 +430,7 @@ class Loader:
 
     def _seek(self, epoch: int, position: int, changes: Sequence[Change] = ()) -> None:
         if self._stream is not None and not changes and (epoch, position) != self._engine.due:
-            self._stream.moved(self._engine.due, (epoch, position))
+            changes = self._stream.moved(self._engine.due, (epoch, position))
         self._engine.seek(epoch, position, changes)
 
     def state_dict(self) -> dict[str, Any]:

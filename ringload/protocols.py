@@ -187,6 +187,8 @@ class Order(Protocol):
                                         before unfinished batches are filled again. Returns how many rows the batch shows; 0
                                         and it is not given to the trainer. `n_batches` may become smaller, but not below
                                         number + 1
+        unfilled(parts)                 called before `rows` of each batch that is posted, if the attribute `chooses` is True:
+                                        the part (`Rows.part`) of each batch that was posted and is not filled
     """
 
     def n_batches(self, epoch: int) -> int:

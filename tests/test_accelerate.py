@@ -137,6 +137,13 @@ for stateful in (False, True):
     for _ in range(0 if stateful else 2):  # torchdata's draws others than torch's
         for (index, squares), (wanted_index, wanted_squares) in zip(prepared, wanted, strict=True):
             assert torch.equal(index, wanted_index) and torch.equal(squares["square"], wanted_squares["square"])
+    if not stateful:
+        skipping = ringload.torch.skip_first_batches(prepared, 5)
+        assert type(skipping.base_dataloader) is ringload.torch.DataLoader and skipping.base_dataloader.allow_pickle
+        wanted = accelerator.skip_first_batches(wanted, 5)
+        assert [index.tolist() for index, _ in skipping] == [index.tolist() for index, _ in wanted]
+        assert sum(len(index) for index, _ in skipping) == 5  # 20 samples in batches of 3: 3 and 2 are left
+        skipping.base_dataloader.close()
     if stateful:
         for number, (index, _) in enumerate(prepared):
             if number == 2:
@@ -150,6 +157,16 @@ for stateful in (False, True):
     ours.close()
     prepared.base_dataloader.close()
 assert not hasattr(ours, "no_such_attribute")
+
+class Counting(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(range(9))
+
+said = refused(lambda: ringload.torch.prepare(accelerator, ringload.torch.DataLoader(Counting(), 3)))
+assert "Accelerate would read Counting, an IterableDataset" in said
+with made() as loader:
+    prepared = ringload.torch.prepare(accelerator, loader)
+    assert draws(ringload.torch.skip_first_batches(prepared, 4)) == draws(accelerator.skip_first_batches(prepared, 4))
 print("done")
 """
 
@@ -288,6 +305,23 @@ for strategy in ("auto", "ddp"):  # ddp: Lightning puts a DistributedSampler int
     assert sorted(sum(seen[:5], [])) == list(range(20)) and seen[:5] != seen[5:]
     kept = fit(ours, strategy=strategy, use_distributed_sampler=False)[1]
     assert kept is ours
+
+fabric = lightning.Fabric(accelerator="cpu", devices=1)
+fabric.launch()
+with made(22, shard=(0, 1)) as loader:
+    batches = ringload.torch.Batches(loader)
+    try:
+        fabric.setup_dataloaders(batches)
+    except TypeError as error:
+        assert "Only PyTorch DataLoader are currently supported" in str(error)
+    else:
+        raise AssertionError("Fabric takes Batches now: README.md says that it refuses them")
+    assert sum(len(fabric.to_device(batch)["draw"]) for batch in batches) == 22
+ours = ringload.torch.DataLoader(Squares(), 4, num_workers=1)
+wrapped = fabric.setup_dataloaders(ours)
+assert wrapped._dataloader is ours and len(wrapped) == 5
+assert [index.tolist() for index, _ in wrapped] == [list(range(at, at + 4)) for at in range(0, 20, 4)]
+ours.close()
 print("done")
 """
 

@@ -56,7 +56,7 @@ class Fed:
     def __init__(self, workers: int = 3, n_slots: int = 4, restarts: int | None = None, deadly: int = -100) -> None:
         settings = FeedSettings(workers, "auto", "forkserver", 30.0, None, restarts)
         self.source, self.n_slots = Pictures(deadly=deadly), n_slots
-        self.feed = Feed(self.source, None, Shape(self.source.fields, 6, n_slots), settings, 0, 0)
+        self.feed = Feed(self.source, None, Shape(self.source.fields, 6, n_slots), settings, ExplicitOrder(), (0, 0))
         self.rng = np.random.default_rng(7)
         self.listed: dict[int, np.ndarray] = {}
         self.n_received = 0

@@ -76,6 +76,7 @@ LONG_MODULES = {
     "workers/supervisor.py": "one state machine: start, clear, renew, close",
     "torch/dataloader/ring.py": "one state machine: learn, lay out, correct",
     "torch/dataloader/iterators.py": "two kinds of passes that share their ends",
+    "torch/dataloader/loader.py": "its text lists what differs from torch's",
     "torch/dataloader/values.py": "one format, both directions",
     "engine/engine.py": "what a loader calls",
     "protocols.py": "all seams in one file, each with an example",

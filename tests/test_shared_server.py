@@ -536,7 +536,7 @@ def test_the_drop_in_imports_torch_and_what_the_dataset_imports_once(packages: P
         assert pids <= set(packages.imports("rl_dataset"))
         loader.close()
     assert packages.imports("rl_transforms_of_dataset") == [template.pid]
-    assert [name for name in template.key.modules if "ringload.torch" in name] == ["ringload.torch.dataloader.source"]
+    assert [name for name in template.key.modules if "ringload.torch" in name] == ["ringload.torch.dataloader.iterable_source"]
     assert template in templates.running()
 
 

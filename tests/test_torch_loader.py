@@ -21,7 +21,6 @@ from msgspec.msgpack import Ext as Extension  # noqa: E402
 from torch.utils.data import (  # noqa: E402
     BatchSampler,
     Dataset,
-    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -655,11 +654,4 @@ def test_arguments() -> None:
         with pytest.warns(RuntimeWarning, match="no CUDA") as caught:
             next(iter(DataLoader(data, pin_memory=True)))
         assert caught[0].filename == __file__, "a warning names the line of the user's code"
-
-    class Stream(IterableDataset):
-        def __iter__(self) -> Iterator[int]:
-            return iter(range(3))
-
-    with pytest.raises(ringload.ConfigError, match=r"Stream is an IterableDataset.*torch.utils.data.DataLoader"):
-        DataLoader(Stream())
     assert isinstance(loader, TorchLoader)

@@ -56,6 +56,8 @@ class Schedule:
         for _ in range(min(at_most, ring.n_free, state.workers.max_ahead - ring.n_in_flight)):
             if state.settings.epochs is not None and epoch >= state.settings.epochs:
                 break
+            if state.chooses:
+                order.unfilled([one.part for one in ring.in_flight if one.undone])  # type: ignore[attr-defined]
             rows = order.rows(epoch, number)
             if rows is None:
                 break

@@ -53,7 +53,7 @@ class EngineState:
         self.observers = tuple(observers)
         # of those that do something for each batch: a call costs a microsecond there
         self.on_batch = tuple(one.on_batch for one in observers if type(one).on_batch is not Observer.on_batch)
-        self.hears = hasattr(order, "heard")
+        self.hears, self.chooses = hasattr(order, "heard"), bool(getattr(order, "chooses", False))
         self.due = due
         self.life = Lifecycle()
         self.ring = Ring(0)

@@ -65,6 +65,8 @@ class Waiting:
             if due is not None and due.flags_now == due.flags_full:
                 return  # the usual case; what else there is to hear can be heard at the next wait, too
             self._schedule.collect()  # a worker that found the pipe of results full notifies, too, and waits for room
+            if state.chooses:
+                self._schedule.post()  # those that were filled meanwhile go on
             if woken:
                 self._recovery.handle(workers.events())
             if time.monotonic() > look_s:

@@ -16,6 +16,8 @@ ENDLESS = 1 << 61  # positions of an epoch that never ends
 class ExplicitOrder:
     """The batches of one epoch at a time. An `Order`."""
 
+    by_part = False
+
     def __init__(self) -> None:
         self.epoch = 0
         self._batches: dict[int, Rows] = {}

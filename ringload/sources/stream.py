@@ -8,18 +8,18 @@ says is replaced by one that is.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 
-from ringload.checks import flag, integer, named, short
+from ringload.checks import flag, integer, short
 from ringload.errors import ConfigError
 from ringload.fields import Worker, as_fields
 from ringload.order.explicit import NO_END
-from ringload.order.stream import MAX_MARK_BYTES, NOTE, Mark, StreamParts, read_note, write_note
-from ringload.protocols import NoMoreRowsError
+from ringload.order.stream import StreamParts
+from ringload.order.stream_note import MAX_MARK_BYTES, NOTE, read_note, write_note
+from ringload.sources.stream_reader import Reader, Way, write_row
 
 
 class Stream:
@@ -35,7 +35,8 @@ class Stream:
 
     Guarantees:
     1. The order is fixed: batch c is of part c % parts, and has the next rows of that part, in their order. It does not depend
-       on the number of workers. A part is read by one worker, so more workers than parts have nothing to do.
+       on the number of workers. A part is read by one worker, so more workers than parts have nothing to do. With
+       order="arrival", which part a batch is of depends on how fast the parts are read.
     2. An epoch ends when all parts have ended, after any number of rows each. A part ends with a shorter batch, which
        `Loader(last=...)` drops, keeps or pads, as it does for the last batch of another source. With `steps`, all batches are
        whole.
@@ -58,6 +59,12 @@ class Stream:
         parts: how many parts there are on each rank. The rows of the stream have to be shared among them by `factory`.
         steps: batches of an epoch, for streams that do not end, or end anywhere: each epoch goes on where the one before has
             ended, and a part that ends is opened again at once. None: an epoch is one pass over all parts.
+        order: "turns", or "arrival": a part that is read slowly gives fewer batches then, and the others go on meanwhile, as
+            far as the ring has slots. Deaths and states lose and repeat no row either; but the order differs from run to run.
+        shuffle: rows of a part that are read at once, into a window, and given in an order that depends on the loader's seed,
+            the part, the time and the window. 0: rows come in their order. It is the same order for any number of workers,
+            after deaths and from a state; a window is read again for that, from its begin. The rows of the windows of all
+            parts are in `ram_budget`. With `replays=False` and without `seek()`, a window is lost with its worker.
         replays: for readers without `seek()`: whether opening a part again for the same epoch gives the same rows in the same
             order, as it does for files. Then it goes on by skipping rows. False, for queues and sockets: it goes on with what
             it is given.
@@ -77,6 +84,8 @@ class Stream:
         *,
         parts: int = 1,
         steps: int | None = None,
+        order: Literal["turns", "arrival"] = "turns",
+        shuffle: int = 0,
         replays: bool = True,
     ) -> None:
         if not callable(factory):
@@ -84,10 +93,20 @@ class Stream:
                 f"a Stream takes factory(part, n_parts, epoch), a function that returns an iterable, not {short(factory)}"
             )
         self.factory, self.fields = factory, as_fields(fields)
+        if order not in ("turns", "arrival"):
+            raise ConfigError(f'order is "turns" or "arrival" for a Stream, not {short(order)}')
+        if isinstance(shuffle, bool):
+            raise ConfigError(f"shuffle is the number of rows of a window, 0 for none, not {shuffle}: such as shuffle=10_000")
+        row_bytes = sum(field.row_bytes for field in self.fields.values())
         self.default_order = StreamParts(
-            integer("parts", parts, 1), None if steps is None else integer("steps", steps, 1), flag("replays", replays)
+            integer("parts", parts, 1),
+            None if steps is None else integer("steps", steps, 1),
+            flag("replays", replays),
+            n_window := integer("shuffle", shuffle, 0),
+            n_window * row_bytes,
+            order == "arrival",
         )
-        self._readers: dict[tuple[int, int], _Reader] = {}
+        self._readers: dict[tuple[int, int], Reader] = {}
 
     def __len__(self) -> int:
         """More than there can be, as it is not known."""
@@ -107,11 +126,13 @@ class Stream:
         """Go to the place where the part goes on."""
         self._note = rows[NOTE]
         told = read_note(self._note)
+        order = self.default_order
         self._n_parts, key, mark = told["n_parts"], (told["id"], told["part"]), told["mark"]
         self._n_taken = 0  # of the rows of this task
         reader = self._readers.get(key)
         if mark is not None and (reader is None or not reader.goes_on_at(mark)):
-            reader = self._readers[key] = _Reader(self, told["part"], self._n_parts, mark)
+            way = Way(self.factory, self.fields, self._n_parts, order.replays, order.steps is not None, order.n_window)
+            reader = self._readers[key] = Reader(way, told["part"], told["seed"], mark)
         if reader is None:
             raise RuntimeError(f"part {told['part']} of a stream has no reader: this is an error of ringload")
         self._reader = reader
@@ -121,13 +142,7 @@ class Stream:
         for _ in range(out.number - self._n_taken):  # rows that have killed their worker are not loaded, and are read now
             self._reader.take()
         self._n_taken = out.number + 1
-        row = self._reader.take()
-        if not isinstance(row, Mapping):
-            raise TypeError(f"a row of a stream is a dict of field -> value, not {named(row)}")
-        if lacking := [name for name in self.fields if name not in row]:
-            raise ValueError(f"a row of a stream lacks the fields {lacking}")
-        for name, value in row.items():
-            out[name] = value
+        write_row(self._reader.take(), out, self.fields)
 
     def load_again(self) -> bool:
         """Rows cannot be read again."""
@@ -141,101 +156,3 @@ class Stream:
         """A row in words."""
         row, part = divmod(index, self._n_parts)
         return f"row {row:,} of part {part} of {self._n_parts}"
-
-
-class _Reader:
-    """Reads a part from a mark on. It is opened when its first row is read."""
-
-    def __init__(self, stream: Stream, part: int, n_parts: int, mark: Mark) -> None:
-        self._factory, self._part, self._n_parts = stream.factory, part, n_parts
-        self._replays, self._repeats = stream.default_order.replays, stream.default_order.steps is not None
-        self._place = dict(mark)
-        self._opened: Any = None  # what the factory has returned
-        self._rows: Iterator[Any] | None = None
-        self._failure = ""  # why there are no more rows
-
-    def goes_on_at(self, mark: Mark) -> bool:
-        """Whether the next row is that behind the mark. A reader that cannot be opened there goes on where it is."""
-        is_open = self._rows is not None and not self._failure and self._place["epoch"] == mark["epoch"]
-        if is_open and not self._replays and not self._is_seekable:
-            self._place = dict(mark)
-        return all(self._place[name] == mark[name] for name in ("epoch", "row", "ended"))
-
-    def mark(self) -> Mark:
-        """The mark of the next row."""
-        if self._rows is not None:
-            self._place.pop("state", None)
-            if self._is_seekable:
-                self._place["state"] = self._opened.state()
-        return self._place
-
-    def take(self) -> Any:
-        """The next row.
-
-        Raises:
-            NoMoreRowsError: the part has ended.
-        """
-        if self._failure:
-            raise RuntimeError(self._failure)
-        if self._place["ended"]:
-            raise NoMoreRowsError
-        try:
-            if self._rows is None:
-                self._rows = self._open()
-            row = next(self._rows)
-        except StopIteration:
-            return self._after_end()
-        except Exception as error:
-            if self._rows is not None:  # it was opened
-                self._count()
-                if inspect.isgenerator(self._rows):
-                    self._failure = f"part {self._part} goes on no more: its generator has raised {type(error).__name__}"
-            raise
-        except BaseException:  # an interruption, with workers=0: it is not known whether a row was read
-            self._place["row"], self._rows = -1, None
-            raise
-        self._count()
-        return row
-
-    def _count(self) -> None:
-        self._place["row"] += 1
-        self._place["n"] += 1
-
-    def _after_end(self) -> Any:
-        place = self._place
-        if self._repeats and not place["row"]:
-            raise ValueError(f"part {self._part} of the stream has no rows: with steps=, each part needs one")
-        place.pop("state", None)
-        self._rows = self._opened = None
-        if not self._repeats:
-            place["ended"] = True
-            raise NoMoreRowsError
-        place["epoch"], place["row"] = place["epoch"] + 1, 0
-        return self.take()
-
-    @property
-    def _is_seekable(self) -> bool:
-        return all(callable(getattr(self._opened, name, None)) for name in ("state", "seek"))
-
-    def _open(self) -> Iterator[Any]:
-        rows: Iterator[Any]
-        place = self._place
-        try:
-            self._opened = self._factory(self._part, self._n_parts, place["epoch"])
-            if self._is_seekable and "state" in place:
-                self._opened.seek(place["state"])
-            rows = iter(self._opened)
-        except StopIteration as error:  # would be taken for the end of the part
-            raise RuntimeError(f"part {self._part} of the stream cannot be opened: StopIteration was raised") from error
-        is_there = self._is_seekable and "state" in place
-        for n_skipped in range(place["row"] if self._replays and not is_there else 0):
-            try:
-                next(rows)
-            except StopIteration:
-                raise ValueError(
-                    f"part {self._part} of the stream was opened again, and has {n_skipped:,} rows; {place['row']:,} were read "
-                    "before: a factory that does not give the same rows again needs replays=False, or state() and seek()"
-                ) from None
-            except Exception:  # it was told when the row was read first
-                continue
-        return rows

@@ -19,7 +19,7 @@ from ringload.loader import Loader
 from ringload.torch.batches import Batches
 from ringload.torch.dataloader.loader import DataLoader
 
-__all__ = ["Batches", "DataLoader", "prepare"]
+__all__ = ["Batches", "DataLoader", "prepare", "skip_first_batches"]
 
 
 def prepare(accelerator: Any, loader: Loader | Batches[Any] | DataLoader[Any]) -> Any:
@@ -39,17 +39,31 @@ def prepare(accelerator: Any, loader: Loader | Batches[Any] | DataLoader[Any]) -
     leaves out the sample that comes twice with last="keep" on two ranks; in other cases use last="pad", gather the field
     `valid`, too, and leave out the rows where it is False. An error of a bad sample ends the pass.
 
-    Of a `ringload.torch.DataLoader`, Accelerate shards the sampler, as it does for torch's. `skip_first_batches` makes a loader
-    of torch's own class of it, for that pass.
+    Of a `ringload.torch.DataLoader`, Accelerate shards the sampler, as it does for torch's. Its `skip_first_batches` makes a
+    loader of torch's own class of it, for that pass; `ringload.torch.skip_first_batches` keeps it.
 
     Raises:
         ConfigError: the loader has another shard than the accelerator; the accelerator has split_batches or dispatch_batches;
-            or `loader` is none of ringload's. ImportError: Accelerate is not installed.
+            `loader` is none of ringload's, or a DataLoader of an IterableDataset. ImportError: Accelerate is not installed.
     """
+    return _of_accelerate("prepare").prepare(accelerator, loader)
+
+
+def skip_first_batches(prepared: Any, n_batches: int) -> Any:
+    """As `accelerate.skip_first_batches`, for what `prepare` has returned: a loader of one pass without its first batches. A
+    `ringload.torch.DataLoader` stays one.
+
+    Raises:
+        ImportError: Accelerate is not installed.
+    """
+    return _of_accelerate("skip_first_batches").skip_first_batches(prepared, n_batches)
+
+
+def _of_accelerate(name: str) -> Any:
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"ringload.torch.prepare needs Accelerate ({error}): pip install accelerate") from error
-    from ringload.torch.accelerate import prepare as prepare_for
+        raise ImportError(f"ringload.torch.{name} needs Accelerate ({error}): pip install accelerate") from error
+    from ringload.torch import accelerate as of_ringload
 
-    return prepare_for(accelerator, loader)
+    return of_ringload

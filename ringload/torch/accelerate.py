@@ -4,8 +4,8 @@
 
 So Accelerate's own code counts batches, knows the last one, moves tensors to the device and skips batches; loading and sharding
 stay ringload's. Accelerate asks for one batch ahead of the one that it gives to the trainer: `Feed.at` counts those given.
-`skip_first_batches` makes a plain DataLoaderShard of the same Feed, with the numbers of the batches that are left. So nothing
-is loaded for skipped batches, and numbers count from the beginning of the epoch, wherever a state was loaded.
+Its `skip_first_batches` makes a plain DataLoaderShard of the same Feed, with the numbers of the batches that are left. So
+nothing is loaded for skipped batches, and numbers count from the beginning of the epoch, wherever a state was loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.utils.data
 from accelerate.data_loader import DataLoaderShard
+from accelerate.data_loader import skip_first_batches as skip
 
 from ringload.checks import short, warn
 from ringload.errors import ConfigError
@@ -178,11 +179,29 @@ def _as_it_is(batch: Any) -> Any:
 
 def _prepare_drop_in(accelerator: Any, loader: DataLoader[Any]) -> Any:
     """Accelerate makes a loader of torch's class, with samplers for this rank; then ringload's loader takes its place."""
+    if isinstance(loader.dataset, torch.utils.data.IterableDataset):
+        raise ConfigError(
+            f"Accelerate would read {type(loader.dataset).__name__}, an IterableDataset, with a loader of torch's: iterate "
+            "over the DataLoader itself, and let the dataset give each rank its share (accelerator.process_index)"
+        )
     vars(loader)["_is_accelerate_prepared"] = False  # else Accelerate is told that it would replace this loader
-    prepared = accelerator.prepare_data_loader(loader)
+    prepared = _with_base(accelerator.prepare_data_loader(loader), loader)
+    prepared._is_accelerate_prepared = True
+    if prepared.use_stateful_dataloader:
+        prepared.dl_state_dict = prepared.base_dataloader.state_dict()
+    return prepared
+
+
+def _with_base(prepared: Any, loader: DataLoader[Any]) -> Any:
+    """Accelerate's loader, with one of ringload's in it, which has the samplers that Accelerate has made."""
     base = copy.copy(loader)
     vars(base).update({name: getattr(prepared.base_dataloader, name) for name in ("batch_sampler", "sampler")})
-    prepared.base_dataloader, prepared._is_accelerate_prepared = base, True
-    if prepared.use_stateful_dataloader:
-        prepared.dl_state_dict = base.state_dict()
+    prepared.base_dataloader = base
     return prepared
+
+
+def skip_first_batches(prepared: Any, n_batches: int) -> Any:
+    """See `ringload.torch.skip_first_batches`."""
+    skipping = skip(prepared, n_batches)
+    base = getattr(prepared, "base_dataloader", None)
+    return _with_base(skipping, base) if isinstance(base, DataLoader) else skipping

@@ -31,7 +31,7 @@ TABLE = (
     Break(
         "a reader that seeks skips the rows as well",
         (),
-        (Edit("sources/stream.py", "if self._replays and not is_there else 0", "if self._replays else 0"),),
+        (Edit("sources/stream_reader.py", "if self._way.replays and not is_there else 0", "if self._way.replays else 0"),),
         (f"{STREAM}::test_resuming_anywhere",),
         r"assert|Error",
         60,

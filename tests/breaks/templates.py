@@ -180,7 +180,7 @@ TABLE = (
     Break(
         "the drop-in begins its imports when it is iterated",
         (),
-        (Edit("torch/dataloader/loader.py", "            begin_imports(self._ring_settings().feed)\n", "            pass\n"),),
+        (Edit("torch/dataloader/loader.py", "            begin_imports(self.ring_settings().feed)\n", "            pass\n"),),
         (f"{HERE}::test_the_drop_in_imports_torch_and_what_the_dataset_imports_once",),
         r"not enough values",
     ),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,9 +23,8 @@ from ringload.engine.engine import Engine
 from ringload.engine.state import Settings
 from ringload.fields import Field
 from ringload.log import LogObserver
-from ringload.order.explicit import ExplicitOrder
 from ringload.packing.pack import Packed, pack
-from ringload.protocols import Job
+from ringload.protocols import Job, Rows
 from ringload.ring.layout import Layout
 from ringload.ring.lease import Batch
 from ringload.ring.plan import make_plan, room_in
@@ -69,6 +68,21 @@ class Shape:
     n_slots: int
 
 
+class ListedOrder(Protocol):
+    """An `Order` of the batches of one epoch at a time, which its owner lists. `by_part`: see `protocols.Job`."""
+
+    epoch: int
+    by_part: bool
+
+    def begin(self, epoch: int) -> None: ...
+
+    def forget(self, number: int) -> None: ...
+
+    def n_batches(self, epoch: int) -> int: ...
+
+    def rows(self, epoch: int, number: int) -> Rows | None: ...
+
+
 class Feed:
     """Workers and a ring. `packed` is a pickled part of the source, whose segment the workers need.
 
@@ -77,10 +91,16 @@ class Feed:
     """
 
     def __init__(
-        self, source: Any, packed: Packed | None, shape: Shape, settings: FeedSettings, epoch: int, number: int
+        self,
+        source: Any,
+        packed: Packed | None,
+        shape: Shape,
+        settings: FeedSettings,
+        order: ListedOrder,
+        due: tuple[int, int],
     ) -> None:
-        self.order = ExplicitOrder()
-        self.order.begin(epoch)
+        self.order = order
+        self.order.begin(due[0])
         self._settings, self._packed = settings, packed
         self._engines: list[Engine] = []  # the present one, for what ends this feed when it is collected
         self._segment = Segment(0)
@@ -91,7 +111,7 @@ class Feed:
             self._workers = ProcessWorkers(
                 settings.workers, settings.start_method, self._segment, self._room, owners, settings.preload, "num_workers"
             )
-            self._make_engine(job, memory, epoch, number)
+            self._make_engine(job, memory, *due)
             end = partial(_end, self._workers, self._engines, settings.start_method == "fork")
             weakref.finalize(self, finalize, end)
             on_error.callback(self._engine.close)
@@ -124,7 +144,7 @@ class Feed:
         self._segment.resize(layout.n_bytes)
         self._segment.reserve(0, layout.n_bytes)
         memory = self._segment.map()
-        return Job(data, layout, seed=0, n_samples=0, on_error="raise"), memory
+        return Job(data, layout, seed=0, n_samples=0, on_error="raise", by_part=self.order.by_part), memory
 
     @property
     def _engine_settings(self) -> Settings:

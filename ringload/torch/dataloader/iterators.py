@@ -32,6 +32,7 @@ class Progress:
         self._keys, self._snapshot = keys, keys.snapshot
         self.number = keys.number  # of the next batch to receive
         self.is_finished = False
+        self.of_iterable: dict[str, Any] | None = None  # see `iterable`
 
     def advance(self, snapshot: Snapshot) -> None:
         """One more batch was received."""
@@ -40,7 +41,7 @@ class Progress:
 
     def state(self, dataset: Any) -> dict[str, Any]:
         """See `Keys.state`."""
-        return self._keys.state(self._snapshot, self.number, self.is_finished, dataset)
+        return self._keys.state(self._snapshot, self.number, self.is_finished, dataset, self.of_iterable)
 
 
 END = object()  # stands for the end of the pass

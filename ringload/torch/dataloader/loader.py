@@ -1,6 +1,7 @@
-"""`ringload.torch.DataLoader`: torch's DataLoader over map-style datasets, on the ring. Change one import, keep the arguments.
+"""`ringload.torch.DataLoader`: torch's DataLoader, on the ring. Change one import, keep the arguments.
 
     sampler --keys--> trainer lists them --> workers: dataset[key] -> rows of a slot --copied once--> the user's own batch
+    IterableDataset: the trainer gives turns --> workers: batch_size samples, collated --> a row of a slot --> the same
 
 What a user of torch's would notice:
 1. All workers share a batch: the first one comes sooner, and a slow sample holds up one row. A `collate_fn`, or
@@ -26,9 +27,15 @@ What a user of torch's would notice:
    tensors, subclasses of tensors, classes inside functions) need allow_pickle=True.
 7. The first batch may be loaded twice: again, with seeds, once anything was drawn (see `source`).
 8. in_order=False keeps the order, too. `prepare` of accelerate makes a loader of torch's own class of this one, with a warning:
-   `ringload.torch.prepare(accelerator, loader)` keeps it. `skip_first_batches` does so without a warning, for that pass.
+   `ringload.torch.prepare(accelerator, loader)` keeps it. accelerate.skip_first_batches does so without a warning, for that
+   pass: `ringload.torch.skip_first_batches(prepared, n)` keeps it.
 9. A StopIteration, SystemExit, KeyboardInterrupt or GeneratorExit that a sample raises in a worker is a RuntimeError of its
    batch. Without workers a StopIteration is one, too, and the others are what they are.
+10. An IterableDataset is read as torch's workers read it: 1 and 2 do not hold, and the same numbers are drawn as with torch,
+    but that persistent workers are seeded anew for each later pass. After a worker's death, and from a state, its dataset is
+    read again up to its place, with the same numbers drawn; that is a RuntimeError if the dataset gives other samples then.
+    What persistent workers' copies of the dataset have changed in themselves in earlier passes is lost by a death. A state is
+    for the same number of workers. A batch that kills its worker twice (20 times, if by a signal) ends that worker's share.
 """
 
 from __future__ import annotations
@@ -48,6 +55,8 @@ from ringload.packing.installed import installed_modules
 from ringload.packing.pack import ForkRequiredError
 from ringload.torch.dataloader.errors import no_attribute
 from ringload.torch.dataloader.feed import FeedSettings, begin_imports
+from ringload.torch.dataloader.iterable import InProcessIterablePass, IterablePass
+from ringload.torch.dataloader.iterable_ring import IterableWorkers
 from ringload.torch.dataloader.iterators import InProcessPass, Pass, Progress, RingPass
 from ringload.torch.dataloader.ring import RingSettings, RowLayout, TorchRing
 from ringload.torch.dataloader.source import WorkerSpec
@@ -60,7 +69,7 @@ T_co = TypeVar("T_co", covariant=True, default=Any)
 
 
 class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
-    """Feeds a training loop from a map-style dataset; torch's DataLoader, on the ring.
+    """Feeds a training loop from a dataset of torch's; torch's DataLoader, on the ring.
 
         from ringload.torch import DataLoader
 
@@ -86,7 +95,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         ram_budget, restarts, sample_timeout: as `ringload.Loader` has them.
 
     Raises:
-        ValueError, TypeError: as torch's. ConfigError: an IterableDataset; a dataset that cannot be sent to workers.
+        ValueError, TypeError: as torch's. ConfigError: a DataPipe; a dataset that cannot be sent to workers.
         While iterating: what the dataset raises; RuntimeError for a time-out, or for workers that died too often.
     """
 
@@ -123,10 +132,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
                 f"dataset is a map-style dataset of torch's, dataset[index], not {short(dataset)}: for tensors of a source of "
                 "ringload's use ringload.torch.Batches(ringload.Loader(source, batch_size))"
             )
-        if isinstance(dataset, torch.utils.data.IterableDataset):
+        if isinstance(dataset, torch.utils.data.IterDataPipe | torch.utils.data.MapDataPipe):
             raise ConfigError(
-                f"{type(dataset).__name__} is an IterableDataset, which has no index by which work could be shared: give the "
-                "dataset __getitem__ and __len__, or use torch.utils.data.DataLoader for it"
+                f"{type(dataset).__name__} is a DataPipe, which only torch.utils.data.DataLoader can seed and shard"
             )
         options: dict[str, Any] = {"pin_memory_device": pin_memory_device, "in_order": in_order}
         known = inspect.signature(torch.utils.data.DataLoader.__init__).parameters
@@ -160,10 +168,11 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self._row_layout: RowLayout | None = None  # what was learned of rows by a ring that is gone
         self._kept: tuple[int, int] | None = None  # of persistent workers: the base seed, and the passes begun with it
         self._n_passes = 0
+        self._iterable_workers = IterableWorkers()
         self._must_fork = False  # the dataset has what workers can only inherit
         self._installed = installed_modules(dataset, collate_fn, worker_init_fn) if num_workers else ()
         if num_workers:
-            begin_imports(self._ring_settings().feed)
+            begin_imports(self.ring_settings().feed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As torch's, which refuses what may not change. What is set counts from the next iteration on, for persistent workers,
@@ -171,7 +180,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         is_new = name in SENT and value is not self.__dict__.get(name)
         super().__setattr__(name, value)
         if is_new:
-            self._version = getattr(self, "_version", 0) + 1
+            self.version = getattr(self, "version", 0) + 1
 
     if not TYPE_CHECKING:  # else a type checker would accept any attribute
         __getattr__ = no_attribute
@@ -188,7 +197,11 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self._kept = keys.base_seed, keys.n_before + 1
         if state is not None and state["_iterator_finished"]:
             return iter(self)  # the next one: `keys` went through the last
-        begun: Pass = RingPass(self, keys) if self.num_workers else InProcessPass(self, keys)
+        begun: Pass
+        if isinstance(self.dataset, torch.utils.data.IterableDataset):
+            begun = IterablePass(self, keys, self._iterable_workers) if self.num_workers else InProcessIterablePass(self, keys)
+        else:
+            begun = RingPass(self, keys) if self.num_workers else InProcessPass(self, keys)
         self._progress = begun.progress
         return begun
 
@@ -231,13 +244,15 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, which begins with no workers: the arguments, and where it was told to go on."""
-        return self.__dict__ | dict.fromkeys(("_progress", "_ring", "_row_layout", "_kept")) | {"_n_passes": 0}
+        none = dict.fromkeys(("_progress", "_ring", "_row_layout", "_kept"))
+        return self.__dict__ | none | {"_n_passes": 0, "_iterable_workers": IterableWorkers()}
 
     def close(self) -> None:
         """End the workers that no iteration uses. They end with the loader, too."""
         ring, self._ring = self._ring, None
         if ring is not None:
             ring.feed.close()
+        self._iterable_workers.close()
 
     # -- rings --------------------------------------------------------------------------------------------------------
 
@@ -251,7 +266,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         """A ring for a pass that begins with batch `number`, of the first of `keys`; and what its epoch is called. It is the
         one that is there, if nobody uses it and its workers have what `spec` has now."""
         self._n_passes += 1
-        settings = self._ring_settings()
+        settings = self.ring_settings()
         ring, self._ring = self._ring, None
         if ring is not None and ring.settings == settings and ring.is_like(spec) and self._has_present(ring, spec):
             ring.begin(self._n_passes, number)
@@ -260,12 +275,12 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             ring.feed.close()
             self._row_layout = ring.row_layout if ring.is_like(spec) and ring.settings.strict == self.strict else None
         try:
-            ring = TorchRing(spec, settings, keys, (self._n_passes, number), self._row_layout, self._version)
+            ring = TorchRing(spec, settings, keys, (self._n_passes, number), self._row_layout, self.version)
         except ForkRequiredError:
             if not settings.may_fork:
                 raise
             self._must_fork = True
-            ring = TorchRing(spec, self._ring_settings(), keys, (self._n_passes, number), self._row_layout, self._version)
+            ring = TorchRing(spec, self.ring_settings(), keys, (self._n_passes, number), self._row_layout, self.version)
         if not self.persistent_workers:
             ring.note(spec)
         return ring, self._n_passes
@@ -273,9 +288,10 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
     def _has_present(self, ring: TorchRing, spec: WorkerSpec) -> bool:
         """Whether a ring's workers have what `spec` has now, if need be after they were told. Persistent ones hear of nothing
         but what was set on this object."""
-        return ring.version == self._version if self.persistent_workers else ring.renew(spec)
+        return ring.version == self.version if self.persistent_workers else ring.renew(spec)
 
-    def _ring_settings(self) -> RingSettings:
+    def ring_settings(self) -> RingSettings:
+        """What a ring depends on, of the arguments."""
         context = self.multiprocessing_context
         method: StartMethod = "fork" if self._must_fork else "forkserver"
         if context is not None:
@@ -287,7 +303,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             stall_timeout=float(self.timeout) or STALL_S,
             sample_timeout=self.sample_timeout,
             restarts=self.restarts,
-            preload=("ringload.torch.dataloader.source", *self._installed),
+            preload=("ringload.torch.dataloader.iterable_source", *self._installed),
         )
         may_fork = context is None and not self._must_fork
         return RingSettings(feed, self.n_ahead, self.allow_pickle, self.strict, may_fork)

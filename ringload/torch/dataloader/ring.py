@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from ringload.bad_sample import Bad
 from ringload.errors import BudgetError, ConfigError
 from ringload.fields import Field
+from ringload.order.explicit import ExplicitOrder
 from ringload.packing.pack import ForkRequiredError, Packed, Words, pack
 from ringload.packing.watch import Watch
 from ringload.protocols import Rows
@@ -98,7 +99,7 @@ class TorchRing:
     ) -> None:
         """`keys`: those of some batches, of which the first is `due` (epoch, number). `layout`: of an earlier ring, if there
         was one. `version`: a number that changes when a function is set on the DataLoader."""
-        self.settings, self.version = settings, version
+        self.settings, self.version, self._order = settings, version, ExplicitOrder()
         self._allow_pickle, self._strict = settings.allow_pickle, settings.strict
         root = tree.Encoded("sample", "its structure is not known yet") if spec.collate_fn is None else None
         self._batched = spec.batched
@@ -107,16 +108,16 @@ class TorchRing:
         self.row_layout = self._needed(layout if layout is not None else RowLayout(root, False, FIRST_BYTES, 0, 1), keys)
         if not self.row_layout.is_learned:
             self.row_layout = replace(
-                self.row_layout, encoded_bytes=_with_margin(FIRST_BYTES // self.row_layout.batch_size * 2 // 3)
+                self.row_layout, encoded_bytes=with_margin(FIRST_BYTES // self.row_layout.batch_size * 2 // 3)
             )
         while True:
             try:
-                self.feed = Feed(self._source(), self._packed, self._shape(), settings.feed, *due)
+                self.feed = Feed(self._source(), self._packed, self._shape(), settings.feed, self._order, due)
                 break
             except BudgetError:
                 if self.row_layout.is_learned or self.row_layout.encoded_bytes <= LEAST_BYTES:
                     raise
-                self.row_layout = replace(self.row_layout, encoded_bytes=_with_margin(self.row_layout.encoded_bytes // 4))
+                self.row_layout = replace(self.row_layout, encoded_bytes=with_margin(self.row_layout.encoded_bytes // 4))
         self.is_whole = True  # False: an interruption came while the ring was laid out, so its state is unknown
 
     # -- dataset and functions ---------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ class TorchRing:
         if packed.owners or (self._packed is not None and self._packed.owners):
             return False
         self._packed, self._spec, self._watch = packed, packed.data, Watch(_content(spec), packed)
-        self.feed.order.begin(-1)
+        self._order.begin(-1)
         self._lay_out(self.row_layout, -1, 0)
         return True
 
@@ -186,7 +187,7 @@ class TorchRing:
 
     def submit(self, epoch: int, number: int, batches: Mapping[int, Any], seed: int) -> None:
         """Have batches filled: `batches` is number -> keys, and batch `number` is due next. `seed`: of the pass."""
-        order = self.feed.order
+        order = self._order
         new = {n: keys for n, keys in batches.items() if order.rows(epoch, n) is None}
         if not new:
             return
@@ -256,7 +257,7 @@ class TorchRing:
             if not self.row_layout.is_learned:
                 n_bytes = written_bytes(written)
                 batch.release()
-                self._learned(replace(self.row_layout, encoded_bytes=_with_margin(n_bytes)), batch)
+                self._learned(replace(self.row_layout, encoded_bytes=with_margin(n_bytes)), batch)
             return (data,)
         values: Any = iter(())
         if self.row_layout.encoded_bytes:
@@ -281,7 +282,7 @@ class TorchRing:
                 to_encode: list[Any] = []
                 write(sample, 0, rows, to_encode)
                 n_bytes = max(n_bytes, encoder.n_bytes([[part] for part in to_encode], "sample"))
-        self._learned(replace(self.row_layout, tree=found, encoded_bytes=_with_margin(n_bytes) if paths else 0), batch)
+        self._learned(replace(self.row_layout, tree=found, encoded_bytes=with_margin(n_bytes) if paths else 0), batch)
 
     def _learned(self, layout: RowLayout, batch: Batch) -> None:
         self._lay_out(replace(layout, is_learned=True), batch.epoch, batch.number + 1)
@@ -297,9 +298,9 @@ class TorchRing:
             self._refuse(changed)
             gone = sum(field.row_bytes for field in tree.fields(layout.tree).values())
             gone -= sum(field.row_bytes for field in tree.fields(changed).values())
-            layout = replace(layout, tree=changed, encoded_bytes=_with_margin(layout.encoded_bytes + gone))
+            layout = replace(layout, tree=changed, encoded_bytes=with_margin(layout.encoded_bytes + gone))
         if (needed := int(status.max())) > 0:
-            layout = replace(layout, encoded_bytes=max(layout.encoded_bytes, _with_margin(needed)))
+            layout = replace(layout, encoded_bytes=max(layout.encoded_bytes, with_margin(needed)))
         self._lay_out(layout, batch.epoch, batch.number)
 
     def _refuse(self, found: tree.Node) -> None:
@@ -313,7 +314,7 @@ def _content(spec: WorkerSpec) -> WorkerSpec:
     return replace(spec, base_seed=0)
 
 
-def _with_margin(n_bytes: int) -> int:
+def with_margin(n_bytes: int) -> int:
     """Half as much again, so that somewhat larger rows fit."""
     return -(-max(LEAST_BYTES, n_bytes + n_bytes // 2) // 64) * 64
 

@@ -82,21 +82,14 @@ class TorchSource:
         self._encoder = Encoder(self._allow_pickle)
         self._write = writer(self._tree) if self._tree is not None else None
         self._paths = [leaf.path for leaf in leaves(self._tree) if isinstance(leaf, Encoded)] if self._tree is not None else []
-        torch.set_num_threads(1)
-        if collate.default_collate_fn_map.get(torch.Tensor) is collate.collate_tensor_fn:
-            collate.default_collate_fn_map[torch.Tensor] = _stack
         seed = spec.base_seed + worker.id
         seed_all(seed)
-        torch_worker._worker_info = torch_worker.WorkerInfo(
-            id=worker.id, num_workers=self._n_workers, seed=seed, dataset=self._dataset
-        )
+        become_torch_worker(self._dataset, worker.id, self._n_workers, seed)
         if spec.worker_init_fn is not None:
             try:
                 spec.worker_init_fn(worker.id)
-            except Exception as error:  # as with torch, raised in place of a batch
-                self._init_error = without_frames(error)
-            except BaseException as error:
-                self._init_error = without_frames(self._as_error(error))
+            except BaseException as error:  # as with torch, raised in place of a batch
+                self._init_error = without_frames(as_error(error, self._pid))
         self._generators = Generators()
 
     def __len__(self) -> int:
@@ -128,7 +121,7 @@ class TorchSource:
         except Exception:
             raise
         except BaseException as error:
-            raise self._as_error(error) from error
+            raise as_error(error, self._pid) from error
 
     def begin_task(self, rows: dict[str, np.ndarray]) -> None:
         """Begin a task, or begin it again: `rows` is field -> `(n, *shape)` of it."""
@@ -157,20 +150,32 @@ class TorchSource:
             return self._collate(self._dataset[key]), "sample"
         return self._collate(fetch(self._dataset, key)), "batch"
 
-    def _as_error(self, error: BaseException) -> Exception:
-        """The RuntimeError for a SystemExit, KeyboardInterrupt or GeneratorExit of the user's code, which counts as an error of
-        the sample. But in a child that this code has forked, the exception is raised, and ends the child."""
-        if os.getpid() != self._pid:
-            raise error
-        made = RuntimeError(f"{type(error).__name__} was raised by the dataset, by collate_fn or by worker_init_fn")
-        made.__cause__ = error
-        return made
-
     def load_again(self) -> bool:
         """Whether the task has drawn its first number. From then on, every row is seeded."""
         have_moved = not self._seeding and self._generators.have_moved()
         self._seeding |= have_moved
         return self._own.were_used((self._dataset, self._collate)) or have_moved
+
+
+def become_torch_worker(dataset: Any, worker_id: int, n_workers: int, seed: int) -> None:
+    """Make this process what a worker of torch's is: of one thread, with `get_worker_info()`."""
+    torch.set_num_threads(1)
+    if collate.default_collate_fn_map.get(torch.Tensor) is collate.collate_tensor_fn:
+        collate.default_collate_fn_map[torch.Tensor] = _stack
+    torch_worker._worker_info = torch_worker.WorkerInfo(id=worker_id, num_workers=n_workers, seed=seed, dataset=dataset)
+
+
+def as_error(error: BaseException, pid: int) -> Exception:
+    """The RuntimeError for a SystemExit, KeyboardInterrupt or GeneratorExit of the user's code, which counts as an error of
+    the sample; an Exception as it is. But in a child that this code has forked from the worker `pid`, the exception is raised,
+    and ends the child."""
+    if isinstance(error, Exception):
+        return error
+    if os.getpid() != pid:
+        raise error
+    made = RuntimeError(f"{type(error).__name__} was raised by the dataset, by collate_fn or by worker_init_fn")
+    made.__cause__ = error
+    return made
 
 
 def _is_small(value: Any) -> bool:

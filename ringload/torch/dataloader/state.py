@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, IterableDataset
 
 from ringload.checks import short
 from ringload.errors import ConfigError
@@ -37,6 +37,7 @@ NAMES = (
     "_base_seed",
     "_pass",
     "_order",
+    "_iterable",
     "_rng",
     "_snapshot_step",
     "dataset_state",
@@ -105,6 +106,7 @@ class Sampling:
             "_IterableDataset_len_called": None,
             "_shared_seed": None,
             "fetcher_state": None,
+            "_iterable": None,
             "dataset_state": dataset.state_dict() if _is_stateful(dataset) else None,
             "_iterator_finished": is_finished,
             "_base_seed": base_seed,
@@ -122,6 +124,7 @@ class Keys:
         """Begin a pass. `kept`: the base seed, and how many passes have begun with it; None: draw one. With `state`, resume
         where it was taken."""
         self._every = every
+        self.of_iterable = state["_iterable"] if state is not None else None  # see `iterable`
         self._sampling = sampling = Sampling(loader)
         self.number = 0  # of the next batch to take
         self._iterator: Iterator[Any]
@@ -158,10 +161,13 @@ class Keys:
         iterator = self._iterator.state_dict() if _is_stateful(self._iterator) else None  # type: ignore[attr-defined]
         return _snapshot(self._sampling, self.number, iterator)
 
-    def state(self, snapshot: Snapshot, n_yielded: int, is_finished: bool, dataset: Any) -> dict[str, Any]:
+    def state(
+        self, snapshot: Snapshot, n_yielded: int, is_finished: bool, dataset: Any, of_iterable: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """The state after `n_yielded` batches were received, the last of them with `snapshot`."""
         passes = self.base_seed, self.n_before
-        return self._sampling.state(dataset, snapshot, self._before, *passes, n_yielded, self.number, is_finished)
+        state = self._sampling.state(dataset, snapshot, self._before, *passes, n_yielded, self.number, is_finished)
+        return state | {"_iterable": of_iterable}
 
     def _go_on(self, loader: Any, state: Mapping[str, Any]) -> None:
         """Take the same keys from the sampler again, with the generators set as they were before that pass. Then set the
@@ -173,11 +179,13 @@ class Keys:
         try:
             Generators.of_text(rng["global"]).restore()
             self._sampling.set(rng["generators"])
-            for _ in range(self._restore(loader, state, n_yielded)):
+            n_skipped = self._restore(loader, state, n_yielded)
+            is_iterable = isinstance(loader.dataset, IterableDataset)  # whose sampler gives None for each sample
+            for _ in range(0 if is_iterable else n_skipped):
                 next(self._iterator, None)
             is_stateful = state["_index_sampler_state"] is not None or state["_sampler_iter_state"] is not None
             n_ahead = 1 if is_stateful else rng["n_taken"] - n_yielded  # 1: so that its first draws happen here
-            ahead = list(itertools.islice(self._iterator, n_ahead))
+            ahead = list(itertools.islice(self._iterator, 0 if is_iterable else n_ahead))
         finally:
             own.restore()
             self._sampling.set(of_user)
@@ -250,6 +258,7 @@ def _order(loader: Any) -> dict[str, Any]:
         n = None
     return {name: value if isinstance(value, int) else None for name, value in sizes.items()} | {
         "dataset_length": n,
+        "num_workers": loader.num_workers if isinstance(loader.dataset, IterableDataset) else None,
         "sampler": type(getattr(made_by, "sampler", None)).__qualname__,
         "batch_sampler": type(batches).__qualname__,
     }
