@@ -178,6 +178,29 @@ def test_a_slow_coroutine_holds_up_its_own_task_alone(tmp_path: Path) -> None:
         assert check(taken.pop()).tolist() == [0, 1, 2, 3]
 
 
+class Taken(Later):
+    """Each sample that was read is loaded once. The first time, reading takes longer than later."""
+
+    async def prefetch(self, indices: np.ndarray) -> None:
+        self.n_asked = getattr(self, "n_asked", 0) + 1
+        await asyncio.sleep(0.3 if self.n_asked == 1 else 0.001)
+        for index in indices.tolist():
+            self.there[index] = self.there.get(index, 0) + 1
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        if not self.there.get(index):
+            raise ValueError(f"{index} was not read")
+        self.there[index] -= 1
+        Truth.load(self, index, rng, out)
+
+
+def test_the_same_samples_are_asked_for_again_while_they_are_read() -> None:
+    """Two batches an epoch, in the same order: a worker has the tasks of several epochs."""
+    with Loader(Taken(8), 4, workers=1, shuffle=False, **OPTIONS) as made:
+        for _ in range(6):
+            assert [check(batch).tolist() for batch in made] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_a_coroutine_that_raises_is_warned_about_once(capfd: pytest.CaptureFixture[str]) -> None:
     class Raises(Truth):
         async def prefetch(self, indices: np.ndarray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
@@ -19,7 +20,7 @@ class AsyncPrefetch:
     def __init__(self, coroutine: Callable[[np.ndarray], Coroutine[Any, Any, Any]]) -> None:
         self._coroutine = coroutine
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._under_way: dict[bytes, Future[Any]] = {}
+        self._under_way: dict[bytes, deque[Future[Any]]] = {}  # the same samples may be asked for again, for the next epoch
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Begin to read some samples."""
@@ -29,18 +30,21 @@ class AsyncPrefetch:
         ARRIVALS.begin()
         future = asyncio.run_coroutine_threadsafe(self._coroutine(indices), self._loop)
         future.add_done_callback(_arrived)
-        self._under_way[indices.tobytes()] = future
+        self._under_way.setdefault(indices.tobytes(), deque()).append(future)
 
     def is_ready(self, indices: np.ndarray) -> bool:
         """Whether it has ended for these samples, which were asked for together. Raises what it has raised."""
         key = indices.tobytes()
-        future = self._under_way.get(key)
-        if future is None:
+        futures = self._under_way.get(key)
+        if not futures:
             return True
-        if future.done():
+        if not futures[0].done():
+            return False
+        future = futures.popleft()
+        if not futures:
             del self._under_way[key]
-            future.result()
-        return future.done()
+        future.result()
+        return True
 
 
 def _arrived(_: Future[Any]) -> None:
