@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 import ringload
 from ringload import ConfigError, FunctionSource, Loader, SampleError
+from ringload.sources.async_prefetch import AsyncPrefetch
+from ringload.system.arrivals import ARRIVALS
 from tests.helpers import Truth, check, content
 
 OPTIONS: dict[str, Any] = {"ram_budget": "600MB", "seed": 5}
@@ -178,27 +181,32 @@ def test_a_slow_coroutine_holds_up_its_own_task_alone(tmp_path: Path) -> None:
         assert check(taken.pop()).tolist() == [0, 1, 2, 3]
 
 
-class Taken(Later):
-    """Each sample that was read is loaded once. The first time, reading takes longer than later."""
-
-    async def prefetch(self, indices: np.ndarray) -> None:
-        self.n_asked = getattr(self, "n_asked", 0) + 1
-        await asyncio.sleep(0.3 if self.n_asked == 1 else 0.001)
-        for index in indices.tolist():
-            self.there[index] = self.there.get(index, 0) + 1
-
-    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
-        if not self.there.get(index):
-            raise ValueError(f"{index} was not read")
-        self.there[index] -= 1
-        Truth.load(self, index, rng, out)
-
-
 def test_the_same_samples_are_asked_for_again_while_they_are_read() -> None:
-    """Two batches an epoch, in the same order: a worker has the tasks of several epochs."""
-    with Loader(Taken(8), 4, workers=1, shuffle=False, **OPTIONS) as made:
-        for _ in range(6):
-            assert [check(batch).tolist() for batch in made] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """As those of the next epoch are: the first to be asked for is the first to be loaded."""
+    gates, n_asked = [threading.Event(), threading.Event()], count()
+
+    async def coroutine(indices: np.ndarray) -> None:
+        gate = gates[next(n_asked)]
+        while not gate.is_set():
+            await asyncio.sleep(0.001)
+
+    tasks, samples = AsyncPrefetch(coroutine), np.array([3, 1, 2])
+    tasks.prefetch(samples)
+    tasks.prefetch(samples)
+    for gate in (gates[1], gates[0]):  # the second ends first
+        assert not tasks.is_ready(samples)
+        n_ended = ARRIVALS.n_ended
+        gate.set()
+        assert ARRIVALS.wait(n_ended)
+    assert tasks.is_ready(samples)
+    assert tasks.is_ready(samples)
+    assert not tasks._under_way
+    assert tasks.is_ready(np.array([7]))  # not asked for
+    assert tasks._loop is not None
+    tasks._loop.call_soon_threadsafe(tasks._loop.stop)
+    (thread,) = (one for one in threading.enumerate() if one.name == "ringload-prefetch")
+    thread.join()
+    tasks._loop.close()
 
 
 def test_a_coroutine_that_raises_is_warned_about_once(capfd: pytest.CaptureFixture[str]) -> None:

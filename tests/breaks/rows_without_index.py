@@ -86,6 +86,6 @@ TABLE = (
         (),
         (Edit("order/buckets.py", "return self._n_whole + self._has_rest", "return self._n_whole"),),
         ("test_buckets.py::test_each_sample_comes_once_and_no_batch_is_above_the_budget",),
-        r"assert",
+        r"assert|ConfigError",
     ),
 )
