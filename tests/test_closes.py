@@ -153,7 +153,7 @@ def test_a_close_comes_at_every_moment_of_another(times: Times, injected: Inject
         check(next(iter(made)))
         return made
 
-    at = list(moments(begun().close, times(100, 10_000)))
+    at = list(moments(begun().close, times(40, 10_000)))
     for k in at:
         made = begun()
         with Moment(k, made.close):

@@ -380,6 +380,7 @@ OF_SERVERS = [
 UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     worker.run: 7,  # a ring that cannot be mapped, a source that does not start, one of listed rows
     _TaskLoop._ask: 3,  # a prefetch() that raises
+    _TaskLoop._take_task: 1,  # a sample that is known to kill
     Bad.pack: 4,  # texts that are too long
     WorkerChannel._write: 3,  # a pipe that is full: in test_stalls
     TasksAhead.next: 1,  # a wait for what is under way: in test_waiting_loads

@@ -172,7 +172,7 @@ def test_a_fork_while_a_loader_is_made_holds_nothing_of_it(method: Any, times: T
     def construct() -> None:
         made[:] = [make(start_method=method)]
 
-    at = list(moments(construct, times(90, 900)))
+    at = list(moments(construct, times(40, 900)))
     for k in at:
         made.clear()
         out, into = os.pipe()
