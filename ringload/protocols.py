@@ -59,8 +59,11 @@ class Source(Protocol):
                                         called with workers=0, for a substitute of a bad sample, or where it killed a worker
         is_ready(indices)               whether these samples can be loaded without waiting: of several tasks that a worker has,
                                         it fills the first that is ready
+        forget(indices)                 the task of these samples is over, for which prefetch was called: let go of what was
+                                        read, and not used
         threads = 16                    so many threads of a worker call load at once, as it waits for a network, say. load then
-                                        draws from `rng` alone: the global generators are not seeded
+                                        draws from `rng` alone: the global generators are not seeded; and calls no load of an
+                                        ImageFrame's, which is for one thread
         start(worker)                   called once in each worker, before anything else; `worker` is a `ringload.Worker`
         describe(index)                 a sample in words (its path), for messages
         begin_task(rows)                some rows are loaded next, one by one: field -> `(n, *shape)`, with what the order has
@@ -246,6 +249,7 @@ class Storage(Protocol):
 
     Optional, in a storage's class:
         is_ready(keys)                      whether `read` will not wait for any of these: they are there, or were not asked for
+        forget(keys)                        let go of what was read ahead for these, once each, and was not read since `forget`
         stat(key)                           the `ringload.ContentStat` of a content
         read_range(part, max_bytes)         as `read`, for a `ringload.ByteRange` of an archive that is read in place. OSError
                                             if the content ends before, or has another version

@@ -227,6 +227,44 @@ def test_urls_are_asked_for_as_they_are(server: WebServer, storages: Any) -> Non
     assert bytes(storage.read(server.url("é.jpg"), 100)) == "é.jpg".encode()  # as a browser would take it
 
 
+def test_names_below_a_url_are_those_of_files(server: WebServer, storages: Any) -> None:
+    names = ["a b.jpg", "é.jpg", "c#d.jpg", b"\xff.jpg", "50%25.jpg", "q?n=1"]
+    table = pd.DataFrame({"path": pd.Series(names, dtype=object)})
+    for name, key in zip(names, ["a b.jpg", "é.jpg", "c#d.jpg", "\ufffd.jpg", "50%.jpg", "q?n=1"], strict=True):
+        server.contents[key] = str(name).encode()
+    source = ImageFrame(table, root=server.root, size=(8, 8))
+    storage = storages(HttpStorage())
+    assert [bytes(storage.read(source.describe(row), 100)) for row in range(6)] == [str(name).encode() for name in names]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["http", "s3", "local"])
+def test_a_transform_of_the_users(photos: Path, bucket: WebServer, workers: int, kind: str) -> None:
+    """The search for generators in a source that calls a user's code does not go into connections."""
+    root = {"http": bucket.root, "s3": "s3://photos", "local": f"local://{photos}"}[kind]
+    options = {"transform": lambda image, rng: image[::-1]}
+    with Loader(frame(photos, photos, **options), 4, workers=0, **OPTIONS) as made:
+        truth = content(made)
+    with Loader(frame(photos, root, **options), 4, workers=workers, **OPTIONS) as made:
+        assert content(made) == truth
+
+
+def test_what_is_not_used_is_let_go_of(photos: Path, server: WebServer, tmp_path: Path) -> None:
+    """As where another worker has kept a sample in a cache meanwhile."""
+    table = pd.read_csv(photos / "photos.csv")
+    frames = [ImageFrame(table, root=server.root, size=(40, 50)).cached(tmp_path, max_bytes=10**8) for _ in range(2)]
+    indices = np.arange(24)
+    for source in frames:
+        source.prefetch(indices)
+    fields = {name: np.zeros(field.shape, field.dtype) for name, field in frames[0].fields.items()}
+    for source in frames:
+        for index in indices.tolist():
+            source.load(index, None, Row(fields))
+        source.forget(indices)
+        storage = source.source.contents._storage
+        assert (len(storage._ahead), storage._kept_bytes) == (0, 0)
+
+
 def test_headers_are_sent(server: WebServer, storages: Any) -> None:
     seen: list[Any] = []
 
@@ -296,8 +334,9 @@ def test_keys_of_s3(bucket: WebServer, storages: Any) -> None:
     for key in names.split(","):
         bucket.contents[f"photos/{key}"] = key.encode()
         assert bytes(storage.read(f"s3://photos/{key}", 100)) == key.encode()
-    for key in ["/lead.jpg", "a//b.jpg", "a/../b.jpg", ""]:
-        with pytest.raises(ValueError, match=r"its key begins with a slash|Could not parse path"):
+    bucket.contents["photos/lead.jpg/"] = b"another"
+    for key in ["/lead.jpg", "lead.jpg/", "a//b.jpg", "a/../b.jpg", ""]:
+        with pytest.raises(ValueError, match=r"its key begins or ends with a slash|Could not parse path"):
             storage.read(f"s3://photos/{key}", 100)
 
 
@@ -404,6 +443,8 @@ def test_ranges(ranged: Any) -> None:
     with pytest.raises(OSError, match="it ends before byte 210") as raised:
         storage.read_range(ByteRange(key, 190, 20), 1000)
     assert raised.value.errno == errno.EIO
+    with pytest.raises(OSError, match=r"it ends before|416|Range"):
+        storage.read_range(ByteRange(key, 300, 20), 1000)
     replace(bytes(range(1, 201)))
     assert storage.stat(key).version != stat.version
     with pytest.raises(OSError, match="it has changed") as raised:

@@ -143,6 +143,39 @@ def test_one_that_is_larger_than_its_room_is_fetched_when_it_is_read(opened: lis
     assert storage._room_bytes() == 6_250_000  # the next ones have room
 
 
+def test_what_is_not_read_is_let_go_of(opened: list[ThreadedStorage]) -> None:
+    storage = Counted({f"key{number}": 900_000 for number in range(6)})
+    opened.append(storage)
+    first, second = ["key0", "key1", "key1"], ["key1", "key2", "key3"]
+    storage.prefetch(first, 3_500_000)
+    storage.prefetch(second, 3_500_000)
+    storage.read("key1", 1 << 20)  # of three times
+    storage.forget(first)
+    assert {key: entry.n_reads for key, entry in storage._ahead.items()} == {"key1": 1, "key2": 1, "key3": 1}
+    assert storage._ahead["key3"].future is not None  # which has room now
+    storage.read("key2", 1 << 20)
+    storage.forget(second)
+    assert not storage._ahead
+    assert storage._kept_bytes == 0
+
+
+def test_a_fetch_that_does_not_keep_to_its_limit_keeps_nothing(opened: list[ThreadedStorage]) -> None:
+    class Careless(ThreadedStorage):
+        def fetch(self, key: str, max_bytes: int) -> bytes:
+            return bytes(5_000_000)
+
+    storage = Careless()
+    opened.append(storage)
+    storage.prefetch(["a", "b"], 16 << 20)
+    while not storage.is_ready(["a", "b"]):
+        assert ARRIVALS.wait(-1)
+    kept = [entry.future.result() for entry in storage._ahead.values() if entry.future is not None]
+    assert kept[0] is None  # of the second, more was known
+    assert storage._kept_bytes <= 16 << 20
+    with pytest.raises(ContentTooLargeError):
+        storage.read("b", 1000)
+
+
 def test_an_error_is_raised_where_its_content_is_read(opened: list[ThreadedStorage]) -> None:
     storage = Counted({"a": 10})
     opened.append(storage)

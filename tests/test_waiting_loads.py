@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import sys
 import threading
 import time
 from itertools import count
@@ -198,8 +200,9 @@ def test_the_same_samples_are_asked_for_again_while_they_are_read() -> None:
         n_ended = ARRIVALS.n_ended
         gate.set()
         assert ARRIVALS.wait(n_ended)
-    assert tasks.is_ready(samples)
-    assert tasks.is_ready(samples)
+    for _ in range(2):
+        assert tasks.is_ready(samples)
+        tasks.forget(samples)
     assert not tasks._under_way
     assert tasks.is_ready(np.array([7]))  # not asked for
     assert tasks._loop is not None
@@ -207,6 +210,78 @@ def test_the_same_samples_are_asked_for_again_while_they_are_read() -> None:
     (thread,) = (one for one in threading.enumerate() if one.name == "ringload-prefetch")
     thread.join()
     tasks._loop.close()
+
+
+class Sorts(Later):
+    """Its coroutine changes the indices that it is given."""
+
+    async def prefetch(self, indices: np.ndarray) -> None:
+        indices.sort()
+        await super().prefetch(indices)
+
+
+def decorated(function: Any) -> Any:
+    @functools.wraps(function)
+    def called(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return called
+
+
+class Decorated(Later):
+    prefetch = decorated(Later.prefetch)
+
+
+@pytest.mark.parametrize("kind", [Sorts, Decorated])
+def test_coroutines_of_other_kinds(kind: Any) -> None:
+    assert batches_of(kind(), workers=2) == batches_of(Plain(), workers=0)
+
+
+def test_a_coroutine_that_ends_the_process_is_a_death_that_names_its_samples() -> None:
+    class Exits(Later):
+        async def prefetch(self, indices: np.ndarray) -> None:
+            if 9 in indices:
+                sys.exit(3)
+            await super().prefetch(indices)
+
+        def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+            Truth.load(self, index, rng, out)  # also without
+
+    with Loader(Exits(32), 8, workers=1, shuffle=False, epochs=1, **OPTIONS) as made:
+        assert sum(len(check(batch)) for batch in made) == 32
+        assert made.stats.n_restarts == 1
+
+
+def test_packed_rows_wait_for_coroutines() -> None:
+    class Tokens(Later):
+        def __init__(self) -> None:
+            super().__init__(40)
+            self.fields = {"tokens": ringload.Field((4,), "int64")}
+
+        def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+            out["tokens"][:] = self.there[index]
+
+    packed = ringload.Packed(Tokens(), np.full(40, 2), 8, "tokens")
+    with Loader(packed, 2, workers=1, **OPTIONS) as made:
+        seen = [row for batch in made for row in batch["tokens"].copy()]
+    assert sorted(np.concatenate(seen)[::2].tolist()) == list(range(40))
+
+
+def test_threads_are_not_for_image_frames(photos: Path) -> None:
+    class Fast(ringload.ImageFrame):
+        threads = 8
+
+    with pytest.raises(ConfigError, match=r"Fast\.threads=8: its files are read ahead already"):
+        Loader(Fast(photos / "photos.csv", size=(8, 8)), 4, workers=0)
+
+
+def test_scratch_is_that_of_all_threads() -> None:
+    class Large(Threaded):
+        scratch_bytes = 10_000_000
+
+    with Loader(Large(), 4, workers=1, **OPTIONS) as made:
+        assert made.plan().scratch_bytes == 80_000_000 or made.plan().scratch_bytes >= 32_000_000
+        assert made.plan().max_sample_bytes == 80_000_000
 
 
 def test_a_coroutine_that_raises_is_warned_about_once(capfd: pytest.CaptureFixture[str]) -> None:

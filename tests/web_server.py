@@ -77,6 +77,9 @@ class Answer(BaseHTTPRequestHandler):
             self.plain(200, content, {**headers, "Last-Modified": "Sat, 28 Nov 2026 00:00:00 GMT"})
             return
         first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+        if first >= len(content):
+            self.plain(416, headers={"Content-Range": f"bytes */{len(content)}"})
+            return
         part = content[first : last + 1]
         headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
         self.plain(206, part, {**headers, "Last-Modified": "Sat, 28 Nov 2026 00:00:00 GMT"})

@@ -16,6 +16,8 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -125,16 +127,20 @@ def _reached_from(source: Any) -> Iterator[Any]:
         seen.add(id(value))
         if is_generator(value):
             yield value
-        elif isinstance(value, Mapping):
-            waiting += itertools.islice(value.values(), MAX_ELEMENTS)
-        elif isinstance(value, list | tuple | set | frozenset | deque):
-            waiting += itertools.islice(value, MAX_ELEMENTS)
-        elif not isinstance(value, type | np.ndarray):
+        elif isinstance(value, Mapping | list | tuple | set | frozenset | deque):
+            with suppress(Exception):  # whatever a library's container raises: it is not the user's
+                waiting += list(itertools.islice(value.values() if isinstance(value, Mapping) else value, MAX_ELEMENTS))
+        elif not isinstance(value, type | np.ndarray | ModuleType) and not _is_storage(value):
             waiting += list(getattr(value, "__dict__", {}).values())
             waiting += [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell)]
             waiting += [
                 part for name in ("func", "args", "keywords", "__self__") if (part := getattr(value, name, None)) is not None
             ]
+
+
+def _is_storage(value: Any) -> bool:
+    """Whether it is a storage, which draws nothing that a sample depends on, and has connections and threads."""
+    return all(callable(getattr(type(value), name, None)) for name in ("prefetch", "read", "close"))
 
 
 def _is_filled(cell: Any) -> bool:

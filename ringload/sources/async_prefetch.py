@@ -20,7 +20,8 @@ class AsyncPrefetch:
     def __init__(self, coroutine: Callable[[np.ndarray], Coroutine[Any, Any, Any]]) -> None:
         self._coroutine = coroutine
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._under_way: dict[bytes, deque[Future[Any]]] = {}  # the same samples may be asked for again, for the next epoch
+        # by sample, as it may be asked for again before it is loaded: for the next epoch, or in a weighted order
+        self._under_way: dict[int, deque[Future[BaseException | None]]] = {}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Begin to read some samples."""
@@ -28,23 +29,41 @@ class AsyncPrefetch:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="ringload-prefetch", daemon=True).start()
         ARRIVALS.begin()
-        future = asyncio.run_coroutine_threadsafe(self._coroutine(indices), self._loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(_guarded(self._coroutine(indices.copy())), self._loop)
+        except BaseException:  # what is called is no coroutine, whatever it says
+            ARRIVALS.end()
+            raise
         future.add_done_callback(_arrived)
-        self._under_way.setdefault(indices.tobytes(), deque()).append(future)
+        for index in indices.tolist():
+            self._under_way.setdefault(index, deque()).append(future)
 
     def is_ready(self, indices: np.ndarray) -> bool:
-        """Whether it has ended for these samples, which were asked for together. Raises what it has raised."""
-        key = indices.tobytes()
-        futures = self._under_way.get(key)
-        if not futures:
-            return True
-        if not futures[0].done():
+        """Whether it has ended for these samples. Raises what it has raised."""
+        futures = [queue[0] for queue in map(self._under_way.get, indices.tolist()) if queue]
+        if not all(future.done() for future in futures):
             return False
-        future = futures.popleft()
-        if not futures:
-            del self._under_way[key]
-        future.result()
+        for future in futures:
+            if (error := future.result()) is not None:
+                raise error
         return True
+
+    def forget(self, indices: np.ndarray) -> None:
+        """A task of these samples is over: the next time that they are asked for counts."""
+        for index in indices.tolist():
+            if queue := self._under_way.get(index):
+                queue.popleft()
+                if not queue:
+                    del self._under_way[index]
+
+
+async def _guarded(coroutine: Coroutine[Any, Any, Any]) -> BaseException | None:
+    """What a coroutine raises, to be raised in the worker's own thread: SystemExit would end the loop's without a word."""
+    try:
+        await coroutine
+    except BaseException as error:
+        return error
+    return None
 
 
 def _arrived(_: Future[Any]) -> None:

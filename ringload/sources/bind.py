@@ -27,6 +27,7 @@ class BoundSource:
     load_rows: Callable[..., None] | None
     prefetch: Callable[[np.ndarray], None] | None
     is_ready: Callable[[np.ndarray], bool] | None
+    forget: Callable[[np.ndarray], None] | None
     start: Callable[[Worker], None]
     describe: Callable[[int], str]
     begin_task: Callable[[dict[str, np.ndarray]], None] | None
@@ -52,17 +53,23 @@ def bind(source: Any) -> BoundSource:
         ConfigError: it has neither `load` nor `load_rows`.
     """
     load, load_rows = getattr(source, "load", None), getattr(source, "load_rows", None)
-    prefetch, is_ready = getattr(source, "prefetch", None), getattr(source, "is_ready", None)
-    if inspect.iscoroutinefunction(prefetch):
+    prefetch, is_ready, forget = (getattr(source, name, None) for name in ("prefetch", "is_ready", "forget"))
+    if prefetch is not None and inspect.iscoroutinefunction(inspect.unwrap(prefetch)):
         from ringload.sources.async_prefetch import AsyncPrefetch
 
         tasks = AsyncPrefetch(prefetch)
-        prefetch, is_ready = tasks.prefetch, tasks.is_ready
+        prefetch, is_ready, forget = tasks.prefetch, tasks.is_ready, tasks.forget
     if load is None and load_rows is None:
         from ringload.terms import of_source
 
         neither = "has neither load(index, rng, out) nor load_rows(indices, rngs, out)"
         raise ConfigError(f"{named(source)} {neither}: {of_source(source)}")
+    threads = integer(f"{named(source)}.threads", getattr(source, "threads", 1), 1)
+    if threads > 1 and getattr(source, "is_for_one_thread", False):
+        raise ConfigError(
+            f"{named(source)}.threads={threads}: its files are read ahead already, and its load() is not for several threads. "
+            "Leave threads out"
+        )
     is_own = type(source).__module__.startswith("ringload.") and getattr(source, "is_own", True)
     draws = bool(getattr(source, "random", True))
     global_random = draws and bool(getattr(source, "global_random", True))
@@ -73,12 +80,13 @@ def bind(source: Any) -> BoundSource:
         load_rows=load_rows,
         prefetch=prefetch,
         is_ready=is_ready,
+        forget=forget,
         start=getattr(source, "start", _nothing),
         describe=getattr(source, "describe", _no_description),
         begin_task=getattr(source, "begin_task", None),
         load_again=getattr(source, "load_again", None),
         end_task=getattr(source, "end_task", None),
-        scratch_bytes=getattr(source, "scratch_bytes", 0),
+        scratch_bytes=getattr(source, "scratch_bytes", 0) * threads,
         refuses_large=getattr(source, "refuses_large", False),
         random=draws,
         global_random=global_random,
@@ -88,7 +96,7 @@ def bind(source: Any) -> BoundSource:
         rows_of=getattr(source, "rows_of", _themselves),
         ahead_bytes=getattr(source, "ahead_bytes", 0),
         order=getattr(source, "default_order", None),
-        threads=integer(f"{named(source)}.threads", getattr(source, "threads", 1), 1),
+        threads=threads,
     )
 
 

@@ -132,6 +132,15 @@ class Cached:
         if self._bound.prefetch is not None and not are_kept.all():
             self._bound.prefetch(indices[~are_kept])
 
+    def is_ready(self, indices: np.ndarray) -> bool:
+        """Whether samples can be loaded without waiting, as far as the source tells."""
+        return self._bound.is_ready is None or self._bound.is_ready(indices)
+
+    def forget(self, indices: np.ndarray) -> None:
+        """Let go of what was read ahead, and not used."""
+        if self._bound.forget is not None:
+            self._bound.forget(indices)
+
     def load(self, index: int, rng: Any, out: Row) -> None:
         """Load sample `index` from the file, or else from the source, and keep it."""
         if self._scratch is None:

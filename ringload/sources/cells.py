@@ -53,6 +53,9 @@ class CellContents:
         """Local files are read when they are needed."""
         return True
 
+    def forget(self, indices: np.ndarray) -> None:
+        """Nothing is kept."""
+
     def read(self, index: int, max_bytes: int) -> memoryview:
         """A content, until the next is read: see `ringload.Storage`."""
         place, start, n_bytes = self._place(index)

@@ -39,6 +39,10 @@ class Contents(Protocol):
         """Whether these contents can be read without waiting, as far as that is known."""
         ...
 
+    def forget(self, indices: np.ndarray) -> None:
+        """Let go of what was read ahead for these contents, and was not read."""
+        ...
+
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """A content, until the next is read: see `ringload.Storage.read`."""
         ...

@@ -183,6 +183,8 @@ class ImageFrame:
         self.fields: dict[str, Field] = as_fields({IMAGE: self._decoder.field} | {one.name: one.field for one in self._labels})
         self._fixed = ("rows", "fields") if type(self) is ImageFrame else ("rows",)  # a subclass may have more fields
 
+    is_for_one_thread = True  # its decoder and its storage use their memory again
+
     if not TYPE_CHECKING:  # a type checker would accept any attribute
         __setattr__ = fixed_once_made
 
@@ -237,6 +239,10 @@ class ImageFrame:
     def is_ready(self, indices: np.ndarray) -> bool:
         """Whether samples can be loaded without waiting for their files, as far as the storage tells."""
         return self._contents.is_ready(indices)
+
+    def forget(self, indices: np.ndarray) -> None:
+        """Let go of what was read ahead for these samples, and was not used."""
+        self._contents.forget(indices)
 
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""

@@ -7,7 +7,7 @@ this source lacks get their fill values, and the field `source` gets the number 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ringload.order.mixed import Mix, Stop, Weights
 from ringload.sources import parts, splits
 from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import Fingerprint, fingerprint_of
-from ringload.sources.mixed_fields import SOURCE, column_of_all, common_fields, load_into, load_rows, refuse_unmixable
+from ringload.sources.mixed_fields import SOURCE, column_of_all, common_fields, load_into, load_rows, refuse_unmixable, strata
 from ringload.sources.splits import NOT_GIVEN, Augment, How, chosen_rows
 
 PIECE_BYTES = 1 << 20  # rows that are loaded at once, where they do not lie together in the batch
@@ -138,17 +138,23 @@ class Mixed:
         return self._prefetch if any(bound.prefetch is not None for bound in self._bounds) else None
 
     def _prefetch(self, indices: np.ndarray) -> None:
-        which, within = self._places(indices)
-        for number, bound in enumerate(self._bounds):
-            if bound.prefetch is not None and (which == number).any():
-                bound.prefetch(within[which == number])
+        for ask, within in self._methods("prefetch", indices):
+            ask(within)
 
     def is_ready(self, indices: np.ndarray) -> bool:
         """Whether samples can be loaded without waiting, as far as sources tell."""
+        return all(ask(within) for ask, within in self._methods("is_ready", indices))
+
+    def forget(self, indices: np.ndarray) -> None:
+        """Let go of what was read ahead, and not used."""
+        for tell, within in self._methods("forget", indices):
+            tell(within)
+
+    def _methods(self, name: str, indices: np.ndarray) -> Iterator[tuple[Callable[[np.ndarray], Any], np.ndarray]]:
         which, within = self._places(indices)
-        return all(
-            bound.is_ready is None or bound.is_ready(within[which == number]) for number, bound in enumerate(self._bounds)
-        )
+        for number, bound in enumerate(self._bounds):
+            if (method := getattr(bound, name)) is not None and (which == number).any():
+                yield method, within[which == number]
 
     def start(self, worker: Worker) -> None:
         """Prepare to load in a worker. What the other sources have read ahead is not for a source to use."""
@@ -258,7 +264,7 @@ class Mixed:
         """Two mixes or more, of parts of the sources: see `ringload.Part.split`. But with how="group", each has its share of
         each source."""
         options: dict[str, Any] = {"augment": augment, "eval_transform": eval_transform}
-        made: tuple[Mixed, ...] = splits.split(self, fraction, seed, self._strata(by, how), how, **options)
+        made: tuple[Mixed, ...] = splits.split(self, fraction, seed, _strata(self, by, how), how, **options)
         return made
 
     @in_our_words()
@@ -273,19 +279,13 @@ class Mixed:
         eval_transform: Any = NOT_GIVEN,
     ) -> list[tuple[Mixed, Mixed]]:
         """`k` pairs (train, validation) of mixes: see `ringload.Part.folds`."""
-        return splits.folds(self, k, seed, self._strata(by, how), how, augment=augment, eval_transform=eval_transform)
+        return splits.folds(self, k, seed, _strata(self, by, how), how, augment=augment, eval_transform=eval_transform)
 
-    def _strata(self, by: Any, how: How) -> Any:
-        """What to stratify or group by, `(N,)`: source and value."""
-        values = splits.values_of(self, by, how)
-        if how == "group":
-            return values
-        if values is None:
-            return self.column(SOURCE)
-        import pandas as pd
 
-        codes, found = pd.factorize(values, use_na_sentinel=False)
-        return self.column(SOURCE) * len(found) + codes
+def _strata(mixed: Mixed, by: Any, how: How) -> Any:
+    """What to stratify or group by, `(N,)`: source and value."""
+    values = splits.values_of(mixed, by, how)
+    return values if how == "group" else strata(mixed.column(SOURCE), values)
 
 
 def _bound(name: str, source: Any) -> BoundSource:

@@ -127,3 +127,14 @@ def column_of_all(sources: Mapping[str, Any], name: str) -> np.ndarray:
         except ConfigError as error:
             raise ConfigError(f"mix: column {short(name)} of the source {own!r}: {error}") from error
     return np.concatenate(found)
+
+
+def strata(sources: np.ndarray, values: Any) -> np.ndarray:
+    """A number for each pair of the source of a sample and its value, `(N,)`. None: the sources alone."""
+    if values is None:
+        return sources
+    import pandas as pd
+
+    codes, found = pd.factorize(values, use_na_sentinel=False)
+    made: np.ndarray = sources * len(found) + codes
+    return made

@@ -16,6 +16,7 @@ from ringload.order.randomness import rewind
 from ringload.protocols import PAD
 from ringload.sources.bind import bind
 from ringload.sources.fingerprints import fingerprint_of
+from ringload.system.arrivals import ARRIVALS
 
 OWN = ("members", "segment", "position")
 
@@ -144,7 +145,18 @@ class Packed:
         """These rows are loaded next."""
         self._members = rows["members"]
         if self._inner.prefetch is not None:
-            self._inner.prefetch(self._members[self._members != PAD])
+            self._asked = self._members[self._members != PAD]
+            self._inner.prefetch(self._asked)
+            if (is_ready := self._inner.is_ready) is not None:  # as a coroutine has to end before its samples are loaded
+                n_ended = -1
+                while not is_ready(self._asked) and ARRIVALS.wait(n_ended):
+                    n_ended = ARRIVALS.n_ended
+
+    def end_task(self) -> None:
+        """Let go of what was read ahead, and not used."""
+        if self._inner.forget is not None and self._asked is not None:
+            self._inner.forget(self._asked)
+            self._asked = None
 
     def load(self, index: int, rng: Any, out: Row) -> None:
         """Load the samples of a row into it, one after another."""

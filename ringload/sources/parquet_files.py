@@ -146,6 +146,9 @@ class ParquetContents:
         """Local files are read when they are needed."""
         return True
 
+    def forget(self, indices: np.ndarray) -> None:
+        """Nothing is kept."""
+
     def read(self, index: int, max_bytes: int) -> memoryview:
         """A content: see `ringload.Storage.read`."""
         group, row = self._place(index)

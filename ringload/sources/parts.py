@@ -114,6 +114,12 @@ class Part:
         return None if ask is None else lambda indices: ask(self.rows[indices])
 
     @property
+    def forget(self) -> Callable[[np.ndarray], None] | None:
+        """Lets go of what was read ahead, if the source does so."""
+        tell = self._bound.forget
+        return None if tell is None else lambda indices: tell(self.rows[indices])
+
+    @property
     def begin_task(self) -> Callable[[dict[str, np.ndarray]], None] | None:
         """Is told of rows, if the source is."""
         tell = self._bound.begin_task

@@ -17,11 +17,12 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 N_CHECKED = 10_000  # paths, at least, if there are as many, that are checked when the table is given: 10 ms
 N_LOOKED_FOR = 5  # the first files, which are looked for then,
 N_SPREAD = 16  # and files spread over the table: 20 us each on a local disk
+MOST_LOOKING_S = 5.0
+OF_URLS = "/%?=&+,;:@!$'()*~[]"  # what stays in the names of files below a URL: not "#", which begins no part of a file's name
 N_SPREAD_REMOTE = 4  # in place of both, where a storage asks a server: 0.1 s each
 URL_BYTES = re.compile(URL.pattern.encode())
 WINDOWS = re.compile(rb"[A-Za-z]:[\\/]|\\\\")  # C:\ and C:/, \\server
@@ -62,7 +65,10 @@ class Paths:
 
     def _full(self, name: bytes) -> bytes:
         if self.scheme != LOCAL:
-            return name if SCHEME.match(name) else self.root + name.lstrip(b"/")
+            if SCHEME.match(name):
+                return name
+            name = name.lstrip(b"/")
+            return self.root + (quote(name, safe=OF_URLS).encode() if self.scheme in ("http", "https") else name)
         if name.startswith(b"/"):
             return name
         if name.startswith(b"~"):
@@ -175,7 +181,7 @@ def _look_for_some(paths: Paths, column: Any, whence: str, is_of_file: bool) -> 
         return
     errors |= _missing_ones(paths, others)
     rows = sorted({*spread, *others})
-    is_relative = not paths.names[0].startswith((b"/", b"~", b"file:"))
+    is_relative = not paths.names[0].startswith((b"/", b"~", b"file:")) and not SCHEME.match(paths.names[0])
     is_of_file = is_of_file and len(errors) == len(rows) and paths.scheme == LOCAL
     here = [os.path.join(os.getcwdb(), paths.names[row]) for row in rows] if is_of_file and is_relative else []
     if there := [path for path in here if os.path.exists(path)]:
@@ -210,17 +216,23 @@ def _missing_ones(paths: Paths, rows: list[int]) -> dict[int, Exception]:
     kind = factory.func if isinstance(factory, functools.partial) else factory
     if isinstance(kind, type) and not hasattr(kind, "stat"):
         return {}
+    found: list[dict[int, Exception]] = []
+    thread = threading.Thread(target=lambda: found.append(_missing_remote(factory, paths, rows)), daemon=True)
+    thread.start()
+    thread.join(MOST_LOOKING_S)  # a server that does not answer is no reason to wait: reading tells
+    return found[0] if found else {}
+
+
+def _missing_remote(factory: Callable[[], Any], paths: Paths, rows: list[int]) -> dict[int, Exception]:
+    errors: dict[int, Exception] = {}
     with closing(factory()) as storage:
-        look = getattr(storage, "stat", None)
-        if look is None:
-            return {}
-        errors: dict[int, Exception] = {}
-        for row in rows:
+        look: Any = getattr(storage, "stat", None)
+        for row in rows if look is not None else ():
             if (error := _why_not_there(look, paths, row)) is not None:
                 errors[row] = error
                 if not isinstance(error, FileNotFoundError):
                     return dict.fromkeys(rows, error)  # it would be that of the others, too, after as long a wait
-        return errors
+    return errors
 
 
 def _why_not_there(look: Callable[[str], Any], paths: Paths, row: int) -> Exception | None:

@@ -52,6 +52,11 @@ class StoredFiles:
             return True
         return bool(ask([self.paths.key(index) for index in indices.tolist()]))
 
+    def forget(self, indices: np.ndarray) -> None:
+        """Let go of what was read ahead for these files, and was not read."""
+        if (tell := getattr(self._own(), "forget", None)) is not None:
+            tell([self.paths.key(index) for index in indices.tolist()])
+
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """The content of a file, until the next is read: see `ringload.Storage`."""
         try:

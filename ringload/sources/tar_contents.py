@@ -88,6 +88,11 @@ class TarContents:
         ask = getattr(self._own(), "is_ready", None)
         return ask is None or bool(ask([self._range(index) for index in indices.tolist()]))
 
+    def forget(self, indices: np.ndarray) -> None:
+        """Let go of what was read ahead for these members, and was not read."""
+        if (tell := getattr(self._own(), "forget", None)) is not None:
+            tell([self._range(index) for index in indices.tolist()])
+
     def version(self, index: int) -> tuple[int, int]:
         """The size of its shard, and its time; for a remote one, a checksum of its version."""
         shard = self._shards[index]

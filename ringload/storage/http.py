@@ -113,6 +113,9 @@ class HttpStorage(ThreadedStorage):
 
 
 def _body(answer: Any, url: str, is_range: bool, max_bytes: int, version: str) -> bytes:
+    if is_range and answer.status == 416:
+        answer.close()
+        raise OSError(errno.EIO, "it ends before these bytes", url)
     if is_range and answer.status != 206:
         answer.close()
         raise OSError(errno.ENOTSUP, "the server knows no ranges: it answers with the whole content", url)
@@ -124,10 +127,10 @@ def _body(answer: Any, url: str, is_range: bool, max_bytes: int, version: str) -
     if n_bytes is not None and int(n_bytes) > max_bytes:
         answer.close()
         raise ContentTooLargeError(int(n_bytes), max_bytes)
-    content: bytes = answer.read(max_bytes + 1) if n_bytes is None else answer.read()
-    if len(content) > max_bytes:
+    content: bytes = answer.read(max_bytes + 1)  # which may be longer than its header says, as it was compressed
+    if len(content) > max_bytes or answer.read(1):  # the latter raises if the answer ended early
         answer.close()
-        raise ContentTooLargeError(len(content), max_bytes)
+        raise ContentTooLargeError(max(len(content), max_bytes + 1), max_bytes)
     return content
 
 

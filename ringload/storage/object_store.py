@@ -76,7 +76,7 @@ class ObjectStorage(ThreadedStorage):
         with _in_words(key):
             store, path = self._place(key)
             found = self._obstore.head(store, path)
-        return ContentStat(found["size"], found["e_tag"] or str(found["last_modified"]))
+        return ContentStat(found["size"], _version(found))
 
     def fetch(self, key: str, max_bytes: int) -> Content:
         """The whole content of an object."""
@@ -93,12 +93,12 @@ class ObjectStorage(ThreadedStorage):
             raise ContentTooLargeError(part.n_bytes, max_bytes)
         if part.n_bytes == 0:
             return b""
-        options: dict[str, Any] = {"range": (part.start, part.start + part.n_bytes)}
-        if part.version.startswith(('"', "W/")) or part.version.isalnum():
-            options["if_match"] = part.version
         with _in_words(part.key):
             store, path = self._place(part.key)
-            content = memoryview(self._obstore.get(store, path, options=options).bytes())
+            answer = self._obstore.get(store, path, options={"range": (part.start, part.start + part.n_bytes)})
+            if part.version not in ("", now := _version(answer.meta)):
+                raise OSError(errno.ESTALE, f"it has changed: its version is {now!r}, and was {part.version!r}", part.key)
+            content = memoryview(answer.bytes())
         if len(content) != part.n_bytes:
             raise OSError(errno.EIO, f"it ends before byte {part.start + part.n_bytes:,}", part.key)
         return content
@@ -114,8 +114,8 @@ class ObjectStorage(ThreadedStorage):
             raise OSError(errno.ENOTSUP, FORKED, key)
         scheme, _, rest = key.partition("://")
         bucket, _, path = rest.partition("/")
-        if not path or path.startswith("/"):  # obstore would drop a slash, and read another object
-            raise ValueError(f"not scheme://bucket/key, or its key begins with a slash: {key}")
+        if not path or path.startswith("/") or path.endswith("/"):  # obstore would drop a slash, and read another object
+            raise ValueError(f"not scheme://bucket/key, or its key begins or ends with a slash: {key}")
         if bucket not in self._stores:
             self._stores[bucket] = self._obstore.store.from_url(f"{scheme}://{bucket}", **self._options)
         return self._stores[bucket], path
@@ -134,11 +134,14 @@ def _in_words(key: str) -> Iterator[None]:
         kind = type(error).__name__
         if kind in ("PermissionDeniedError", "UnauthenticatedError"):
             raise PermissionError(errno.EACCES, _reason(error), key) from None
-        if kind == "PreconditionError":
-            raise OSError(errno.ESTALE, f"it has changed: {_reason(error)}", key) from None
         if isinstance(error, Exception) or kind == "PanicException":
             raise OSError(errno.EIO, f"{kind}: {_reason(error)}", key) from None
         raise
+
+
+def _version(meta: Any) -> str:
+    """An ETag, or the time of a store that has none."""
+    return meta["e_tag"] or str(meta["last_modified"])
 
 
 def _reason(error: BaseException) -> str:

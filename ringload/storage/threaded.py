@@ -7,7 +7,7 @@ those before. A content that does not fit into its room is not fetched ahead: `r
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -48,9 +48,10 @@ class ThreadedStorage:
         class Web(ringload.ThreadedStorage):
             def fetch(self, key, max_bytes):
                 with urllib.request.urlopen(key, timeout=30) as answer:
-                    if answer.length > max_bytes:
-                        raise ringload.ContentTooLargeError(answer.length, max_bytes)
-                    return answer.read()
+                    content = answer.read(max_bytes + 1)
+                if len(content) > max_bytes:
+                    raise ringload.ContentTooLargeError(len(content), max_bytes)
+                return content
 
         ringload.register_storage("web", Web)
 
@@ -63,8 +64,10 @@ class ThreadedStorage:
         self._threads: ThreadPoolExecutor | None = None
         self._ahead: dict[Key, _Entry] = {}
         self._waiting: deque[Key] = deque()  # of these, those that are not begun
+        self._read: list[Key] = []  # since the last `forget`
         self._max_bytes = self._kept_bytes = 0
         self._sizes: deque[int] = deque(maxlen=N_SIZES)
+        self._n_ended = -1  # what `ARRIVALS` had counted when room was looked for last
 
     def fetch(self, key: str, max_bytes: int) -> Content:
         """The whole content of a key. Several threads call this at once.
@@ -97,13 +100,10 @@ class ThreadedStorage:
         if entry is None:
             return self._fetch(key, max_bytes)
         future = entry.future
-        entry.n_reads -= 1
-        if entry.n_reads == 0:
-            del self._ahead[key]
-            self._kept_bytes -= entry.room_bytes
+        self._read.append(key)
+        self._let_go(key, entry, 1)
         content = None if future is None else future.result()  # None: it is not begun, and is fetched now
-        if entry.n_reads == 0:
-            self._begin_waiting()
+        self._begin_waiting()
         if content is None:
             content = self._fetch(key, max_bytes)
         if len(content) > max_bytes:
@@ -112,8 +112,27 @@ class ThreadedStorage:
 
     def is_ready(self, keys: Sequence[Key]) -> bool:
         """Whether all contents are there, or were not asked for."""
-        self._begin_waiting()
+        if self._n_ended != ARRIVALS.n_ended:  # else there is no more room than before
+            self._n_ended = ARRIVALS.n_ended
+            self._begin_waiting()
         return all(entry is None or entry.is_there for entry in map(self._ahead.get, keys))
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Let go of contents that were asked for, once for each time that they come in `keys`, and not read since the last call
+        of this."""
+        unread = Counter(keys)
+        unread.subtract(self._read)
+        self._read.clear()
+        for key, n in unread.items():
+            if n > 0 and (entry := self._ahead.get(key)) is not None:
+                self._let_go(key, entry, n)
+        self._begin_waiting()
+
+    def _let_go(self, key: Key, entry: _Entry, n_reads: int) -> None:
+        entry.n_reads -= n_reads
+        if entry.n_reads <= 0:
+            del self._ahead[key]
+            self._kept_bytes -= entry.room_bytes
 
     def prefetch_ranges(self, parts: Iterable[ByteRange], max_bytes: int) -> None:
         """As `prefetch`, for parts of contents."""
@@ -166,15 +185,20 @@ class ThreadedStorage:
         entry.room_bytes = room_bytes
         self._kept_bytes += room_bytes
         ARRIVALS.begin()
-        entry.future = self._threads.submit(self._fetch_ahead, key, room_bytes)
+        try:
+            entry.future = self._threads.submit(self._fetch_ahead, key, room_bytes)
+        except BaseException:  # no thread can be started
+            ARRIVALS.end()
+            raise
         entry.future.add_done_callback(_arrived)
 
     def _fetch_ahead(self, key: Key, room_bytes: int) -> Content | None:
         try:
-            return self._fetch(key, room_bytes)
+            content = self._fetch(key, room_bytes)
         except ContentTooLargeError as error:
             self._sizes.append(error.n_bytes)
             return None
+        return content if len(content) <= room_bytes else None  # a `fetch` that does not keep to its limit
 
     def _fetch(self, key: Key, max_bytes: int) -> Content:
         content = self.fetch_range(key, max_bytes) if isinstance(key, ByteRange) else self.fetch(key, max_bytes)

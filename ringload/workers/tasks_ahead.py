@@ -55,10 +55,10 @@ class TasksAhead:
         """Hold a task whose samples are being read."""
         self._held.append(Held(task, samples))
 
-    def next(self, is_ready: IsReady | None) -> Task:
+    def next(self, is_ready: IsReady | None) -> Held:
         """Take the first task that is ready; if none is, and none will be, the oldest."""
         if is_ready is None:
-            return self._held.pop(0).task
+            return self._held.pop(0)
         has_waited = False
         while True:
             n_ended = ARRIVALS.n_ended  # before looking, so that no end is missed
@@ -66,9 +66,9 @@ class TasksAhead:
             if ready is not None or not ARRIVALS.wait(n_ended):
                 break
             has_waited = True
-        task = self._held.pop(ready or 0).task
-        self._adapt(has_waited, task)
-        return task
+        held = self._held.pop(ready or 0)
+        self._adapt(has_waited, held.task)
+        return held
 
     def _adapt(self, has_waited: bool, task: Task) -> None:
         if has_waited:

@@ -146,6 +146,7 @@ class _TaskLoop:
         self._one_by_one = frozenset(start.one_by_one)
         self._prefetch = _alone(source.prefetch) if source.prefetch is not None else None
         self._is_ready = self._or_nothing(_alone(source.is_ready)) if source.is_ready is not None else None
+        self._forget = _alone(source.forget) if source.forget is not None else None
         self._poison_samples = [index for index, _ in start.poison_samples]
         self._filler = filler
         self._end = end
@@ -165,8 +166,10 @@ class _TaskLoop:
                 pass
             if self._is_ready is not None:
                 self._note_whole(tasks.oldest)  # waiting for it may take long
-            task = tasks.next(self._is_ready if self._prefetch is not None else None)
+            task, samples = tasks.next(self._is_ready if self._prefetch is not None else None)
             self._fill(task, {name: array[task.slot] for name, array in arrays.items()})
+            if self._forget is not None:
+                self._forget(samples)
             self._end.done(task, time.monotonic() - begin_s, begin_s - idle_from_s)
 
     def _take_task(self, index: np.ndarray, wait: bool) -> bool:
@@ -192,7 +195,7 @@ class _TaskLoop:
         """Have the source begin to read. Whether it can is no matter: what is wrong with a sample is said when it is loaded."""
         assert self._prefetch is not None
         try:
-            self._prefetch(indices)
+            self._prefetch(indices.copy())  # the user's function may sort them, say
         except Exception as error:  # whatever a user's function raises
             self._stop_asking(error)
 

@@ -136,7 +136,7 @@ TABLE = (
     Break(
         "a storage is not asked whether its keys are there",
         (),
-        (Edit("sources/paths.py", "        if look is None:\n", "        if look is not None:\n"),),
+        (Edit("sources/paths.py", "for row in rows if look is not None else ():", "for row in rows if look is None else ():"),),
         (f"{ROWS}::test_wrong_urls_are_found_where_the_storage_has_stat",),
         r"DID NOT WARN|Error",
     ),

@@ -60,9 +60,9 @@ class NotedContents:
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self.names, self.ahead_bytes = contents.names, contents.ahead_bytes
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let go of the last content."""
         self.content: memoryview | None = None
         self.n_bytes = 0
@@ -82,6 +82,10 @@ class NotedContents:
         """Whether these contents are there."""
         return self._contents.is_ready(indices)
 
+    def forget(self, indices: np.ndarray) -> None:
+        """Let go of what was read ahead."""
+        self._contents.forget(indices)
+
     def version(self, index: int) -> tuple[int, int]:
         """A content's size and time."""
         return self._contents.version(index)
@@ -92,7 +96,7 @@ class NotedContents:
 
     def read(self, index: int, max_bytes: int) -> bytes | bytearray | memoryview:
         """A content, noted."""
-        self.forget()
+        self.clear()
         try:
             content = self._contents.read(index, max_bytes)
         except ContentTooLargeError as error:
@@ -196,7 +200,7 @@ class CheckedImages:
     def _load(self, index: int, rng: np.random.Generator | None, record: np.ndarray) -> bytes:
         """Load an image as in training. Returns the reason why it is bad."""
         noted, reason, error = self._noted, "", None
-        noted.forget()
+        noted.clear()
         if not self._row:
             self._row = {name: np.zeros(field.shape, field.dtype) for name, field in self.frame.fields.items()}
         try:
@@ -210,7 +214,7 @@ class CheckedImages:
             record["hash"], record["is_hashed"] = hash_of(content), True
         record["status"] = OK if error is None else status_of(error, content, name)
         del error, content  # an error's frames hold what was read
-        noted.forget()
+        noted.clear()
         return reason.encode("utf-8", "replace")
 
     def _note_header(self, index: int, content: memoryview, record: np.ndarray) -> str:
