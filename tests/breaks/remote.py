@@ -61,7 +61,10 @@ TABLE = (
     Break(
         "the search for generators goes into connections",
         (),
-        (Edit("packing/generators.py", " and not _is_storage(value):", ":"),),
+        (
+            Edit("packing/generators.py", " and not _is_storage(value):", ":"),
+            Edit("packing/generators.py", "            with suppress(Exception):", "            if True:"),
+        ),
         (f"{REMOTE}::test_a_transform_of_the_users",),
         r"Error",
     ),
