@@ -170,9 +170,9 @@ def test_files_that_are_deleted_changed_and_cut_short(tmp_path: Path) -> None:
             pytest.raises(SampleError, match=r"data\.arrow has changed since"),
         ):
             next(iter(made))
-    for one in (dataset, dataset.remove_columns("image")):
+    for one, options in ((dataset, {"size": SIZE}), (dataset.remove_columns("image"), {})):
         with pytest.raises(ConfigError, match=r"data\.arrow is shorter than when the dataset was opened: load"):
-            from_huggingface(one)
+            from_huggingface(one, **options)
     path.unlink()
     with pytest.raises(ConfigError, match=r"data\.arrow was deleted or replaced after the dataset was opened"):
         from_huggingface(dataset, size=SIZE)

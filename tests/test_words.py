@@ -374,7 +374,7 @@ def test_what_words_are_here_exists(table: str) -> None:
         ({"color": "grayscale"}, "color is 'rgb', 'gray' or 'rgba', not 'grayscale'; what others call 'grayscale' is 'gray'"),
         ({"color": ["rgb"]}, r"color is 'rgb', 'gray' or 'rgba', not \['rgb'\]"),
         ({"dtype": "float16"}, r"'uint8' \(make it float16 on the device\)"),
-        ({"dtype": np.float32}, "dtype is 'uint8' or 'float32', not <class 'numpy.float32'>"),
+        ({"dtype": np.float32}, "dtype is 'uint8', 'uint16' or 'float32', not <class 'numpy.float32'>"),
         ({"resize": "pad"}, r"resize is 'stretch', 'crop' or 'random_crop', not 'pad'$"),
         ({"truncated": True}, "truncated is 'refuse' or 'pad', not True"),
         ({"label": "multi", "label_mode": "sparse"}, "what others call 'sparse' is 'int'"),
