@@ -43,7 +43,11 @@ class Slow(ringload.ThreadedStorage):
 
     def fetch(self, key: str, max_bytes: int) -> bytes:
         """The file, after a wait."""
-        return read(key.removeprefix("slow://"), self._latency_s)
+        path = key.removeprefix("slow://")
+        time.sleep(self._latency_s)
+        if (n_bytes := Path(path).stat().st_size) > max_bytes:
+            raise ringload.ContentTooLargeError(n_bytes, max_bytes)
+        return Path(path).read_bytes()
 
 
 def read(path: str, latency_s: float) -> bytes:

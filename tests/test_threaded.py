@@ -129,18 +129,21 @@ def test_those_without_room_follow_as_room_becomes_free(opened: list[ThreadedSto
     assert storage.fetched == dict.fromkeys(storage.sizes, 1)
 
 
-def test_one_that_is_larger_than_its_room_is_fetched_when_it_is_read(opened: list[ThreadedStorage]) -> None:
-    storage = Counted({"small": 100, "large": 5_000_000, "next": 100})
+def test_one_that_is_larger_than_its_room_is_asked_for_again(opened: list[ThreadedStorage]) -> None:
+    storage = Counted({"small": 100, "large": 5_000_000, "huge": 20_000_000, "next": 100})
     opened.append(storage)
     storage.prefetch(["small"], 16 << 20)
     storage.read("small", 1000)
-    storage.prefetch(["large", "next"], 16 << 20)
-    while not storage.is_ready(["large", "next"]):
-        assert ARRIVALS.wait(-1)
-    assert storage.fetched["large"] == 0
-    assert storage.held_bytes() == 100
+    storage.prefetch(["large", "huge", "next"], 16 << 20)
+    while not storage.is_ready(["large", "huge", "next"]):
+        assert ARRIVALS.wait(ARRIVALS.n_ended if storage._n_ended == ARRIVALS.n_ended else -1)
+    assert storage.fetched == {"small": 1, "large": 1, "next": 1}  # for the huge one there is never room
+    assert storage._kept_bytes <= 16 << 20
     assert len(storage.read("large", 10_000_000)) == 5_000_000
-    assert storage._room_bytes() == 6_250_000  # the next ones have room
+    assert len(storage.read("huge", 30_000_000)) == 20_000_000
+    assert storage.fetched == {"small": 1, "large": 1, "next": 1, "huge": 1}
+    storage.forget(["large", "huge", "next"])
+    assert (len(storage._ahead), storage._kept_bytes) == (0, 0)
 
 
 def test_what_is_not_read_is_let_go_of(opened: list[ThreadedStorage]) -> None:
@@ -159,7 +162,7 @@ def test_what_is_not_read_is_let_go_of(opened: list[ThreadedStorage]) -> None:
     assert storage._kept_bytes == 0
 
 
-def test_a_fetch_that_does_not_keep_to_its_limit_keeps_nothing(opened: list[ThreadedStorage]) -> None:
+def test_a_fetch_that_does_not_keep_to_its_limit_keeps_within_the_memory(opened: list[ThreadedStorage]) -> None:
     class Careless(ThreadedStorage):
         def fetch(self, key: str, max_bytes: int) -> bytes:
             return bytes(5_000_000)
@@ -169,9 +172,8 @@ def test_a_fetch_that_does_not_keep_to_its_limit_keeps_nothing(opened: list[Thre
     storage.prefetch(["a", "b"], 16 << 20)
     while not storage.is_ready(["a", "b"]):
         assert ARRIVALS.wait(-1)
-    kept = [entry.future.result() for entry in storage._ahead.values() if entry.future is not None]
-    assert kept[0] is None  # of the second, more was known
-    assert storage._kept_bytes <= 16 << 20
+    assert [entry.room_bytes for entry in storage._ahead.values()] == [5_000_000, 5_000_000]  # asked for again
+    assert storage._kept_bytes == 10_000_000
     with pytest.raises(ContentTooLargeError):
         storage.read("b", 1000)
 

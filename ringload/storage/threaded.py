@@ -1,8 +1,8 @@
 """A storage whose contents are fetched by threads, many at once, so that the latency of all of them is waited for once.
 
 How many are fetched ahead depends on their size: each takes a share of the memory for bytes that are read ahead. How large a
-content is, is known only when the answer to its request begins. So room is reserved for one that is somewhat larger than
-those before. A content that does not fit into its room is not fetched ahead: `read` fetches it.
+content is, is known only when the answer to its request begins. So room is reserved that nine of ten
+contents before would have fitted into. One that does not fit is asked for again, with the room that it needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ringload.system.arrivals import ARRIVALS
 N_THREADS = 64  # of a worker; each starts when it is needed
 FIRST_ROOM_BYTES = 1 << 20  # for a content, before any is known
 LEAST_ROOM_BYTES = 1 << 16
-N_SIZES = 32  # contents, whose sizes tell how much room the next needs
+N_SIZES = 64  # contents, whose sizes tell how much room the next needs
+FITTING = 0.9  # of them
 
 Content = bytes | bytearray | memoryview
 Key = str | ByteRange
@@ -28,12 +29,12 @@ Key = str | ByteRange
 class _Entry:
     """A content that was asked for, and will be read `n_reads` times. Not begun yet where `future` is None."""
 
-    __slots__ = ("future", "n_reads", "room_bytes")
+    __slots__ = ("future", "known_bytes", "n_reads", "room_bytes")
 
     def __init__(self) -> None:
         self.future: Future[Content | None] | None = None  # None: it did not fit
         self.n_reads = 1
-        self.room_bytes = 0
+        self.room_bytes = self.known_bytes = 0  # the latter, once it was too large
 
     @property
     def is_there(self) -> bool:
@@ -67,6 +68,7 @@ class ThreadedStorage:
         self._read: list[Key] = []  # since the last `forget`
         self._max_bytes = self._kept_bytes = 0
         self._sizes: deque[int] = deque(maxlen=N_SIZES)
+        self._too_large: deque[tuple[Key, int]] = deque()  # which did not fit, and what they need
         self._n_ended = -1  # what `ARRIVALS` had counted when room was looked for last
 
     def fetch(self, key: str, max_bytes: int) -> Content:
@@ -146,6 +148,7 @@ class ThreadedStorage:
         """End the threads, once what they fetch now is there. Idempotent."""
         self._ahead.clear()
         self._waiting.clear()
+        self._too_large.clear()
         self._kept_bytes = 0
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
@@ -155,19 +158,26 @@ class ThreadedStorage:
 
     def _begin_waiting(self) -> None:
         """Begin to fetch those that wait, the first first, as far as there is room."""
+        while self._too_large:
+            key, n_bytes = self._too_large.popleft()
+            if (entry := self._ahead.get(key)) is not None and n_bytes <= self._max_bytes:
+                self._kept_bytes -= entry.room_bytes
+                entry.future, entry.room_bytes, entry.known_bytes = None, 0, n_bytes
+                self._waiting.appendleft(key)
         while self._waiting:
             key = self._waiting[0]
             entry = self._ahead.get(key)
             if entry is not None and entry.future is None:
-                room_bytes = min(self._room_bytes(), self._max_bytes)
+                room_bytes = min(entry.known_bytes or self._room_bytes(), self._max_bytes)
                 if self._kept_bytes + room_bytes > self._max_bytes and not self._find_room(room_bytes):
                     return
                 self._begin(key, entry, room_bytes)
             self._waiting.popleft()
 
     def _room_bytes(self) -> int:
-        """Room for a content somewhat larger than those before."""
-        return max(LEAST_ROOM_BYTES, max(self._sizes) * 5 // 4) if self._sizes else FIRST_ROOM_BYTES
+        """Room that most contents before would have fitted into."""
+        sizes = sorted(self._sizes)
+        return max(LEAST_ROOM_BYTES, sizes[int(FITTING * len(sizes))]) if sizes else FIRST_ROOM_BYTES
 
     def _find_room(self, room_bytes: int) -> bool:
         """Give back the room that contents did not need, now that they are there. Whether there is so much room then."""
@@ -195,10 +205,14 @@ class ThreadedStorage:
     def _fetch_ahead(self, key: Key, room_bytes: int) -> Content | None:
         try:
             content = self._fetch(key, room_bytes)
+            n_bytes = len(content)
         except ContentTooLargeError as error:
-            self._sizes.append(error.n_bytes)
-            return None
-        return content if len(content) <= room_bytes else None  # a `fetch` that does not keep to its limit
+            n_bytes = error.n_bytes
+            self._sizes.append(n_bytes)
+        if n_bytes <= room_bytes:
+            return content
+        self._too_large.append((key, n_bytes))  # before its future is done
+        return None
 
     def _fetch(self, key: Key, max_bytes: int) -> Content:
         content = self.fetch_range(key, max_bytes) if isinstance(key, ByteRange) else self.fetch(key, max_bytes)

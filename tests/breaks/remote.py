@@ -21,7 +21,7 @@ TABLE = (
                 "self._threads.submit(self._fetch_ahead, key, 1 << 40)",
             ),
         ),
-        (f"{THREADED}::test_one_that_is_larger_than_its_room_is_fetched_when_it_is_read",),
+        (f"{THREADED}::test_one_that_is_larger_than_its_room_is_asked_for_again",),
         r"assert",
     ),
     Break(
