@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,8 +151,8 @@ class TarContents:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_storage", "_pid")}
 
-    def __del__(self) -> None:
-        if self._pid == os.getpid() and self._storage is not None:
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # at the interpreter's end, `os` may be gone before
+        if self._storage is not None and self._pid == getpid():
             self._storage.close()
 
 

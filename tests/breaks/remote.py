@@ -27,7 +27,13 @@ TABLE = (
     Break(
         "the room of what was read is not given back",
         (),
-        (Edit("storage/threaded.py", "            self._kept_bytes -= entry.room_bytes\n", ""),),
+        (
+            Edit(
+                "storage/threaded.py",
+                "            del self._ahead[key]\n            self._kept_bytes -= entry.room_bytes\n",
+                "            del self._ahead[key]\n",
+            ),
+        ),
         (f"{THREADED}::test_each_content_that_fits_is_fetched_once",),
         r"assert",
     ),
