@@ -124,6 +124,9 @@ class SomeBad(Truth):
     def prefetch(self, indices: np.ndarray) -> None:
         pass
 
+    def forget(self, indices: np.ndarray) -> None:
+        pass
+
     def is_ready(self, indices: np.ndarray) -> bool:
         return bool(indices[0] % 2)  # of the others, nothing is under way
 

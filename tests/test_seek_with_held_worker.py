@@ -55,7 +55,7 @@ HELD = [
 ]
 HELD += [WorkerChannel.take, WorkerChannel._take_token, WorkerChannel.done, WorkerChannel._write]
 UNREACHED = {  # how many of its lines no run gets to
-    _TaskLoop.forever: 2,  # files that are asked for ahead, and waited for
+    _TaskLoop.forever: 3,  # files that are asked for ahead, and waited for
     _TaskLoop._take_task: 4,  # these, and samples that are known to kill
     WorkerChannel.take: 1,
     _TaskLoop._fill: 1,  # bad samples
