@@ -27,6 +27,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from ringload.storage import registry
 from ringload.workers import templates
 from tests.helpers import photo
 
@@ -174,6 +175,12 @@ def leftovers(before: set[int]) -> str:
     parts = [f"child {p.pid} {p.name()} {p.status()}" for p in children if p.is_running()]
     parts += [f"a mapping in process {process}" for process in mapped()]
     return "; ".join(parts)
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
 
 
 @pytest.fixture(autouse=True)

@@ -19,15 +19,7 @@ import ringload.log
 from ringload import ConfigError, ImageFrame
 from ringload.sources.labels import encode
 from ringload.sources.splits import rows_of_parts
-from ringload.storage import registry
 from tests.memory_storage import MemoryStorage
-
-
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
-
 
 SIZE = (8, 8)
 

@@ -252,7 +252,7 @@ def test_a_coroutine_that_ends_the_process_is_a_death_that_names_its_samples() -
 
     with Loader(Exits(32), 8, workers=1, shuffle=False, epochs=1, **OPTIONS) as made:
         assert sum(len(check(batch)) for batch in made) == 32
-        assert made.stats.n_restarts >= 1
+        assert made.stats.n_restarts == 1  # the batch of its samples is blamed at once
 
 
 def test_packed_rows_wait_for_coroutines() -> None:
@@ -283,7 +283,6 @@ def test_scratch_is_that_of_all_threads() -> None:
         scratch_bytes = 10_000_000
 
     with Loader(Large(), 4, workers=1, **OPTIONS) as made:
-        assert made.plan().scratch_bytes == 80_000_000 or made.plan().scratch_bytes >= 32_000_000
         assert made.plan().max_sample_bytes == 80_000_000
 
 

@@ -20,14 +20,15 @@ N_MOST = 64
 N_CALM = 256  # tasks without waiting, after which one less is held
 SHARE = 2  # a worker holds its share of the tasks that the ring has room for, divided by this: the others need tasks, too
 
-IsReady = Callable[[np.ndarray], bool]
-
 
 class Held(NamedTuple):
     """A task, and the samples that were asked for."""
 
     task: Task
     samples: np.ndarray
+
+
+IsReady = Callable[[Held], bool]
 
 
 class TasksAhead:
@@ -62,7 +63,7 @@ class TasksAhead:
         has_waited = False
         while True:
             n_ended = ARRIVALS.n_ended  # before looking, so that no end is missed
-            ready = next((place for place, held in enumerate(self._held) if is_ready(held.samples)), None)
+            ready = next((place for place, held in enumerate(self._held) if is_ready(held)), None)
             if ready is not None or not ARRIVALS.wait(n_ended):
                 break
             has_waited = True

@@ -39,7 +39,7 @@ from ringload.workers.channel import ChannelFds, WorkerChannel
 from ringload.workers.current_work import WHOLE_TASK, CurrentWorkTable
 from ringload.workers.fill import Filler, reason_of
 from ringload.workers.records import MAX_TEXT_BYTES, Task
-from ringload.workers.tasks_ahead import IsReady, TasksAhead
+from ringload.workers.tasks_ahead import Held, IsReady, TasksAhead
 
 LENGTH = struct.Struct("<Q")
 
@@ -199,13 +199,16 @@ class _TaskLoop:
         except Exception as error:  # whatever a user's function raises
             self._stop_asking(error)
 
-    def _or_nothing(self, is_ready: IsReady) -> IsReady:
-        def asked(indices: np.ndarray) -> bool:
+    def _or_nothing(self, is_ready: Callable[[np.ndarray], bool]) -> IsReady:
+        def asked(held: Held) -> bool:
             try:
-                return is_ready(indices)
+                return is_ready(held.samples)
             except Exception as error:  # also of a prefetch() that is a coroutine
                 self._stop_asking(error)
                 return True
+            except BaseException:  # which ends this process
+                self._note_whole(held.task)
+                raise
 
         return asked
 

@@ -93,8 +93,8 @@ TABLE = (
         (
             Edit(
                 "workers/tasks_ahead.py",
-                "ready = next((place for place, held in enumerate(self._held) if is_ready(held.samples)), None)",
-                "ready = 0 if is_ready(self._held[0].samples) else None",
+                "ready = next((place for place, held in enumerate(self._held) if is_ready(held)), None)",
+                "ready = 0 if is_ready(self._held[0]) else None",
             ),
         ),
         (
