@@ -62,8 +62,8 @@ class Source(Protocol):
         forget(indices)                 the task of these samples is over, for which prefetch was called: let go of what was
                                         read, and not used
         threads = 16                    so many threads of a worker call load at once, as it waits for a network, say. load then
-                                        draws from `rng` alone: the global generators are not seeded; and calls no load of an
-                                        ImageFrame's, which is for one thread
+                                        draws from `rng` alone: the global generators are not seeded. (An ImageFrame loads one
+                                        image at a time: its files are read ahead in another way)
         start(worker)                   called once in each worker, before anything else; `worker` is a `ringload.Worker`
         describe(index)                 a sample in words (its path), for messages
         begin_task(rows)                some rows are loaded next, one by one: field -> `(n, *shape)`, with what the order has

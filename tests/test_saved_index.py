@@ -315,10 +315,8 @@ def _png(number: int) -> bytes:
     return file.getvalue()
 
 
-ringload.register_storage("memory", _memory)
-
-
 def test_urls(tmp_path: Path) -> None:
+    ringload.register_storage("memory", _memory)
     ImageFrame(pd.DataFrame({"path": [f"{n}.png" for n in range(4)]}), root="memory://b", size=SIZE).save_index(
         tmp_path / "index"
     )

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 import ringload
 from ringload import ConfigError, FunctionSource, Loader, SampleError
@@ -270,12 +272,34 @@ def test_packed_rows_wait_for_coroutines() -> None:
     assert sorted(np.concatenate(seen)[::2].tolist()) == list(range(40))
 
 
-def test_threads_are_not_for_image_frames(photos: Path) -> None:
-    class Fast(ringload.ImageFrame):
-        threads = 8
+class Around:
+    """A user's class around an ImageFrame. Image `n` is of level `n` alone."""
 
-    with pytest.raises(ConfigError, match=r"Fast\.threads=8: its files are read ahead already"):
-        Loader(Fast(photos / "photos.csv", size=(8, 8)), 4, workers=0)
+    threads, random = 8, False
+
+    def __init__(self, folder: Path) -> None:
+        for level in range(200):
+            Image.new("L", (30, 30), level).save(folder / f"{level}.bmp")
+        table = pd.DataFrame({"path": [f"{level}.bmp" for level in range(200)]})
+        self.frame = ringload.ImageFrame(table, root=folder, size=(30, 30), color="gray")
+        self.fields = self.frame.fields
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def start(self, worker: Any) -> None:
+        sys.setswitchinterval(1e-6)
+        self.frame.start(worker)
+
+    def load(self, index: int, rng: Any, out: Any) -> None:
+        self.frame.load(index, None, out)
+
+
+def test_threads_that_share_an_image_frame_get_their_own_images(tmp_path: Path) -> None:
+    with Loader(Around(tmp_path), 40, workers=1, **OPTIONS) as made:
+        for _ in range(6):
+            for batch in made:
+                assert (batch["image"] == batch.index[:, None, None, None]).all()
 
 
 def test_scratch_is_that_of_all_threads() -> None:

@@ -65,11 +65,6 @@ def bind(source: Any) -> BoundSource:
         neither = "has neither load(index, rng, out) nor load_rows(indices, rngs, out)"
         raise ConfigError(f"{named(source)} {neither}: {of_source(source)}")
     threads = integer(f"{named(source)}.threads", getattr(source, "threads", 1), 1)
-    if threads > 1 and getattr(source, "is_for_one_thread", False):
-        raise ConfigError(
-            f"{named(source)}.threads={threads}: its files are read ahead already, and its load() is not for several threads. "
-            "Leave threads out"
-        )
     is_own = type(source).__module__.startswith("ringload.") and getattr(source, "is_own", True)
     draws = bool(getattr(source, "random", True))
     global_random = draws and bool(getattr(source, "global_random", True))

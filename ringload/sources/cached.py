@@ -12,9 +12,10 @@ import numpy as np
 
 from ringload.checks import bytes_of, named, short
 from ringload.errors import ConfigError
-from ringload.fields import Field, Row, Worker, as_fields, in_brief, write_exactly
+from ringload.fields import Field, Row, Worker, as_fields, in_brief
 from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import fingerprint_of
+from ringload.sources.load_alone import load_alone
 from ringload.sources.parts import checked, rows, subset
 from ringload.sources.row_cache import RowCache, Version
 from ringload.sources.splits import folds, plain, split
@@ -152,7 +153,7 @@ class Cached:
         kept = _views(memory, self._kept)
         if size is None:
             if steps is None:
-                _load_alone(self._bound, index, kept)
+                load_alone(self._bound, index, None, kept)
                 size = (0, 0)
             else:
                 size = steps.load(index, kept[""])
@@ -236,22 +237,3 @@ def _views(memory: np.ndarray, fields: dict[str, Field]) -> dict[str, np.ndarray
         made[name] = memory[start : start + field.row_bytes].view(field.dtype).reshape(field.shape)
         start += field.row_bytes
     return made
-
-
-def _load_alone(bound: BoundSource, index: int, kept: dict[str, np.ndarray]) -> None:
-    """Load a sample into `kept`, whose arrays hold another one."""
-    if bound.load is not None:
-        views = Row(kept)
-        result = bound.load(index, None, views)
-        if result is not None:
-            raise TypeError(f"load() returned a {type(result).__name__}; it has to write into `out` and return nothing")
-        if bound.calls_user_code and (untouched := views.untouched()):
-            raise ValueError(f"load() did not write the fields {sorted(untouched)}")
-        return
-    assert bound.load_rows is not None
-    batch = {name: values[None] for name, values in kept.items()}
-    out = dict(batch)
-    bound.load_rows(np.array([index]), [None], out)
-    for name, view in batch.items():
-        if out.get(name) is not view:
-            write_exactly(view, out[name], name)

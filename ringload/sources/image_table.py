@@ -31,6 +31,7 @@ from ringload.sources.saved_index import load, save, table_file
 from ringload.sources.splits import NOT_GIVEN, Augment, How, are_values, chosen_rows, folds, split
 from ringload.sources.stored_files import AHEAD_BYTES, StoredFiles
 from ringload.storage.registry import factory_of
+from ringload.system.process_lock import ProcessLock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +184,7 @@ class ImageFrame:
         self.fields: dict[str, Field] = as_fields({IMAGE: self._decoder.field} | {one.name: one.field for one in self._labels})
         self._fixed = ("rows", "fields") if type(self) is ImageFrame else ("rows",)  # a subclass may have more fields
 
-    is_for_one_thread = True  # its decoder and its storage use their memory again
+    _one_at_a_time = ProcessLock()  # as decoders and storages use their memory again
 
     if not TYPE_CHECKING:  # a type checker would accept any attribute
         __setattr__ = fixed_once_made
@@ -247,7 +248,8 @@ class ImageFrame:
     def load(self, index: int, rng: np.random.Generator | None, out: Row) -> None:
         """Decode sample `index` into its row."""
         row = out[IMAGE]
-        read_and(self._contents, index, self._decoder, lambda content: self._decoder.load(content, rng, row))
+        with self._one_at_a_time.here():
+            read_and(self._contents, index, self._decoder, lambda content: self._decoder.load(content, rng, row))
         self._labels.write(index, out)
 
     def two_steps(self, size: tuple[int, int] | None) -> ImageSteps:

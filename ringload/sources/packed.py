@@ -9,13 +9,14 @@ import numpy as np
 
 from ringload.checks import integer, named, no_field, short
 from ringload.errors import ConfigError
-from ringload.fields import Field, Row, Worker, as_fields, in_brief, write_exactly
+from ringload.fields import Field, Row, Worker, as_fields, in_brief
 from ringload.order.lengths import checked_lengths, refuse_above
 from ringload.order.packed import PackedRows
 from ringload.order.randomness import rewind
 from ringload.protocols import PAD
 from ringload.sources.bind import bind
 from ringload.sources.fingerprints import fingerprint_of
+from ringload.sources.load_alone import load_alone
 from ringload.system.arrivals import ARRIVALS
 
 OWN = ("members", "segment", "position")
@@ -187,28 +188,10 @@ class Packed:
         if rng is not None:
             rewind(rng, sample)
         try:
-            self._load_alone(sample, rng)
+            load_alone(self._inner, sample, rng, self._sample)
         except Exception as error:
             if sample == index:
                 raise
             where = self._inner.describe(sample)
             what = f"sample {sample}{f' ({where})' if where else ''} of the same row: {type(error).__name__}: {error}"
             raise RuntimeError(what) from error
-
-    def _load_alone(self, sample: int, rng: Any) -> None:
-        inner = self._inner
-        if inner.load is not None:
-            views = Row(self._sample)
-            result = inner.load(sample, rng, views)
-            if result is not None:
-                raise TypeError(f"load() returned a {type(result).__name__}; it has to write into `out` and return nothing")
-            if inner.calls_user_code and (untouched := views.untouched()):
-                raise ValueError(f"load() did not write the fields {sorted(untouched)}")
-            return
-        assert inner.load_rows is not None
-        rows = {name: values[None] for name, values in self._sample.items()}
-        out = dict(rows)
-        inner.load_rows(np.array([sample]), [rng], out)
-        for name, view in rows.items():
-            if out.get(name) is not view:
-                write_exactly(view, out[name], name)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from ringload.protocols import Storage
 from ringload.sources.contents import version_of
 from ringload.sources.paths import Paths
+from ringload.sources.storage_owner import StorageOwner
 from ringload.storage.registry import LOCAL, Factory
 
 AHEAD_BYTES = 16 << 20  # of each worker's scratch, for bytes that a storage reads ahead: some hundred photographs
 
 
-class StoredFiles:
-    """File `index` is the one that path `index` names. See `contents.Contents`.
-
-    Owns its storage, which each process makes when it first needs a file.
-    """
-
-    _storage: Storage | None = None
-    _pid = 0  # of the process whose storage it is
+class StoredFiles(StorageOwner[Storage]):
+    """File `index` is the one that path `index` names. See `contents.Contents`."""
 
     def __init__(self, paths: Paths, factory: Factory, ahead_bytes: int = AHEAD_BYTES) -> None:
         self.paths, self._factory = paths, factory
@@ -74,14 +65,5 @@ class StoredFiles:
         except OSError as error:
             raise self.paths.explained(error, index) from None
 
-    def _own(self) -> Storage:
-        if self._storage is None or self._pid != os.getpid():  # a fork makes a new one
-            self._storage, self._pid = self._factory(), os.getpid()
-        return self._storage
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_storage", "_pid")}
-
-    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # at the interpreter's end, `os` may be gone before
-        if self._storage is not None and self._pid == getpid():
-            self._storage.close()
+    def _make_storage(self) -> Storage:
+        return self._factory()

@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ringload.errors import ContentTooLargeError
 from ringload.protocols import ByteRange
 from ringload.sources.contents import version_of
 from ringload.sources.shard_names import Shards
+from ringload.sources.storage_owner import StorageOwner
 from ringload.sources.stored_files import AHEAD_BYTES
 from ringload.sources.string_column import Strings
 from ringload.sources.tar_build import names_of
@@ -30,18 +30,13 @@ from ringload.storage.tar import BLOCK
 MAKE_ANEW = "the shard has changed since its index was read: make the source again"
 
 
-class TarContents:
+class TarContents(StorageOwner[RangedStorage]):
     """Content `index` is a member of a shard.
 
     `names`: the shard and the member of each, `train-000.tar/cat/01.jpg`; `shards (N,) int32`: the number of its shard;
     `headers (N,) int64`: where the member's header begins; `sizes (N,) int64`: its bytes; `crcs (N,) uint32`: the CRC-32 of its
     header.
-
-    Owns its storage, which each process makes when it first needs a member.
     """
-
-    _storage: RangedStorage | None = None
-    _pid = 0  # of the process whose storage it is
 
     def __init__(self, shards: Shards, indexes: Sequence[ShardIndex]) -> None:
         names = names_of(shards.keys)
@@ -139,21 +134,12 @@ class TarContents:
         version = "" if self._of.scheme == LOCAL else self._stats[shard].version
         return ByteRange(self._of.keys[shard], int(self._headers[index]), BLOCK + int(self._sizes[index]), version)
 
-    def _own(self) -> RangedStorage:
-        if self._storage is None or self._pid != os.getpid():  # a fork makes a new one
-            self._storage, self._pid = ranged(self._factory(), self._of.scheme), os.getpid()
-        return self._storage
+    def _make_storage(self) -> RangedStorage:
+        return ranged(self._factory(), self._of.scheme)
 
     def _freeze(self) -> None:
         for array in (self._shards, self._headers, self._sizes, self._crcs):
             array.flags.writeable = False  # so it is not compared with the workers' copies
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_storage", "_pid")}
-
-    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # at the interpreter's end, `os` may be gone before
-        if self._storage is not None and self._pid == getpid():
-            self._storage.close()
 
 
 def _names(shards: Sequence[str], indexes: Sequence[ShardIndex]) -> Strings:

@@ -7,6 +7,7 @@ contents before would have fitted into. One that does not fit is asked for again
 
 from __future__ import annotations
 
+import errno
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,9 +81,9 @@ class ThreadedStorage:
         """
         raise NotImplementedError(f"{type(self).__name__} has no method fetch(key, max_bytes)")
 
-    def fetch_range(self, part: ByteRange, max_bytes: int) -> Content:
-        """As `fetch`, for a part of a content: for archives that are read in place. Optional."""
-        raise NotImplementedError(f"{type(self).__name__} has no method fetch_range(part, max_bytes)")
+    def fetch_range(self, part: ByteRange) -> Content:
+        """Some bytes of a content, 1 or more, for archives that are read in place; fewer if it ends before. Optional."""
+        raise NotImplementedError(f"{type(self).__name__} has no method fetch_range(part)")
 
     def prefetch(self, keys: Iterable[Key], max_bytes: int) -> None:
         """Begin to fetch what fits into `max_bytes`, and the others as room becomes free."""
@@ -215,8 +216,16 @@ class ThreadedStorage:
         return None
 
     def _fetch(self, key: Key, max_bytes: int) -> Content:
-        content = self.fetch_range(key, max_bytes) if isinstance(key, ByteRange) else self.fetch(key, max_bytes)
+        content = self._fetch_range(key, max_bytes) if isinstance(key, ByteRange) else self.fetch(key, max_bytes)
         self._sizes.append(len(content))
+        return content
+
+    def _fetch_range(self, part: ByteRange, max_bytes: int) -> Content:
+        if part.n_bytes > max_bytes:
+            raise ContentTooLargeError(part.n_bytes, max_bytes)
+        content = self.fetch_range(part) if part.n_bytes else b""
+        if len(content) != part.n_bytes:
+            raise OSError(errno.EIO, f"it ends before byte {part.start + part.n_bytes:,}", part.key)
         return content
 
 

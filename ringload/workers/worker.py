@@ -39,7 +39,7 @@ from ringload.workers.channel import ChannelFds, WorkerChannel
 from ringload.workers.current_work import WHOLE_TASK, CurrentWorkTable
 from ringload.workers.fill import Filler, reason_of
 from ringload.workers.records import MAX_TEXT_BYTES, Task
-from ringload.workers.tasks_ahead import Held, IsReady, TasksAhead
+from ringload.workers.tasks_ahead import Held, TasksAhead
 
 LENGTH = struct.Struct("<Q")
 
@@ -145,7 +145,7 @@ class _TaskLoop:
         self._worker = worker_id
         self._one_by_one = frozenset(start.one_by_one)
         self._prefetch = _alone(source.prefetch) if source.prefetch is not None else None
-        self._is_ready = self._or_nothing(_alone(source.is_ready)) if source.is_ready is not None else None
+        self._is_ready = _alone(source.is_ready) if source.is_ready is not None else None
         self._forget = _alone(source.forget) if source.forget is not None else None
         self._poison_samples = [index for index, _ in start.poison_samples]
         self._filler = filler
@@ -166,7 +166,7 @@ class _TaskLoop:
                 pass
             if self._is_ready is not None:
                 self._note_whole(tasks.oldest)  # waiting for it may take long
-            task, samples = tasks.next(self._is_ready if self._prefetch is not None else None)
+            task, samples = tasks.next(self._has_come if self._is_ready and self._prefetch else None)
             self._fill(task, {name: array[task.slot] for name, array in arrays.items()})
             if self._forget is not None:
                 self._forget(samples)
@@ -199,18 +199,16 @@ class _TaskLoop:
         except Exception as error:  # whatever a user's function raises
             self._stop_asking(error)
 
-    def _or_nothing(self, is_ready: Callable[[np.ndarray], bool]) -> IsReady:
-        def asked(held: Held) -> bool:
-            try:
-                return is_ready(held.samples)
-            except Exception as error:  # also of a prefetch() that is a coroutine
-                self._stop_asking(error)
-                return True
-            except BaseException:  # which ends this process
-                self._note_whole(held.task)
-                raise
-
-        return asked
+    def _has_come(self, held: Held) -> bool:
+        assert self._is_ready is not None
+        try:
+            return bool(self._is_ready(held.samples))
+        except Exception as error:  # also of a prefetch() that is a coroutine
+            self._stop_asking(error)
+            return True
+        except BaseException:  # which ends this process
+            self._note_whole(held.task)
+            raise
 
     def _stop_asking(self, error: Exception) -> None:
         self._prefetch = None

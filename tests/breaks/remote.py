@@ -159,6 +159,13 @@ TABLE = (
         r"DID NOT RAISE",
     ),
     Break(
+        "threads that share an ImageFrame read into each other's memory",
+        (),
+        (Edit("sources/image_table.py", "        with self._one_at_a_time.here():\n", "        if True:\n"),),
+        (f"{WAITING}::test_threads_that_share_an_image_frame_get_their_own_images",),
+        r"assert|SampleError",
+    ),
+    Break(
         "threads share one generator",
         (),
         (

@@ -123,19 +123,6 @@ TABLE = (
         r"DID NOT RAISE",
     ),
     Break(
-        "a fork reads by the storage of the process that it is a fork of",
-        (),
-        (
-            Edit(
-                "sources/tar_contents.py",
-                "if self._storage is None or self._pid != os.getpid():  # a",
-                "if self._storage is None:  # a",
-            ),
-        ),
-        (f"{SHARDS}::test_what_a_source_sends_to_workers_is_small_and_opens_files_of_its_own",),
-        r"assert",
-    ),
-    Break(
         "all shards stay open",
         (),
         (
