@@ -299,6 +299,7 @@ def test_relative_paths_start_at_another_root(folder: Path, tmp_path_factory: py
     other = tmp_path_factory.mktemp("other")
     loaded = ImageFrame.load_index(path, size=SIZE, root=other)
     assert loaded.filepaths[0] == f"{other}/é0.png"
+    ringload.register_storage("memory", _memory)
     refused(path, "scheme file", root="memory://x")
     refused(path, "no storage is registered for nix", root="nix://x")
 
