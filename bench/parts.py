@@ -5,7 +5,7 @@ area in `AREA` and width / height in `RATIO`; or the whole file, which some load
 
     in every batch      `Photos.check` of bench.work: the mean colour of each picture is one that a part of its file has
     before all timing   `Search`, over a small epoch: each picture looks like a part of its file, mirrored or not; the mean area
-                        of the parts, and the share that is mirrored, are those of the recipe
+                        of the parts, and the share that is mirrored, are as near to the recipe's as so many draws allow
 
 This notices wrong files, a wrong geometry, and an augmentation that is left out. A picture may also look like a part of
 another file: cuts of one photograph are alike. That every index comes once is verified by `bench.work.Epoch`.
@@ -13,6 +13,7 @@ another file: cuts of one photograph are alike. That every index comes once is v
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -29,9 +30,9 @@ APART = 3  # cells between the positions of parts that are tried first
 BEST, NEAR = 6, 2  # of so many of the best of these, parts are tried whose sides lie up to so many cells away
 SLACK = 1.1  # of the proportions and the area, as parts are whole cells
 
-
 LIKE = 14  # the most that a picture is off its own file: 2 (median) to 8; from other photographs, 20 to 40 in most cases
-LIKELY_AREA, LIKELY_MIRRORED = (0.25, 0.6), (0.35, 0.65)  # means over an epoch: 0.4 of the area, and one half
+AREA_MEAN, AREA_STD = 0.42, 0.22  # over an epoch: 0.39 where width / height is 3:2, 0.43 where it is 4:3
+LIKELY = 5  # standard errors that a right recipe's mean may be off, as most peers draw anew in each run
 
 
 class Part(NamedTuple):
@@ -139,12 +140,13 @@ class Search:
         """
         area = float(np.mean([part.area for part in self._found]))
         mirrored = float(np.mean([part.is_mirrored for part in self._found]))
-        for value, (least, most), what in (
-            (area, LIKELY_AREA, "of the area is shown"),
-            (mirrored, LIKELY_MIRRORED, "is mirrored"),
+        for value, mean, std, what in (
+            (area, AREA_MEAN, AREA_STD, "of the area is shown"),
+            (mirrored, 0.5, 0.5, "is mirrored"),
         ):
-            if not least <= value <= most:
+            slack = LIKELY * std / math.sqrt(len(self._found))
+            if abs(value - mean) > slack:
                 raise WrongPayloadError(
-                    f"{value:.0%} {what}, not {least:.0%} to {most:.0%}: these are not the crops of the recipe"
+                    f"{value:.0%} {what}, not {mean - slack:.0%} to {mean + slack:.0%}: these are not the crops of the recipe"
                 )
         return {"mean_area": area, "mirrored_share": mirrored}
