@@ -93,6 +93,8 @@ class ByThreads(Photos):
 class ByCoroutine(Photos):
     """`prefetch` waits, for all samples of a task at once."""
 
+    scratch_bytes = 50_000_000  # to decode in: what a worker may use beside others
+
     def start(self, worker: Worker) -> None:
         """Nothing was read yet."""
         super().start(worker)

@@ -27,8 +27,8 @@ from tests.helpers import Truth, check, epoch_order, rows_of
 ORDER = epoch_order(1000, 8)
 
 
-def posted() -> InFlightBatch:
-    return Ring(1).fill(3, 5, 8, 2)
+def posted(number: int = 5) -> InFlightBatch:
+    return Ring(1).fill(3, number, 8, 2)
 
 
 def claim(sample: int = 77, row: int = 4, stop: int = 5) -> CurrentWork:
@@ -138,6 +138,17 @@ def test_who_died_with_several_samples_in_hand_has_them_loaded_singly() -> None:
     known.record_crash(by(11), claim(WHOLE_TASK, 4, 6), [batch], ORDER)
     assert known.start(2, [batch]).one_by_one == ((3, 5),)
     assert known.start(2, []).one_by_one == ()  # until its batch is finished
+
+
+def test_after_a_death_by_its_own_doing_tasks_are_taken_one_at_a_time() -> None:
+    batch, other = posted(), posted(number=6)
+    known = CrashBlame(None)
+    known.record_crash(by(signal.SIGKILL, False), claim(), [batch, other], ORDER)
+    assert known.start(2, [batch, other]).alone == ()
+    known.record_crash(by(11), claim(), [batch, other], ORDER)
+    assert sorted(known.start(2, [batch, other]).alone) == [(3, 5), (3, 6)]
+    assert known.start(2, [other]).alone == ((3, 6),)
+    assert known.start(2, []).alone == ()
 
 
 def test_of_very_many_killers_the_last_are_told() -> None:

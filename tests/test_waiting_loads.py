@@ -91,6 +91,19 @@ def test_so_many_threads_load_at_once() -> None:
         assert sum(len(check(batch)) for batch in made) == 64
 
 
+def test_threads_go_on_with_the_next_task() -> None:
+    """Samples of two batches, a task each, that can be loaded only if all of them are loaded at once."""
+
+    class Two(Meeting):
+        threads = 16
+
+        def start(self, worker: Any) -> None:
+            self.barrier = threading.Barrier(16)
+
+    with Loader(Two(64), 8, workers=1, epochs=2, **OPTIONS) as made:
+        assert [sum(len(check(batch)) for batch in made) for _ in range(2)] == [64, 64]
+
+
 def test_threads_of_a_function() -> None:
     options: dict[str, Any] = {"fields": FIELDS, "n_samples": 100}
     expected = batches_of(Truth().load, workers=0, **options)
@@ -131,6 +144,34 @@ def test_a_death_among_threads_is_blamed_on_its_sample(tmp_path: Path) -> None:
     with Loader(Deadly(), 16, workers=2, shuffle=False, on_error="skip", **OPTIONS) as made:
         good = np.concatenate([check(batch) for batch in made])
         assert sorted(set(range(96)) - set(good.tolist())) == [21]
+
+
+def test_a_death_by_what_is_read_for_another_task_is_blamed_on_its_own_sample() -> None:
+    """Sample 13, of the second task, ends the process while sample 5 of the first is loaded."""
+
+    class Deadly(Truth):
+        def start(self, worker: Any) -> None:
+            self.is_asked, self.ends = threading.Event(), threading.Event()
+
+        def prefetch(self, indices: np.ndarray) -> None:
+            if 13 in indices:
+                self.is_asked.set()
+                threading.Thread(target=self.end, daemon=True).start()
+
+        def end(self) -> None:
+            self.ends.wait()
+            os._exit(3)
+
+        def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+            if index in (5, 13) and self.is_asked.is_set():
+                self.ends.set()
+                time.sleep(60)
+            super().load(index, rng, out)
+
+    with Loader(Deadly(32), 8, workers=1, shuffle=False, on_error="skip", epochs=1, **OPTIONS) as made:
+        good = np.concatenate([check(batch) for batch in made])
+        assert sorted(set(range(32)) - set(good.tolist())) == [13]
+        assert made.stats.n_restarts == 3  # once while 5 was loaded, and twice while 13 was
 
 
 def test_the_others_of_a_task_with_a_deadly_sample_are_waited_for(tmp_path: Path) -> None:

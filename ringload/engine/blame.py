@@ -8,15 +8,17 @@ for all other signals. If each kill, at a random moment, hits the row that the l
 many in a row happen once in 500 runs of 1,000 kills. It is also more than the default of `restarts`, which ends the run first,
 with an error that names the sample.
 
-A worker that died while it loaded several samples in one call blames its batch, whose rows are then loaded one by one. Where a
-death comes later than its cause, the last rows of a task are blamed one after the other, until the one that caused it is found.
+A worker that died while it loaded several samples in one call blames its batch, whose rows are then loaded one by one. A worker
+that reads for several tasks may die of another sample than the one that it is filling. So after a death by its own doing,
+workers take their tasks one at a time, until the batches that were unfinished then are done. Where a death comes later than its
+cause, the last rows of a task are blamed one after the other, until the one that caused it is found.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ringload.protocols import PAD, Order
 from ringload.ring.slots import InFlightBatch
@@ -38,6 +40,7 @@ class CrashBlame:
         self._poison_samples: dict[int, str] = {}
         self._known_to_workers: dict[int, str] = {}  # the poison samples that the present workers do not load
         self._one_by_one: set[tuple[int, int]] = set()
+        self._alone: set[tuple[int, int]] = set()
         self._deaths_s: deque[float] = deque()
 
     def too_many(self, n_deaths: int) -> bool:
@@ -53,12 +56,14 @@ class CrashBlame:
         """Whether any row is suspected."""
         return bool(self._crashes)
 
-    def record_crash(self, death: Death, work: CurrentWork, unfinished: Iterable[InFlightBatch], order: Order) -> None:
+    def record_crash(self, death: Death, work: CurrentWork, unfinished: Sequence[InFlightBatch], order: Order) -> None:
         """Enter a death during `work`, if that is part of a task that is not done. Else its report came before the death, and
         the worker was not filling anything."""
         first = next((start for posted in unfinished for start in _undone_with(posted, work)), None)
         if first is None:
             return
+        if not death.maybe_external:
+            self._alone |= {(posted.epoch, posted.number) for posted in unfinished}
         if work.sample == WHOLE_TASK:
             self._one_by_one.add((work.epoch, work.number))
             return
@@ -86,9 +91,12 @@ class CrashBlame:
 
     def start(self, n_workers: int, unfinished: Iterable[InFlightBatch]) -> Start:
         """What the next workers are given: the samples that they must not load, and the batches to load row by row."""
-        self._one_by_one &= {(posted.epoch, posted.number) for posted in unfinished}
+        batches = {(posted.epoch, posted.number) for posted in unfinished}
+        self._one_by_one &= batches
+        self._alone &= batches
         self._known_to_workers = dict(self._poison_samples)
-        return Start(n_workers, tuple(self._known_to_workers.items()), tuple(self._one_by_one))
+        alone = tuple(self._alone | self._one_by_one)
+        return Start(n_workers, tuple(self._known_to_workers.items()), tuple(self._one_by_one), alone)
 
 
 def _undone_with(posted: InFlightBatch, work: CurrentWork) -> Iterator[int]:

@@ -28,13 +28,8 @@ class AsyncPrefetch:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="ringload-prefetch", daemon=True).start()
-        ARRIVALS.begin()
-        try:
-            future = asyncio.run_coroutine_threadsafe(_guarded(self._coroutine(indices.copy())), self._loop)
-        except BaseException:  # what is called is no coroutine, whatever it says
-            ARRIVALS.end()
-            raise
-        future.add_done_callback(_arrived)
+        coroutine = _guarded(self._coroutine(indices.copy()))
+        future = ARRIVALS.follow(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
         for index in indices.tolist():
             self._under_way.setdefault(index, deque()).append(future)
 
@@ -64,7 +59,3 @@ async def _guarded(coroutine: Coroutine[Any, Any, Any]) -> BaseException | None:
     except BaseException as error:
         return error
     return None
-
-
-def _arrived(_: Future[Any]) -> None:
-    ARRIVALS.end()

@@ -11,7 +11,6 @@ import errno
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from ringload.errors import ContentTooLargeError
 from ringload.protocols import ByteRange
@@ -195,13 +194,7 @@ class ThreadedStorage:
             self._threads = ThreadPoolExecutor(self._n_threads, "ringload-fetch")
         entry.room_bytes = room_bytes
         self._kept_bytes += room_bytes
-        ARRIVALS.begin()
-        try:
-            entry.future = self._threads.submit(self._fetch_ahead, key, room_bytes)
-        except BaseException:  # no thread can be started
-            ARRIVALS.end()
-            raise
-        entry.future.add_done_callback(_arrived)
+        entry.future = ARRIVALS.follow(self._threads.submit, self._fetch_ahead, key, room_bytes)
 
     def _fetch_ahead(self, key: Key, room_bytes: int) -> Content | None:
         try:
@@ -227,11 +220,6 @@ class ThreadedStorage:
         if len(content) != part.n_bytes:
             raise OSError(errno.EIO, f"it ends before byte {part.start + part.n_bytes:,}", part.key)
         return content
-
-
-def _arrived(_: Future[Any]) -> None:
-    """Called for each fetch that ends, also for one that was cancelled."""
-    ARRIVALS.end()
 
 
 def _size_of(future: Future[Content | None]) -> int:

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Arrivals:
@@ -34,6 +39,21 @@ class Arrivals:
             self._n_under_way -= 1
             self.n_ended += 1
             self._changed.notify_all()
+
+    def follow(self, submit: Callable[..., Future[T]], *arguments: Any) -> Future[T]:
+        """Begin a read that `submit(*arguments)` hands to another thread; it is over when its future is done."""
+        self.begin()
+        try:
+            future = submit(*arguments)
+        except BaseException:  # no thread can be started, say
+            self.end()
+            raise
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, _: Future[Any]) -> None:
+        """Called for each future that is done, also for one that was cancelled."""
+        self.end()
 
     def wait(self, n_ended: int) -> bool:
         """Wait until more reads than `n_ended` are over. False, at once: none is under way."""

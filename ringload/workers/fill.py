@@ -12,7 +12,7 @@ import struct
 import traceback
 import zlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
 from typing import Any, Literal
@@ -26,9 +26,11 @@ from ringload.packing.generators import OwnGenerators
 from ringload.protocols import PAD, Job, NoMoreRowsError
 from ringload.ring.layout import KEY
 from ringload.sources.bind import BoundSource
+from ringload.system.arrivals import ARRIVALS
 
 OnError = Literal["raise", "skip", "replace"]
 NoteWork = Callable[[int, int, int], None]  # (sample, or -1 for several; first row; row after the last)
+Begun = list[Future[Bad | None]]  # what threads find to be bad, of each row that they were given
 
 N_SUBSTITUTES = 16  # tried for one bad sample before the error is raised after all
 LEFT_DEBUGGER = "the debugger has ended. Workers have no terminal: debug with workers=0, which loads in the trainer's process"
@@ -58,6 +60,21 @@ class Filler:
         if source.calls_user_code:
             self._load, self._load_rows = self._load and wrap(self._load), self._load_rows and wrap(self._load_rows)
 
+    @property
+    def begins_ahead(self) -> bool:
+        """Whether `begin` is called for tasks before they are filled: their rows are loaded by threads. Not if the source wants
+        to know of a task before, or loads its rows in one call."""
+        bound = self._bound
+        hooks = (bound.prefetch, bound.load_rows, bound.begin_task, bound.load_again, bound.end_task)
+        return bound.threads > 1 and all(hook is None for hook in hooks)
+
+    def begin(self, epoch: int, start: int, stop: int, slot: dict[str, np.ndarray]) -> Begun:
+        """Have the threads load rows `start:stop` of a batch, once they have loaded those that were begun before. `fill` waits
+        for them."""
+        rows = {name: array[start:stop] for name, array in slot.items()}
+        index = rows["index"][rows["index"] != PAD].copy()
+        return self._begin(epoch, index, rows[KEY][: len(index)].copy(), rows)
+
     def fill(
         self,
         epoch: int,
@@ -66,17 +83,18 @@ class Filler:
         slot: dict[str, np.ndarray],
         note_work: NoteWork = lambda sample, start, stop: None,
         one_by_one: bool = False,
+        begun: Begun | None = None,
     ) -> list[Bad]:
         """Fill rows `start:stop` of a batch. Returns what was bad.
 
         `slot` is field -> `(B, ...)`. `note_work` is called before each step; the sample is -1 for a step of several. With
-        `one_by_one` there is no such step.
+        `one_by_one` there is no such step. `begun` is what `begin` has returned for these rows.
         """
         rows = {name: array[start:stop] for name, array in slot.items()}
         keys = rows.pop(KEY)
         index = rows["index"].copy()  # there, a substitute's takes the place of a bad sample's
         ordered = {name: rows[name].copy() for name in self._bound.order_fields}  # the same is true of these
-        bad = self._fill(epoch, start, index, keys, rows, note_work, one_by_one)
+        bad = self._fill(epoch, start, index, keys, rows, note_work, one_by_one, begun)
         if self._is_to_load_again():
             rows["index"][:] = index
             for name, values in ordered.items():
@@ -100,6 +118,7 @@ class Filler:
         rows: dict[str, np.ndarray],
         note_work: NoteWork,
         one_by_one: bool,
+        begun: Begun | None = None,
     ) -> list[Bad]:
         n_present = int(np.count_nonzero(index != PAD))  # padding is at the end
         if "valid" in rows:
@@ -118,7 +137,10 @@ class Filler:
             except Exception as error:  # it belongs to all of them
                 return [self._bad(sample, error) for sample in index[:n_present].tolist()]
         if self._bound.threads > 1 and self._load is not None and n_present > 1 and not one_by_one:
-            return self._fill_in_threads(epoch, start, index[:n_present], keys[:n_present], rows, note_work)
+            note_work(-1, start, start + n_present)
+            if begun is None:
+                begun = self._begin(epoch, index[:n_present], keys[:n_present], rows)
+            return self._made_good(begun, epoch, start, keys, rows, note_work)
         bad = []
         for row, (sample, key) in enumerate(zip(index[:n_present].tolist(), keys[:n_present].tolist(), strict=True)):
             note_work(sample, start + row, start + row + 1)
@@ -132,27 +154,21 @@ class Filler:
                 bad.append(self._make_good(problem, epoch, key, row, rows, noted))
         return bad
 
-    def _fill_in_threads(
-        self,
-        epoch: int,
-        start: int,
-        index: np.ndarray,
-        keys: np.ndarray,
-        rows: dict[str, np.ndarray],
-        note_work: NoteWork,
-    ) -> list[Bad]:
-        """Load the rows by several threads at once; the substitutes of bad ones after that."""
+    def _begin(self, epoch: int, index: np.ndarray, keys: np.ndarray, rows: dict[str, np.ndarray]) -> Begun:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._bound.threads, "ringload-load")
-        note_work(-1, start, start + len(index))
         rngs: Iterable[Any] = Generators(self._job.seed, epoch, keys) if self._bound.random else repeat(None)
+        begun: Begun = []
+        for row, (sample, key, rng) in enumerate(zip(index.tolist(), keys.tolist(), rngs, strict=False)):
+            begun.append(ARRIVALS.follow(self._threads.submit, self._load_row, epoch, sample, key, row, rows, rng))
+        return begun
 
-        def load(sample: int, key: int, row: int, rng: Any) -> Bad | None:
-            return self._load_row(epoch, sample, key, row, rows, rng)
-
-        problems = self._threads.map(load, index.tolist(), keys.tolist(), range(len(index)), rngs)
+    def _made_good(
+        self, begun: Begun, epoch: int, start: int, keys: np.ndarray, rows: dict[str, np.ndarray], note_work: NoteWork
+    ) -> list[Bad]:
+        """Wait for all rows; then load substitutes of bad ones."""
         bad = []
-        for row, problem in enumerate(list(problems)):
+        for row, problem in enumerate([future.result() for future in begun]):
             if problem is not None:
                 noted = partial(_note_row, note_work, start + row)
                 bad.append(self._make_good(problem, epoch, int(keys[row]), row, rows, noted))

@@ -14,7 +14,7 @@ Every member holds the write end of a second pipe, `alive`. When the trainer fin
 nobody who could still write to the ring: a process's memory is given up before its descriptors are (do_exit in the kernel).
 
 Messages are JSON, one a packet, on a socket pair:
-    trainer: {"start": {n_workers, killers, careful}} | {"clear": n} | {"exit": true}
+    trainer: {"start": {n_workers, killers, careful, alone}} | {"clear": n} | {"exit": true}
     server:  {"ready": pid} | {"started": [pid, ...]} | {"died": [[worker, pid, status], ...]} | {"cleared": n,
               "reserved": slots} | {"reserved": slots} | {"goal": slots, "short": reason}
 """

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ringload.system.arrivals import ARRIVALS
+from ringload.workers.fill import Begun
 from ringload.workers.records import Task
 
 N_LEAST = 2  # one is filled, one is read
@@ -22,10 +23,11 @@ SHARE = 2  # a worker holds its share of the tasks that the ring has room for, d
 
 
 class Held(NamedTuple):
-    """A task, and the samples that were asked for."""
+    """A task, the samples that were asked for, and its rows that threads load, if any (`Filler.begin`)."""
 
     task: Task
     samples: np.ndarray
+    begun: Begun | None = None
 
 
 IsReady = Callable[[Held], bool]
@@ -52,9 +54,9 @@ class TasksAhead:
         """The task that was taken first."""
         return self._held[0].task
 
-    def add(self, task: Task, samples: np.ndarray) -> None:
-        """Hold a task whose samples are being read."""
-        self._held.append(Held(task, samples))
+    def add(self, held: Held) -> None:
+        """Hold a task whose samples are read from now on."""
+        self._held.append(held)
 
     def next(self, is_ready: IsReady | None) -> Held:
         """Take the first task that is ready; if none is, and none will be, the oldest."""

@@ -69,12 +69,14 @@ class Start:
     """What one start of the workers adds: what was learned from deaths before.
 
     `poison_samples`: (sample, how) of those that killed their worker twice. `one_by_one`: (epoch, number) of batches whose rows
-    are loaded one at a time and not asked for ahead, because a worker died while it loaded several at once.
+    are loaded one at a time and not asked for ahead, because a worker died while it loaded several at once. `alone`: of those
+    whose tasks a worker takes one at a time, because a worker died while it may have read for several.
     """
 
     n_workers: int
     poison_samples: tuple[tuple[int, str], ...] = ()
     one_by_one: tuple[tuple[int, int], ...] = ()
+    alone: tuple[tuple[int, int], ...] = ()
 
 
 def run(worker_job: WorkerJob, start: Start, worker_id: int) -> None:
@@ -143,48 +145,64 @@ class _TaskLoop:
         tasks: TasksAhead,
     ) -> None:
         self._worker = worker_id
-        self._one_by_one = frozenset(start.one_by_one)
+        self._one_by_one, self._alone = frozenset(start.one_by_one), frozenset(start.alone)
         self._prefetch = _alone(source.prefetch) if source.prefetch is not None else None
         self._is_ready = _alone(source.is_ready) if source.is_ready is not None else None
         self._forget = _alone(source.forget) if source.forget is not None else None
         self._poison_samples = [index for index, _ in start.poison_samples]
-        self._filler = filler
+        self._filler, self._begins_ahead = filler, filler.begins_ahead
         self._end = end
         self._current_work = current_work
         self._tasks = tasks
 
     def forever(self, arrays: dict[str, Any]) -> None:
         """Task after task. While one is filled, the samples of others are read."""
-        tasks, index = self._tasks, arrays["index"]
+        tasks = self._tasks
         while True:
             idle_from_s = time.monotonic()
             if not tasks:
                 self._current_work.clear(self._worker)
-                self._take_task(index, wait=True)
+                self._take_task(arrays, wait=True)
             begin_s = time.monotonic()
-            while self._prefetch is not None and tasks.wants_more and self._take_task(index, wait=False):
+            while self._takes_more and self._take_task(arrays, wait=False):
                 pass
-            if self._is_ready is not None:
+            knows_ready = self._begins_ahead or (self._prefetch is not None and self._is_ready is not None)
+            if knows_ready:
                 self._note_whole(tasks.oldest)  # waiting for it may take long
-            task, samples = tasks.next(self._has_come if self._is_ready and self._prefetch else None)
-            self._fill(task, {name: array[task.slot] for name, array in arrays.items()})
+            held = tasks.next(self._has_come if knows_ready else None)
+            self._fill(held, {name: array[held.task.slot] for name, array in arrays.items()})
             if self._forget is not None:
-                self._forget(samples)
-            self._end.done(task, time.monotonic() - begin_s, begin_s - idle_from_s)
+                self._forget(held.samples)
+            self._end.done(held.task, time.monotonic() - begin_s, begin_s - idle_from_s)
 
-    def _take_task(self, index: np.ndarray, wait: bool) -> bool:
+    @property
+    def _takes_more(self) -> bool:
+        """Whether another task is taken, so that its samples are read while those are filled that are held."""
+        if (self._prefetch is None and not self._begins_ahead) or not self._tasks.wants_more:
+            return False
+        oldest = self._tasks.oldest
+        return (oldest.epoch, oldest.number) not in self._alone
+
+    def _take_task(self, arrays: dict[str, Any], wait: bool) -> bool:
         """Take a task, if there is one, and begin to read its samples."""
         task = self._end.take(wait)
         if task is None:
             return False
-        samples = index[task.slot, task.start : task.stop]
+        samples = arrays["index"][task.slot, task.start : task.stop]
         samples = samples[samples != PAD]
         if self._poison_samples:  # which are not loaded
             samples = samples[~np.isin(samples, self._poison_samples)]
-        self._tasks.add(task, samples)
-        if self._prefetch is not None and (task.epoch, task.number) not in self._one_by_one:
-            self._note_whole(task)  # it may hang, or end the process
-            self._ask(samples)
+        begun = None
+        if (task.epoch, task.number) not in self._one_by_one:
+            if self._prefetch is not None:
+                self._note_whole(task)  # it may hang, or end the process
+                self._ask(samples)
+            elif self._begins_ahead:
+                self._note_whole(task)
+                slot = {name: array[task.slot] for name, array in arrays.items()}
+                map_in_rows(slot, task)
+                begun = self._filler.begin(task.epoch, task.start, task.stop, slot)
+        self._tasks.add(Held(task, samples, begun))
         return True
 
     def _note_whole(self, task: Task) -> None:
@@ -200,7 +218,8 @@ class _TaskLoop:
             self._stop_asking(error)
 
     def _has_come(self, held: Held) -> bool:
-        assert self._is_ready is not None
+        if self._is_ready is None:
+            return all(future.done() for future in held.begun or ())
         try:
             return bool(self._is_ready(held.samples))
         except Exception as error:  # also of a prefetch() that is a coroutine
@@ -214,15 +233,16 @@ class _TaskLoop:
         self._prefetch = None
         warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=2)
 
-    def _fill(self, task: Task, slot: dict[str, Any]) -> None:
+    def _fill(self, held: Held, slot: dict[str, Any]) -> None:
+        task = held.task
+
         def note_work(sample: int, start: int, stop: int) -> None:
             self._end.check()  # or this row would be blamed for what the last one did
             self._current_work.write(self._worker, task.epoch, task.number, sample, start, stop)
 
-        for array in slot.values():
-            map_in(array[task.start : task.stop])
+        map_in_rows(slot, task)
         one_by_one = (task.epoch, task.number) in self._one_by_one
-        for bad in self._filler.fill(task.epoch, task.start, task.stop, slot, note_work, one_by_one):
+        for bad in self._filler.fill(task.epoch, task.start, task.stop, slot, note_work, one_by_one, held.begun):
             self._end.bad(task, bad.index, bad.pack(MAX_TEXT_BYTES))
 
 
@@ -239,6 +259,12 @@ def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
                 os._exit(0)
 
     return called
+
+
+def map_in_rows(slot: dict[str, Any], task: Task) -> None:
+    """Have the kernel map the memory of a task's rows in one call, instead of by a fault for each page."""
+    for array in slot.values():
+        map_in(array[task.start : task.stop])
 
 
 def be_called(name: str) -> None:
@@ -288,7 +314,7 @@ def message_of(start: Start) -> dict[str, Any]:
     poison_samples: dict[str, list[int]] = {}
     for index, how in start.poison_samples:
         poison_samples.setdefault(how, []).append(index)
-    return {"n_workers": start.n_workers, "killers": poison_samples, "careful": start.one_by_one}
+    return {"n_workers": start.n_workers, "killers": poison_samples, "careful": start.one_by_one, "alone": start.alone}
 
 
 def start_of(message: dict[str, Any]) -> Start:
@@ -297,4 +323,5 @@ def start_of(message: dict[str, Any]) -> Start:
         int(message["n_workers"]),
         tuple((int(index), str(how)) for how, indices in message["killers"].items() for index in indices),
         tuple((int(epoch), int(number)) for epoch, number in message["careful"]),
+        tuple((int(epoch), int(number)) for epoch, number in message["alone"]),
     )

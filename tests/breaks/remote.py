@@ -17,8 +17,8 @@ TABLE = (
         (
             Edit(
                 "storage/threaded.py",
-                "self._threads.submit(self._fetch_ahead, key, room_bytes)",
-                "self._threads.submit(self._fetch_ahead, key, 1 << 40)",
+                "ARRIVALS.follow(self._threads.submit, self._fetch_ahead, key, room_bytes)",
+                "ARRIVALS.follow(self._threads.submit, self._fetch_ahead, key, 1 << 40)",
             ),
         ),
         (f"{THREADED}::test_one_that_is_larger_than_its_room_is_asked_for_again",),
@@ -166,13 +166,33 @@ TABLE = (
         r"assert|SampleError",
     ),
     Break(
+        "threads begin a task once the one before is filled",
+        (),
+        (Edit("workers/fill.py", "        return bound.threads > 1 and all(", "        return bound.threads < 1 and all("),),
+        (f"{WAITING}::test_threads_go_on_with_the_next_task",),
+        r"BrokenBarrier|SampleError|Timeout",
+    ),
+    Break(
+        "workers read for several tasks while it is found out what they die of",
+        (),
+        (
+            Edit(
+                "workers/worker.py",
+                "        return (oldest.epoch, oldest.number) not in self._alone\n",
+                "        return oldest.epoch >= 0\n",
+            ),
+        ),
+        (f"{WAITING}::test_a_death_by_what_is_read_for_another_task_is_blamed_on_its_own_sample",),
+        r"assert",
+    ),
+    Break(
         "threads share one generator",
         (),
         (
             Edit(
                 "workers/fill.py",
-                "return self._load_row(epoch, sample, key, row, rows, rng)",
-                "return self._load_row(epoch, sample, key, row, rows)",
+                "self._load_row, epoch, sample, key, row, rows, rng",
+                "self._load_row, epoch, sample, key, row, rows",
             ),
         ),
         (f"{WAITING}::test_threads_load_the_same_bytes",),
