@@ -78,6 +78,6 @@ data/photos/photos.csv: .venv/installed bench/photos.py
 .venv-bench/installed: setup.cfg setup.py pyproject.toml $(NATIVE) bench/constraints.txt bench/install.py
 	$(PYTHON) -m venv .venv-bench
 	$(BENCH)/python -m pip install --quiet --upgrade pip
-	$(BENCH)/python -m pip install --quiet --constraint bench/constraints.txt --editable '.[parquet,bench]'
+	$(BENCH)/python -m pip install --quiet --constraint bench/constraints.txt --editable '.[parquet,remote,bench]'
 	$(BENCH)/python -m bench.install
 	touch $@

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+SERVED = Path("data")  # by bench.webserver
 PHOTOS = Path("data/photos")
 ROOT = Path("data/bench")
 N_LARGE = 48

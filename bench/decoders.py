@@ -50,12 +50,12 @@ def own(path: str, size: int) -> np.ndarray:
     """Decode with ringload's decoder, into a new array."""
     image = np.empty((size, size, 3), np.uint8)
     with open(path, "rb", buffering=0) as file:
-        _decoder(size).load(file.readall(), None, image)
+        own_decoder(size).load(file.readall(), None, image)
     return image
 
 
 @cache
-def _decoder(size: int):  # type: ignore[no-untyped-def]
+def own_decoder(size: int):  # type: ignore[no-untyped-def]
     """One decoder for each process, which reuses its scratch memory."""
     import cv2
 

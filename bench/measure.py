@@ -101,7 +101,18 @@ class Trainer:
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Carry out one measurement."""
-    peer, work = PEERS[spec["peer"]], make_work(spec["work"])
+    work = make_work(spec["work"])
+    if isinstance(work, Photos) and work.kind == "remote":
+        from bench.webserver import served
+
+        with served(data.SERVED, spec.get("latency_ms", 0)) as url:
+            return measured(spec, replace(work, url=url))
+    return measured(spec, work)
+
+
+def measured(spec: dict[str, Any], work: Work) -> dict[str, Any]:
+    """Carry out a measurement of this work."""
+    peer = PEERS[spec["peer"]]
     work.prepare()
     if peer.is_yardstick:
         rate = peer.load().rate(work, spec["workers"], spec["seconds"])
@@ -183,7 +194,8 @@ def epoch(spec: dict[str, Any], peer: Peer, work: Work) -> dict[str, float]:
 
         place: Any = mounted(work.folder, delay_ms)
     else:
-        data.forget(data.files(work.folder))
+        if not work.url:
+            data.forget(data.files(work.folder))
         place = nullcontext(work.folder)
     with place as folder:
         work = replace(work, folder=Path(folder), truth_of=work.folder)

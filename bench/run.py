@@ -27,7 +27,7 @@ from bench import slowfs
 from bench.machine import Memory, commit, machine, versions
 from bench.measure import WRONG
 from bench.peers import PEERS, installed
-from bench.scenario import Scenario, files_of, rows, sleeps
+from bench.scenario import Scenario, files_of, remote, rows, sleeps
 from bench.scenarios import BY_NAME, SCENARIOS, prepare
 from bench.stats import OURS
 from bench.work import IMAGES
@@ -40,6 +40,8 @@ QUICK = {"rounds": 2, "shorter": 0.4}
 
 def proof_work(kind: str) -> dict[str, Any]:
     """A small epoch of this kind of work."""
+    if kind == "remote":
+        return remote(32) | {"n_samples": 320, "n_files": 320}
     if kind in IMAGES and kind != "photos":
         return files_of(kind, 16 if kind == "12mp" else 32) | {"n_samples": 48 if kind == "12mp" else 320}
     if kind == "photos":

@@ -63,6 +63,11 @@ def photos(batch_size: int, n_samples: int = 10 * N_PHOTOS, size: int = 224) -> 
     return work | {"n_files": N_PHOTOS}
 
 
+def remote(batch_size: int = 64) -> dict[str, Any]:
+    """The same, each once, from a web server."""
+    return photos(batch_size, N_PHOTOS) | {"kind": "remote"}
+
+
 def files_of(kind: str, batch_size: int) -> dict[str, Any]:
     """The photographs of 500 pixels for the "recipe"; photographs as "12mp", "png" or "webp" files."""
     folder, n_files = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import data
-from bench.scenario import N_PHOTOS, Scenario, at_least, at_most, files_of, photos, rows, sleeps, table
+from bench.scenario import N_PHOTOS, Scenario, at_least, at_most, files_of, photos, remote, rows, sleeps, table
 
 ROW_224 = (224, 224, 3)
 
@@ -207,6 +207,20 @@ SCENARIOS = (
         method="epoch",
         options={"delay_ms": 20},
         needs_root=True,
+    ),
+    *(
+        Scenario(
+            name=f"remote-{latency_ms}",
+            number=16,
+            title=f"one epoch of photographs from a web server that takes {latency_ms} ms a request",
+            **IMAGES,
+            peers=("ringload-shards", "torch-remote", "tfdata", "webdataset", "litdata"),
+            work=remote(),
+            method="epoch",
+            options={"latency_ms": latency_ms},
+            goals=(at_least(1.0, "torch-remote"), at_least(1.0, "webdataset"), at_least(1.0, "litdata")),
+        )
+        for latency_ms in (0, 50)
     ),
     *(
         Scenario(

@@ -49,7 +49,8 @@ class Photos:
     """`n_samples` image files of `folder`, repeated as needed, resized to `(size, size)`.
 
     `kind` is "photos"; "recipe": a random part is resized, and half of the images are mirrored; or the format and size of the
-    files, for which some peers have their own way: "12mp" (JPEG), "png", "webp".
+    files, for which some peers have their own way: "12mp" (JPEG), "png", "webp". "remote": "photos" that a web server at `url`
+    has, whose root is the folder data.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Photos:
     table: Path | None = None  # a table of many rows; None: the folder's table, repeated in memory
     truth_of: Path | None = None  # the folder that `folder` is a copy of
     kind: str = "photos"
+    url: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,9 +74,13 @@ class Photos:
         """The table that a user starts from: columns path (absolute) and index."""
         if self.table is not None:
             return pd.read_parquet(self.table)
-        files = data.files(self.folder)[: self.n_files]
+        files = [self.located(name) for name in data.files(self.folder)[: self.n_files]]
         paths = np.resize(np.array(files, object), self.n_samples)
         return pd.DataFrame({"path": paths, "index": np.arange(self.n_samples)})
+
+    def located(self, path: str | Path) -> str:
+        """Where loaders find a file below the folder data: its path, or its URL."""
+        return f"{self.url}/{Path(path).resolve().relative_to(data.SERVED.resolve())}" if self.url else str(path)
 
     @property
     def paths(self) -> list[str]:
@@ -207,7 +213,7 @@ class Sleeps:
 
 
 Work = Photos | Rows | Sleeps
-IMAGES = ("photos", "recipe", "12mp", "png", "webp")  # the kinds of Photos
+IMAGES = ("photos", "recipe", "12mp", "png", "webp", "remote")  # the kinds of Photos
 
 
 def make_work(spec: dict[str, Any]) -> Work:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from bench.decoders import DECODERS, random_part, recipe
 from bench.measure import Trainer
 from bench.peers import PEERS, Stream
 from bench.scenarios import BY_NAME, SCENARIOS
+from bench.webserver import served
 from bench.work import Photos, Sleeps, WrongPayloadError, glance
 from ringload.images.decoder import ImageDecoder
 from ringload.images.geometry import Geometry, Resize
@@ -87,7 +91,7 @@ def test_two_peers_have_ringload_between_them() -> None:
 
 
 def test_scenarios_name_peers_that_can_do_their_work() -> None:
-    assert {one.number for one in SCENARIOS} == set(range(1, 16))
+    assert {one.number for one in SCENARIOS} == set(range(1, 17))
     for one in SCENARIOS:
         work = BY_NAME[one.of].work if one.of else one.work
         for peer in ("ringload", *one.peers):
@@ -267,6 +271,32 @@ def test_tfdata_shows_parts_and_reads_all_formats(photos: Path, tmp_path: Path, 
     for kind, folder in folders.items():
         spec = {"peer": "tfdata", "work": work | {"kind": kind, "folder": str(folder)}, "workers": 0, "method": "proof"}
         assert run.call(spec).get("n_batches") == 13
+
+
+@pytest.mark.parametrize("peer", ["ringload", "torch-remote"])
+@pytest.mark.slow
+def test_peers_load_from_the_web_server(peer: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, "data/photos")
+    work = {"kind": "remote", "folder": "data/photos", "batch_size": 4, "size": 32, "n_samples": 24}
+    for method in ("proof", "epoch"):
+        spec = {"peer": peer, "work": work, "workers": 2, "method": method, "latency_ms": 5}
+        assert run.call(spec)["n_batches"] == {"proof": 7, "epoch": 5}[method]
+
+
+def test_the_web_server_of_the_bench_sends_what_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a b").write_bytes(bytes(range(200)))
+    with served(tmp_path, 1) as url:
+        for headers, status, content in (
+            ({}, 200, bytes(range(200))),
+            ({"Range": "bytes=10-19"}, 206, bytes(range(10, 20))),
+            ({"Range": "bytes=190-"}, 206, bytes(range(190, 200))),
+            ({"Range": "bytes=190-500"}, 206, bytes(range(190, 200))),
+        ):
+            with urllib.request.urlopen(urllib.request.Request(f"{url}/a%20b?any", headers=headers)) as answer:
+                assert (answer.status, answer.read()) == (status, content)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/b")
 
 
 def copied(photos: Path, folder: Path, suffix: str) -> Path:

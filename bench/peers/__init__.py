@@ -85,6 +85,7 @@ PEERS = {
     for peer in (
         Peer("ringload", "ringload", "ring", (*IMAGES, "rows", "sleeps")),
         Peer("ringload-default", "ringload, its default budget", "ring", ("photos",)),
+        Peer("ringload-shards", "ringload, TarShards", "ring", ("photos", "remote"), options={"shards": True}),
         Peer("roofline", "the same decoder, no transport", "yardsticks", IMAGES, is_yardstick=True),
         Peer("copying", "plain copies, no transport", "yardsticks", ("rows",), is_yardstick=True),
         Peer("naive", "hand-written generator, Pillow", "naive", ALL),
@@ -116,6 +117,9 @@ PEERS = {
             packages=("torch", "torchvision"),
             titles={"recipe": f"{TORCH}, torchvision, antialiased"},
         ),
+        Peer(
+            *("torch-remote", "torch DataLoader, 64 threads, ringload's decoder", "torch_remote", ("remote",), ("torch",)),
+        ),
         Peer("torch-numpy", "torch DataLoader, NumPy batches", "torch_loader", ("rows",), ("torch",), {"as_numpy": True}),
         Peer(
             *("tfdata", "tf.data, AUTOTUNE", "tfdata", (*IMAGES, "rows"), ("tensorflow",)),
@@ -124,6 +128,7 @@ PEERS = {
                 "12mp": "tf.data, decode_jpeg scaled by 1/8, not antialiased",
                 "png": "tf.data, decode_png, not antialiased",
                 "webp": "tf.data, decode_webp, not antialiased",
+                "remote": "tf.data, a function that 64 threads call, not antialiased",
             },
         ),
         Peer(
@@ -135,8 +140,8 @@ PEERS = {
             *("dali", "DALI, on the CPU", "dali", ("photos", "recipe"), ("nvidia-dali",)),
             titles={"recipe": "DALI on the CPU, image_random_crop, antialiased"},
         ),
-        Peer("webdataset", "WebDataset, Pillow", "webdataset_loader", ("photos",), ("torch", "webdataset")),
-        Peer("litdata", "LitData, Pillow", "litdata_loader", ("photos",), ("torch", "litdata")),
+        Peer("webdataset", "WebDataset, Pillow", "webdataset_loader", ("photos", "remote"), ("torch", "webdataset")),
+        Peer("litdata", "LitData, Pillow", "litdata_loader", ("photos", "remote"), ("torch", "litdata")),
     )
 }
 

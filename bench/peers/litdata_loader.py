@@ -1,12 +1,14 @@
 """LitData: chunks that were written once (data/bench/litdata, not timed), read by torch workers, decoded by Pillow.
 
 Tuned as https://github.com/Lightning-AI/litData recommends: `optimize` once, then StreamingDataset and StreamingDataLoader. Its
-epochs are passes over the chunks; if there are more samples than files, an epoch here is several passes.
+epochs are passes over the chunks; if there are more samples than files, an epoch here is several passes. The web server is
+given as S3, with an empty folder for what is downloaded.
 """
 
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,18 @@ def open_stream(work: Work, workers: int) -> Stream:
     """Start its workers."""
     assert isinstance(work, Photos)
     n_files = min(work.n_samples, len(data.files(work.folder)[: work.n_files]) // work.batch_size * work.batch_size)
-    dataset = Decoded(str(chunks(work, n_files)), shuffle=True, drop_last=False)
+    folder = chunks(work, n_files)
+    if work.url:
+        secrets = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
+        dataset = Decoded(
+            f"s3://{folder.parent.name}/{folder.name}",
+            cache_dir=tempfile.mkdtemp(),
+            storage_options={"endpoint_url": work.url, **secrets},
+            shuffle=True,
+            drop_last=False,
+        )
+    else:
+        dataset = Decoded(str(folder), shuffle=True, drop_last=False)
     dataset.size = work.size
     loader = StreamingDataLoader(dataset, batch_size=work.batch_size, num_workers=workers, persistent_workers=True)
     passes = EpochTracker(n_files, work.n_samples // n_files)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -52,17 +53,23 @@ class Sleepers:
         out["x"] = self._work[index]
 
 
-def make_source(work: Work) -> Any:
-    """The source that a user would write for this work."""
+def make_source(work: Work, shards: bool = False) -> Any:
+    """The source that a user would write for this work: of photographs, as files or in tar shards."""
+    if isinstance(work, Photos) and shards:
+        from bench.shards import shards_of
+
+        names = [work.located(path) for path in shards_of(work)]
+        cache_dir = tempfile.mkdtemp()  # so that the index is built in each measurement
+        return ringload.TarShards(names, size=(work.size, work.size), cache_dir=cache_dir)
     if isinstance(work, Photos):
         recipe: Any = {"resize": "random_crop", "crop_area": AREA, "crop_ratio": RATIO, "flip": True} if work.is_recipe else {}
         return ringload.ImageFrame(work.frame, path="path", label=None, size=(work.size, work.size), **recipe)
     return Copies(work) if isinstance(work, Rows) else Sleepers(work)
 
 
-def open_stream(work: Work, workers: int, lean: bool = False, ahead: int = 0) -> Stream:
+def open_stream(work: Work, workers: int, lean: bool = False, ahead: int = 0, shards: bool = False) -> Stream:
     """Start the loader, with memory for `ahead` batches, or with the default budget."""
-    source = make_source(work)
+    source = make_source(work, shards)
     if lean:
         ahead = 2 * workers + 1
     budget = budget_for(ahead, source, work.batch_size, workers) if ahead else "auto"

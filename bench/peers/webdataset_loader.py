@@ -1,5 +1,7 @@
 """WebDataset: tar shards, read sequentially by torch workers, decoded by Pillow; shuffled by shard, and in a buffer.
 
+From a web server, `curl` of each worker reads the shards, which is what WebDataset does with such URLs.
+
 Tuned as https://github.com/webdataset/webdataset recommends: workers make batches; the trainer unbatches and batches them
 again, so that none is short. The shards (in data/bench, with 64 photographs each) are made once, before any timing. Its epochs
 are passes over the shards; if there are more samples than files, an epoch here is several passes, and the URL of a shard names
@@ -9,48 +11,21 @@ its pass.
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import webdataset as wds
 from PIL import Image
 
-from bench import data
 from bench.peers import Stream
+from bench.shards import PER_SHARD, shards_of
 from bench.work import Photos, Work
-
-PER_SHARD = 64
 
 
 def shards(work: Photos) -> list[str]:
-    """The shards of all passes: `{pass}-{first index}.tar`."""
-    names = data.files(work.folder)[: work.n_files]
-    folder = (data.ROOT / f"shards-{work.folder.name}").absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for start in range(0, work.n_samples, PER_SHARD):
-        first = start % len(names)
-        path = folder / f"{first:06d}.tar"
-        if first + PER_SHARD > len(names) or start + PER_SHARD > work.n_samples:
-            raise ValueError("whole shards only")
-        if not path.exists():
-            _write(path, names, first)
-        found.append(f"{path}#{start}")
-    return found
-
-
-def _write(path: Path, names: list[str], first: int) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    with tarfile.open(unfinished, "w") as tar:
-        for index in range(first, first + PER_SHARD):
-            content = Path(names[index]).read_bytes()
-            member = tarfile.TarInfo(f"{index:09d}.jpg")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    unfinished.rename(path)
+    """The shards of all passes; each name ends in the index of its first sample."""
+    return [f"{work.located(path)}#{number * PER_SHARD}" for number, path in enumerate(shards_of(work))]
 
 
 def open_stream(work: Work, workers: int) -> Stream:
