@@ -89,6 +89,9 @@ def make_dataset(work: Photos | Rows) -> Any:
         if work.url:
             contents = lambda path, index: (tf.numpy_function(downloaded, [path], tf.string), index)  # noqa: E731
             dataset = dataset.map(contents, num_parallel_calls=N_DOWNLOADS).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+            options = tf.data.Options()
+            options.threading.private_threadpool_size = N_DOWNLOADS  # by default, as many as there are cores
+            dataset = dataset.with_options(options)
         else:
             read = lambda path, index: decode(tf.io.read_file(path), index)  # noqa: E731
             dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
