@@ -43,11 +43,11 @@ PoisonSamples = Sequence[tuple[int, str]]
 
 
 class UnitMessage(NamedTuple):
-    """Rows to fill: their samples `index (n,) int64` and draw keys `(n,) int64`, as bytes, and what the order wrote into its
+    """Rows to fill: `samples (n,) int64` and draw keys `(n,) int64`, as bytes, and what the order wrote into its
     fields: name -> `(n, *shape)`. `one_by_one`: nothing is read ahead, and no two samples are loaded in one call."""
 
     epoch: int
-    index: bytes
+    samples: bytes
     keys: bytes
     ordered: dict[str, np.ndarray]
     one_by_one: bool
@@ -148,7 +148,7 @@ class Actor:
         return tuple(Filled(buffer, bad, self._idle_from_s - begin_s, idle_s))
 
     def _take(self, unit: UnitMessage) -> None:
-        samples = np.frombuffer(unit.index, np.int64)
+        samples = np.frombuffer(unit.samples, np.int64)
         samples = samples[(samples != PAD) & ~np.isin(samples, list(self._poison_samples))]
         self._units.append((unit, samples))
         if self._prefetch is not None and not unit.one_by_one:
@@ -158,11 +158,11 @@ class Actor:
                 self._prefetch = None
 
     def _fill(self, unit: UnitMessage) -> tuple[np.ndarray, list[tuple[int, str]]]:
-        n_rows = len(unit.index) // 8
+        n_rows = len(unit.samples) // 8
         layout = self._layouts.setdefault(n_rows, rows_layout(self._job.layout, n_rows))
         buffer = np.empty(layout.slot_bytes, np.uint8)
         rows = layout.whole_slot(buffer)
-        rows["index"][:] = np.frombuffer(unit.index, np.int64)
+        rows["index"][:] = np.frombuffer(unit.samples, np.int64)
         rows[KEY][:] = np.frombuffer(unit.keys, np.int64)
         for name, values in unit.ordered.items():
             rows[name][:] = values

@@ -85,8 +85,8 @@ class Cluster:
             roomy = [node for node in nodes if self._fits(node["Resources"])]
             wanted = -(-self._n // self._per_node)
             return (
-                f"per_node={self._per_node} needs {wanted} nodes that have {{{each}}} free for each of {self._per_node} actors, "
-                f"and {len(roomy)} of the cluster's {len(nodes)} nodes have so much at all: lower n, or raise per_node"
+                f"per_node={self._per_node} needs {wanted} nodes that have {{{each}}} for each of {self._per_node} actors, and "
+                f"{len(roomy)} of the cluster's {len(nodes)} nodes have so much at all: lower n, or raise per_node"
             )
         total, free = ray.cluster_resources(), ray.available_resources()
         short_of = [

@@ -138,11 +138,14 @@ class Dispatcher(threading.Thread):
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        is_closed = False
+        is_closed, pulse_s = False, 0.0
         while not is_closed:
             messages = [self._next()]
             while not self.inbox.empty():
                 messages.append(self.inbox.get())
+            if time.monotonic() > pulse_s:
+                messages.append(("pulse",))
+                pulse_s = time.monotonic() + PULSE_S
             for what, *arguments in messages:
                 try:
                     result = self._act(what, arguments)
@@ -162,7 +165,7 @@ class Dispatcher(threading.Thread):
         try:
             return self.inbox.get(timeout=PULSE_S)
         except Empty:
-            return ("pulse",)
+            return ("nothing",)
 
     def _act(self, what: str, arguments: list[Any]) -> Any:
         return getattr(self, f"_on_{what}")(*arguments)
@@ -173,6 +176,9 @@ class Dispatcher(threading.Thread):
             failure.__cause__ = cause
             self.failure = failure
         self._notify()
+
+    def _on_nothing(self) -> None:
+        pass
 
     def _on_pulse(self) -> None:
         if self.is_lost or self.failure is not None:
@@ -198,10 +204,10 @@ class Dispatcher(threading.Thread):
 
     def _lose(self, text: str) -> None:
         self._on_clear()
-        self.is_lost = True
         self._actors.clear()
         self._cluster.abandon()
         self.lost_text = text
+        self.is_lost = True  # after its text: the trainer looks at once
         self._notify()
 
     # -- messages of the trainer --------------------------------------------------------------------------------------
@@ -331,8 +337,8 @@ class Dispatcher(threading.Thread):
         if problem:
             self._fail(
                 ConfigError(
-                    f"the source, or worker_setup, cannot be used in an actor on node {actor.hello.node} (its files and modules "
-                    f"have to be on every node):\n{problem}"
+                    f"the source, or worker_setup, cannot be used in an actor on node {actor.hello.node} (its files and "
+                    f"modules have to be on every node):\n{problem}"
                 )
             )
             return
@@ -343,6 +349,9 @@ class Dispatcher(threading.Thread):
         init_failed = isinstance(error, ActorDiedError) and getattr(error, "_actor_init_failed", False)
         if init_failed or isinstance(error, ActorUnschedulableError):
             self._fail(ConfigError(f"an actor cannot be started: {_short(str(error), 1500)}"), error)
+        elif "node has died" in str(error):  # before it began; of a node that Ray had not missed yet
+            self._drop(actor.number)
+            self._begin_actor(actor.number)
         else:
             self._died(actor, error)
 
