@@ -99,7 +99,7 @@ def on_ray(n: int = 3, **options: Any) -> Any:
 
 def pids(loader: Loader) -> list[int]:
     """Of the actors that have answered."""
-    return [actor.hello.pid for actor in [*dispatcher(loader)._actors.values()] if actor.hello is not None]
+    return [actor.hello.pid for actor in [*dispatcher(loader).actors.by_number.values()] if actor.hello is not None]
 
 
 def dispatcher(loader: Loader) -> Any:
@@ -242,8 +242,7 @@ def test_a_sample_that_kills_or_holds_up_its_actor_is_bad(cluster: Cluster, how:
 def test_deaths_beyond_restarts_are_an_error_that_names_them(cluster: Cluster) -> None:
     with Loader(Deadly(48, "exit"), 8, workers=on_ray(2), restarts=0, shuffle=False, ram_budget="400MB") as loader:
         with pytest.raises(WorkerDiedError, match=r"its process on node .* ended: .*more than restarts=0") as told:
-            for batch in loader:
-                check(batch)
+            print([check(batch) for batch in loader])
         assert 17 in told.value.samples
 
 
@@ -258,14 +257,16 @@ def test_an_object_store_that_is_full(cluster: Cluster) -> None:
 
 
 def missing_on_nodes(index: int, rng: np.random.Generator, out: Any) -> None:
-    out["x"] = 0 if index % 2 else len(open(f"/not/there/{index}").read())
+    out["x"] = 0 if index % 2 else len(Path(f"/not/there/{index}").read_bytes())
 
 
 def test_a_file_that_a_node_does_not_have_is_a_bad_sample_that_names_the_node(cluster: Cluster) -> None:
     fields = {"x": Field((), "int64")}
-    with Loader(missing_on_nodes, 4, workers=on_ray(1), fields=fields, n_samples=8, ram_budget="400MB") as loader:
-        with pytest.raises(SampleError, match=r"FileNotFoundError: .*/not/there/\d'? \(on node \d+\.\d+\.\d+\.\d+\)"):
-            next(iter(loader))
+    with (
+        Loader(missing_on_nodes, 4, workers=on_ray(1), fields=fields, n_samples=8, ram_budget="400MB") as loader,
+        pytest.raises(SampleError, match=r"FileNotFoundError: .*/not/there/\d'? \(on node \d+\.\d+\.\d+\.\d+\)"),
+    ):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize(
@@ -277,9 +278,11 @@ def test_a_file_that_a_node_does_not_have_is_a_bad_sample_that_names_the_node(cl
     ],
 )
 def test_actors_that_cannot_be_placed(cluster: Cluster, options: dict[str, Any], said: str) -> None:
-    with Loader(Truth(40), 4, workers=on_ray(timeout=1, **options), ram_budget="400MB") as loader:
-        with pytest.raises(ConfigError, match=said):
-            next(iter(loader))
+    with (
+        Loader(Truth(40), 4, workers=on_ray(timeout=1, **options), ram_budget="400MB") as loader,
+        pytest.raises(ConfigError, match=said),
+    ):
+        next(iter(loader))
 
 
 def test_per_node_places_so_many_on_each(cluster: Cluster) -> None:
@@ -287,7 +290,7 @@ def test_per_node_places_so_many_on_each(cluster: Cluster) -> None:
         while len(pids(loader)) < 3:
             for batch in loader:
                 check(batch)
-        assert len({actor.hello.node_id for actor in dispatcher(loader)._actors.values()}) == 3
+        assert len({actor.hello.node_id for actor in dispatcher(loader).actors.by_number.values()}) == 3
 
 
 @pytest.mark.parametrize(
@@ -329,9 +332,11 @@ def test_another_version_on_a_node_is_refused(cluster: Cluster, tmp_path: Path) 
     init.write_text(init.read_text().replace(f'__version__ = "{ringload.__version__}"', '__version__ = "0.0.7"'))
     node = cluster.add(resources={"old": 1}, env_vars={"PYTHONPATH": str(tmp_path)})
     try:
-        with Loader(Truth(40), 4, workers=on_ray(1, resources={"old": 1}), ram_budget="400MB") as loader:
-            with pytest.raises(ConfigError, match=r"node .* has ringload 0\.0\.7 and Python .* install the same versions"):
-                next(iter(loader))
+        with (
+            Loader(Truth(40), 4, workers=on_ray(1, resources={"old": 1}), ram_budget="400MB") as loader,
+            pytest.raises(ConfigError, match=r"node .* has ringload 0\.0\.7 and Python .* install the same versions"),
+        ):
+            next(iter(loader))
     finally:
         cluster.kill_raylet(node)
 
@@ -342,9 +347,11 @@ class Unusable(Truth):
 
 
 def test_a_source_that_cannot_be_used_says_so(cluster: Cluster) -> None:
-    with Loader(Unusable(40), 4, workers=on_ray(1), ram_budget="400MB") as loader:
-        with pytest.raises(ConfigError, match=r"cannot be used in an actor on node(.|\n)*no such database here"):
-            next(iter(loader))
+    with (
+        Loader(Unusable(40), 4, workers=on_ray(1), ram_budget="400MB") as loader,
+        pytest.raises(ConfigError, match=r"cannot be used in an actor on node(.|\n)*no such database here"),
+    ):
+        next(iter(loader))
 
 
 def test_the_plan_has_the_object_store(cluster: Cluster) -> None:
@@ -353,7 +360,7 @@ def test_the_plan_has_the_object_store(cluster: Cluster) -> None:
         rows = {what: n_bytes for what, n_bytes, _ in plan.rows()}
         assert rows["object store"] == plan.store_bytes > 0
         assert sum(rows.values()) == plan.total_bytes
-        assert dispatcher(loader)._store_bytes <= plan.store_bytes
+        assert dispatcher(loader).store_bytes <= plan.store_bytes
     far = on_ray(200, address=cluster.address)
     with Loader(Truth(40), 4, workers=far, ram_budget="100MB") as loader:
         assert loader.plan().workers_bytes == 0, "that is other machines' memory"
@@ -367,7 +374,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "16"
 import ringload, ringload.ray
 from tests.helpers import Truth, check, content, order_of
-from tests.test_ray_workers import Slow, contents
+from tests.test_ray_workers import Slow, contents, pids
 """
 
 
@@ -408,7 +415,7 @@ with ringload.Loader(Slow(4000), 8, workers=ringload.ray.Workers(2), ram_budget=
         if number == 10:
             import ray
             print(ray.get_runtime_context().gcs_address, flush=True)
-            print(*[a.hello.pid for a in loader._engine._state.workers._dispatcher._actors.values() if a.hello], flush=True)
+            print(*pids(loader), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 """,
         timeout=110,

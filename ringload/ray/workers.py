@@ -13,7 +13,7 @@ import numpy as np
 
 import ringload.protocols
 from ringload.checks import integer, one_of, short
-from ringload.errors import ConfigError, missing, without_frames
+from ringload.errors import ClusterLostError, ConfigError, missing, without_frames
 from ringload.protocols import Event, Job, Owner
 from ringload.ring.layout import MAX_TASKS
 from ringload.ring.plan import Room
@@ -28,8 +28,11 @@ from ringload.workers.worker import Start
 
 try:
     from ringload.ray.cluster import Cluster
-    from ringload.ray.dispatcher import N_CALLS, ClusterLostError, Dispatcher
+    from ringload.ray.dispatcher import N_CALLS, Dispatcher
+    from ringload.ray.slot_writer import SlotWriter
 except ImportError as error:
+    if (error.name or "").partition(".")[0] != "ray":
+        raise
     raise missing("ringload.ray", "ray", error) from error
 
 LEAST_STORE_BYTES = 64 << 20  # for rows on their way: tasks that are whole batches, and quickly filled, need several in flight
@@ -124,7 +127,8 @@ class Workers(ringload.protocols.Workers):
         self._opened.append(cluster.close)
         cluster.reserve(self._n, self._per_node, self._resources)
         numbers = range(self._n_local, self.n_workers)
-        self._dispatcher = Dispatcher(cluster, numbers, job, memory, self._flags, flying_bytes, self._timeout_s, self.wake)
+        self._writer = SlotWriter(layout, memory, self._flags)
+        self._dispatcher = Dispatcher(cluster, numbers, job, self._writer, flying_bytes, self._timeout_s, self.wake)
         self._opened.append(self._end_dispatcher)
         self._dispatcher.start()
         if self._n_local:
@@ -142,19 +146,18 @@ class Workers(ringload.protocols.Workers):
     # -- the engine's calls -------------------------------------------------------------------------------------------
 
     def start(self, start: Start, n_reserved: int) -> None:
-        if self._dispatcher is not None and self._dispatcher.is_lost:
-            self._go_on_without()
+        if self._dispatcher is not None and self._dispatcher.lost is not None:
+            self._go_on_without(self._dispatcher.lost)
         if self._local is not None:
             self._local.start(replace(start, n_workers=self._local.n_workers), n_reserved)
             self._watch_local()
         if self._dispatcher is not None:
             self._dispatcher.inbox.put(("start", start))
 
-    def _go_on_without(self) -> None:
+    def _go_on_without(self, lost: ClusterLostError) -> None:
         """The cluster is lost: with local workers alone."""
         if self._fallback is None:
-            assert self._dispatcher is not None
-            raise ClusterLostError(self._dispatcher.lost_text)
+            raise without_frames(lost)
         self._end_dispatcher()
         if self._local is None:
             self._open_local(min(self._n, max(1, usable_cpus() - 1)))
@@ -199,7 +202,7 @@ class Workers(ringload.protocols.Workers):
         if self._dispatcher is not None:
             if self._dispatcher.failure is not None:
                 raise without_frames(self._dispatcher.failure)
-            for one in _all_of(self._dispatcher.results):
+            for one in _all_of(self._writer.results):
                 if isinstance(one, WorkerReport):
                     reports.append(one)
                 else:
@@ -236,10 +239,10 @@ class Workers(ringload.protocols.Workers):
         event = Event([]) if self._local is None else self._local.events()
         if self._dispatcher is not None:
             event.died += _all_of(self._dispatcher.deaths)
-            if self._dispatcher.is_lost:
+            if (lost := self._dispatcher.lost) is not None:
                 if self._fallback is None:
-                    raise ClusterLostError(self._dispatcher.lost_text)
-                event.died.append(Death.of_server(f"{self._dispatcher.lost_text}; local workers go on"))
+                    raise without_frames(lost)
+                event.died.append(Death.of_server(f"{lost}; local workers go on"))
         return event
 
     def clear(self) -> Event:
@@ -265,7 +268,7 @@ class Workers(ringload.protocols.Workers):
             self._local.forget(batches)
         if self._dispatcher is not None:
             self._dispatcher.ask("forget")
-            _all_of(self._dispatcher.results)
+            _all_of(self._writer.results)
         for batch in batches:
             self._write_flags(batch)
         self._n_posted = [0, 0]
