@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,9 +34,9 @@ from ringload.packing.received import receive
 from ringload.packing.unpack import unpack
 from ringload.protocols import PAD, Job
 from ringload.ring.layout import KEY, Layout
-from ringload.sources.bind import BoundSource, bind
+from ringload.sources.bind import bind
 from ringload.system.arrivals import ARRIVALS
-from ringload.workers.fill import Filler
+from ringload.workers.fill import Filler, reason_of
 from ringload.workers.records import MAX_TEXT_BYTES
 
 MAX_ERROR = 4000  # characters of a traceback
@@ -140,7 +141,7 @@ class Actor:
             self._take(UnitMessage(*unit))
         unit, samples = self._units.popleft()
         if self._prefetch is not None and not unit.one_by_one:
-            _wait_for(self._source, samples)
+            self._wait_for(samples)
         buffer, bad = self._fill(unit)
         if self._source.forget is not None:
             self._source.forget(samples)
@@ -149,17 +150,37 @@ class Actor:
 
     def _take(self, unit: UnitMessage) -> None:
         samples = np.frombuffer(unit.samples, np.int64)
-        samples = samples[(samples != PAD) & ~np.isin(samples, list(self._poison_samples))]
+        samples = samples[samples != PAD]
+        if self._poison_samples:  # which are not loaded
+            samples = samples[~np.isin(samples, list(self._poison_samples))]
         self._units.append((unit, samples))
         if self._prefetch is not None and not unit.one_by_one:
             try:
                 self._prefetch(samples.copy())
-            except Exception:  # what is wrong with a sample is said when it is loaded
-                self._prefetch = None
+            except Exception as error:  # what is wrong with a sample is said when it is loaded
+                self._stop_asking(error)
+
+    def _stop_asking(self, error: Exception) -> None:
+        self._prefetch = None
+        warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=2)
+
+    def _wait_for(self, samples: np.ndarray) -> None:
+        """Until a source that tells has read these samples, or will not."""
+        while self._source.is_ready is not None:
+            n_ended = ARRIVALS.n_ended  # before looking, so that no end is missed
+            try:
+                is_ready = self._source.is_ready(samples)
+            except Exception as error:  # also of a prefetch() that is a coroutine
+                self._stop_asking(error)
+                return
+            if is_ready or not ARRIVALS.wait(n_ended):
+                return
 
     def _fill(self, unit: UnitMessage) -> tuple[np.ndarray, list[tuple[int, str]]]:
         n_rows = len(unit.samples) // 8
-        layout = self._layouts.setdefault(n_rows, rows_layout(self._job.layout, n_rows))
+        if n_rows not in self._layouts:
+            self._layouts[n_rows] = rows_layout(self._job.layout, n_rows)
+        layout = self._layouts[n_rows]
         buffer = np.empty(layout.slot_bytes, np.uint8)
         rows = layout.whole_slot(buffer)
         rows["index"][:] = np.frombuffer(unit.samples, np.int64)
@@ -176,11 +197,3 @@ class Actor:
         if isinstance(kind, type) and issubclass(kind, OSError):
             bad.reason = bounded(f"{bad.reason} (on node {self._node})", MAX_REASON)
         return bad
-
-
-def _wait_for(source: BoundSource, samples: np.ndarray) -> None:
-    """Until a source that tells has read these samples, or will not."""
-    while source.is_ready is not None:
-        n_ended = ARRIVALS.n_ended  # before looking, so that no end is missed
-        if source.is_ready(samples) or not ARRIVALS.wait(n_ended):
-            return

@@ -59,6 +59,7 @@ class SlotWriter:
         self._layout, self._flags, self._arrays = layout, flags, layout.arrays(memory)
         self._row_bytes = -(-layout.slot_bytes // layout.batch_size)
         self._left: dict[tuple[int, int], _Left] = {}
+        self._layouts: dict[int, Layout] = {}  # of so many rows
 
     def units_of(self, batch: InFlightBatch, generation: int, one_by_one: bool) -> Iterable[Unit]:
         """The units of a batch's tasks that are not done."""
@@ -86,7 +87,9 @@ class SlotWriter:
     def write(self, worker_id: int, unit: Unit, filled: Filled) -> bool:
         """Rows, then reports, then the flag, as a batch whose flags are all set may be lent at once: whether they are."""
         batch, n_rows = unit.batch, unit.stop - unit.start
-        for name, rows in rows_layout(self._layout, n_rows).whole_slot(filled.rows).items():
+        if n_rows not in self._layouts:
+            self._layouts[n_rows] = rows_layout(self._layout, n_rows)
+        for name, rows in self._layouts[n_rows].whole_slot(filled.rows).items():
             if name != KEY:
                 self._arrays[name][batch.slot][unit.start : unit.stop] = rows
         for sample, text in filled.bad:
