@@ -163,7 +163,7 @@ class Actors:
 
     def drop(self, number: int) -> None:
         """End an actor, if it is there."""
-        if (actor := self.by_number.pop(number, None)) is not None and ray.is_initialized():
+        if (actor := self.by_number.pop(number, None)) is not None and ray.is_initialized() and self._cluster.answers():
             ray.kill(actor.handle)
 
     def drop_all(self) -> None:

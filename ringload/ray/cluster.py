@@ -110,11 +110,15 @@ class Cluster:
 
     def is_lost(self) -> bool:
         """Whether the head has not answered for too long."""
+        return not self.answers() and time.monotonic() - self._answered_s > self._lost_s
+
+    def answers(self) -> bool:
+        """Whether the head answers now."""
         host, _, port = self.address.rpartition(":")
-        now_s = time.monotonic()
-        if answers(host, int(port)):
-            self._answered_s = now_s
-        return now_s - self._answered_s > self._lost_s
+        if not answers(host, int(port)):
+            return False
+        self._answered_s = time.monotonic()
+        return True
 
     def lost_text(self) -> str:
         return f"the Ray cluster is lost: its head at {self.address} has not answered for {self._lost_s:g} s"

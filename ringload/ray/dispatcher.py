@@ -65,7 +65,7 @@ class Dispatcher(threading.Thread):
         self._cluster, self._n, self._writer, self._notify, self._timeout_s = cluster, len(numbers), writer, notify, timeout_s
         self._pending: deque[Unit] = deque()
         self._bytes_flying = self._generation = 0
-        self._is_stopped = True  # between `clear` and `start`
+        self._is_stopped, self._is_to_start = True, False  # between `clear` and `start`; there is one to do
         self._start = Start(self._n)
         self._were_all_placed = False
         self._enough_s = time.monotonic()  # when there were enough actors last
@@ -129,6 +129,7 @@ class Dispatcher(threading.Thread):
         if self._cluster.is_lost():
             self._lose(self._cluster.lost_text())
             return
+        self._start_actors()
         n_placed = self.actors.n_placed
         self._were_all_placed |= n_placed == self._n
         if self._is_stopped or n_placed == self._n or (self._were_all_placed and n_placed):
@@ -155,14 +156,19 @@ class Dispatcher(threading.Thread):
             self._pending.extend(self._writer.units_of(batch, self._generation, one_by_one))
 
     def _on_start(self, start: Start) -> None:
-        self._start, self._is_stopped = start, False
-        if self.lost is None:
-            self.actors.start(start, self._generation)
+        self._start, self._is_stopped, self._is_to_start = start, False, True
+        self._start_actors()
+
+    def _start_actors(self) -> None:
+        """Now, or once the head answers: Ray's calls that need it would wait, and not see that the cluster is lost."""
+        if self._is_to_start and self.lost is None and self._cluster.answers():
+            self._is_to_start = False
+            self.actors.start(self._start, self._generation)
 
     def _on_clear(self) -> None:
         """From here on, nothing that was posted before is written."""
         self._generation += 1
-        self._is_stopped = True
+        self._is_stopped, self._is_to_start = True, False
         self._pending.clear()
         self._writer.forget()
         for actor in self.actors.by_number.values():
@@ -217,8 +223,7 @@ class Dispatcher(threading.Thread):
             return
         if unit.generation != self._generation or value is None:
             return
-        assert actor.units[0] is unit, "calls of an actor end in their order"
-        actor.units.popleft()
+        actor.units.remove(unit)  # mostly the first: calls end in their order, but what they return may arrive in another
         actor.n_calls -= 1
         self.work.pop(actor.number, None)
         if actor.n_calls:
