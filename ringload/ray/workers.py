@@ -95,7 +95,7 @@ class Workers(ringload.protocols.Workers):
         self.n_workers = self._n + self._n_local
         self.are_here = address is None or fallback is not None or self._n_local > 0
         self._pid = os.getpid()
-        self._is_new = True
+        self._is_new, self._n_refused = True, 0  # loaders that came later, and will close these as if they were theirs
         self._opened: list[Callable[[], Any]] = []  # what closes what `open` has made so far
         self._dispatcher: Dispatcher | None = None  # None: the cluster is lost
         self._local: ProcessWorkers | None = None
@@ -110,6 +110,7 @@ class Workers(ringload.protocols.Workers):
 
     def open(self, job: Job, memory: np.ndarray) -> None:
         if not self._is_new:
+            self._n_refused += 1
             raise ConfigError(OF_ONE_LOADER)
         self._is_new = False
         self._job, self._memory, self._owners = job, memory, list(job.owners)
@@ -301,6 +302,9 @@ class Workers(ringload.protocols.Workers):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
+        if self._n_refused:
+            self._n_refused -= 1
+            return
         if os.getpid() != self._pid:  # a fork of the trainer: all is the parent's
             self._dispatcher = None
             return
