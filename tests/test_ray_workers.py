@@ -168,6 +168,23 @@ def test_a_source_that_is_changed_is_sent_again(cluster: Cluster) -> None:
         assert all((batch["x"] == 7).all() for batch in loader)
 
 
+def test_a_loader_that_its_own_thread_collects_ends_its_actors(cluster: Cluster) -> None:
+    loader = Loader(Truth(40), 4, workers=on_ray(1), ram_budget="400MB")
+    check(next(iter(loader)))
+    thread = dispatcher(loader)
+    cycle: list[Any] = [loader]
+    cycle.append(cycle)
+    thread._on_collect = gc.collect
+    gc.disable()
+    try:
+        del loader, cycle
+        thread.inbox.put(("collect",))
+        thread.join(60)
+    finally:
+        gc.enable()
+    assert not thread.is_alive()
+
+
 def test_local_workers_beside_actors_share_the_batches(cluster: Cluster) -> None:
     assert contents(Slow(120), on_ray(2, local=1), epochs=3) == contents(Truth(120), 0, epochs=3)
     with Loader(Slow(400), 8, workers=on_ray(2, local=1), ram_budget="400MB") as loader:
@@ -372,7 +389,7 @@ def test_the_plan_has_the_object_store(cluster: Cluster) -> None:
 PREPARED = """
 import os, signal, sys, time
 os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "16"
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"
 import ringload, ringload.ray
 from tests.helpers import Truth, check, content, order_of
 from tests.test_ray_workers import Slow, contents, pids
@@ -442,9 +459,9 @@ from ray.cluster_utils import Cluster
 import ray
 cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20))
 ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-right = contents(Truth(400), 0, epochs=1)
+right = contents(Truth(1600), 0, epochs=1)
 workers = ringload.ray.Workers(2, fallback=FALLBACK)
-with ringload.Loader(Slow(400), 8, workers=workers, seed=5, ram_budget="400MB", epochs=1) as loader:
+with ringload.Loader(Slow(1600), 8, workers=workers, seed=5, ram_budget="400MB", epochs=1) as loader:
     got = []
     try:
         for number, batch in enumerate(loader):

@@ -67,7 +67,7 @@ class Dispatcher(threading.Thread):
         self._bytes_flying = self._generation = 0
         self._is_stopped, self._is_to_start = True, False  # between `clear` and `start`; there is one to do
         self._start = Start(self._n)
-        self._were_all_placed = False
+        self._were_all_placed = self._is_closed = False
         self._enough_s = time.monotonic()  # when there were enough actors last
         self._pulse_s = 0.0
         self._ended: set[int] = set()
@@ -79,19 +79,25 @@ class Dispatcher(threading.Thread):
         self.inbox.put((what, answer, *arguments))
         return answer.get()
 
+    def end(self) -> None:
+        """End all actors, and this thread."""
+        if threading.current_thread() is self:  # the garbage collector, which runs in any thread, has found the loader
+            self._guarded(self._on_close)
+        else:
+            self.ask("close")
+            self.join()
+
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Until `close`."""
-        is_closed = False
-        while not is_closed:
+        while not self._is_closed:
             for what, *arguments in self._messages():
                 answer = arguments.pop(0) if what in ANSWERED else None
                 result = self._guarded(getattr(self, f"_on_{what}"), *arguments)
                 if answer is not None:
                     answer.put(result)
-                is_closed |= what == "close"
-            if not is_closed and self.failure is None:
+            if not self._is_closed and self.failure is None:
                 self._guarded(self._dispatch)
 
     def _messages(self) -> list[tuple[Any, ...]]:
@@ -192,6 +198,7 @@ class Dispatcher(threading.Thread):
         self.actors.give_source(job, owners)
 
     def _on_close(self) -> None:
+        self._is_closed = True
         self._on_clear()
         self.actors.drop_all()
         self._writer.drop()

@@ -314,8 +314,7 @@ class Workers(ringload.protocols.Workers):
 
     def _end_dispatcher(self) -> None:
         if self._dispatcher is not None:
-            self._dispatcher.ask("close")
-            self._dispatcher.join()
+            self._dispatcher.end()
             self._dispatcher = None
 
     def _close_event(self) -> None:

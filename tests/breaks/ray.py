@@ -59,7 +59,7 @@ TABLE = (
     Break(
         "actors that cannot be placed are waited for without an end",
         (),
-        (Edit(DISPATCHER, "        elif time.monotonic() - self._alone_s > self._timeout_s:\n", "        elif False:\n"),),
+        (Edit(DISPATCHER, "        elif time.monotonic() - self._enough_s > self._timeout_s:\n", "        elif False:\n"),),
         ("test_ray_workers.py::test_actors_that_cannot_be_placed",),
         r"Timeout",
         60,
