@@ -47,7 +47,7 @@ class Sleeps:
     def load(self, index: int, rng: Any, out: Any) -> None:
         """Sleep."""
         time.sleep(SLEEP_S)
-        out["x"] = index % 251
+        out["x"][:] = index % 251
 
 
 class Large:

@@ -226,23 +226,10 @@ def make_plan(
     layout = Layout(fields, batch_size, max_slots, n_workers, with_valid)
     auto = ram_budget == "auto"
     budget_bytes = int(AUTO_SHARE * usable.n_bytes) if auto else parse_bytes(ram_budget, usable)
-    least = Plan(
-        batch_size,
-        n_workers,
-        MIN_SLOTS,
-        layout.slot_bytes,
-        layout.slots_start,
-        index_bytes,
-        SERVER_BYTES if n_workers else 0,
-        WORKER_BYTES + OBJECT_FACTOR * source_bytes,
-        0,
-        0,
-        budget_bytes,
-        usable,
-        ahead_bytes=ahead_bytes,
-        store_bytes=store_bytes(layout.slot_bytes, index_bytes),
-        are_here=are_here,
-    )
+    of_slots = MIN_SLOTS, layout.slot_bytes, layout.slots_start
+    of_workers = SERVER_BYTES if n_workers else 0, WORKER_BYTES + OBJECT_FACTOR * source_bytes, 0, 0
+    least = Plan(batch_size, n_workers, *of_slots, index_bytes, *of_workers, budget_bytes, usable, ahead_bytes=ahead_bytes)
+    least = replace(least, store_bytes=store_bytes(layout.slot_bytes, index_bytes), are_here=are_here)
     if n_workers:
         most_bytes = min(max_sample_bytes, least_scratch_bytes) if refuses_large else max_sample_bytes
         least = _with_scratch(least, most_bytes, least_scratch_bytes)
