@@ -71,6 +71,8 @@ class Hello(NamedTuple):
     pid: int
     node_id: str
     node: str
+    raylet_host: str
+    raylet_port: int
 
 
 def rows_layout(layout: Layout, n_rows: int) -> Layout:
@@ -95,7 +97,10 @@ class Actor:
         import ray
 
         self._node = ray.util.get_node_ip_address()
-        return *versions(), os.getpid(), ray.get_runtime_context().get_node_id(), self._node
+        node_id = ray.get_runtime_context().get_node_id()
+        found = (node for node in ray.nodes() if node["NodeID"] == node_id)
+        raylet = next(((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in found), ("", 0))
+        return *versions(), os.getpid(), node_id, self._node, *raylet
 
     def open(
         self,

@@ -2,6 +2,9 @@
 
     start_actor --hello--> versions are compared --open--> has the source --> ready for units --> dead, and forgotten
 
+What Ray asks the head for may wait for ever where the head has just died, so a thread of its own asks: to start actors, and to
+kill them. What is told to an actor goes straight to it.
+
 An actor is dead when one of its calls fails, for whatever reason: it is killed then, and another takes its place at the next
 start. Where the raylet of its node does not answer, the node is dead, with all its actors.
 """
@@ -11,9 +14,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -31,7 +38,8 @@ from ringload.workers.worker import Start
 
 MAX_REASON = 300  # characters of Ray's on a death
 DETAIL = re.compile(r"Worker exit detail: (.*?)(?: Some common causes|$)", re.DOTALL)
-WhenDone = Callable[..., None]  # (ref, what to tell the dispatcher then, *arguments)
+END_S = 5.0  # how long the end waits until the head was asked to kill the actors; Ray does that anyway when the trainer ends
+WhenDone = Callable[..., None]  # (future, what to tell the dispatcher then, *arguments)
 
 
 @dataclass(eq=False)
@@ -39,7 +47,7 @@ class ActorState:
     """An actor, and the units that it has, oldest first: of these, `n_calls` are being returned, and `unsent` not told yet."""
 
     number: int
-    handle: Any
+    handle: Any = None  # until it has answered
     hello: Hello | None = None
     raylet: tuple[str, int] = ("", 0)
     is_ready: bool = False
@@ -62,6 +70,9 @@ class Actors:
         self.order_fields: Sequence[str] = ()
         self._cluster, self._numbers, self._when_done = cluster, numbers, when_done
         self._directory = _directory()
+        self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
+        self._caller = threading.Thread(target=self._call, name="ringload:ray-head", daemon=True)
+        self._caller.start()
 
     @property
     def ready(self) -> list[ActorState]:
@@ -95,16 +106,30 @@ class Actors:
                 actor.handle.begin.remote(generation, start.poison_samples)
 
     def _start_one(self, number: int) -> None:
-        handle = self._cluster.start_actor(number, number - self._numbers.start)
-        actor = self.by_number[number] = ActorState(number, handle)
-        self._when_done(handle.hello.remote(), "hello", actor)
+        actor = self.by_number[number] = ActorState(number)
+        self._calls.put(partial(self._begin, actor))
 
-    def greeted(self, actor: ActorState, future: Any) -> Death | None:
+    def _begin(self, actor: ActorState) -> None:
+        """In the thread of its own."""
+        try:
+            handle = self._cluster.start_actor(actor.number, actor.number - self._numbers.start)
+            future, handles = handle.hello.remote().future(), [handle]
+        except Exception as error:  # whatever Ray raises: it is told where the actor would have answered
+            future, handles = Future[Any](), []
+            future.set_exception(error)
+        self._when_done(future, "hello", actor, *handles)
+
+    def _call(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+    def greeted(self, actor: ActorState, handle: Any, future: Any) -> Death | None:
         """It has answered, or it cannot. Returns its death.
 
         Raises:
             ConfigError: no actor can be started, or its node has other versions.
         """
+        actor.handle = handle
         try:
             actor.hello = hello = Hello(*future.result())
         except Exception as error:
@@ -115,7 +140,7 @@ class Actors:
             self.drop(actor.number)  # before it began; of a node that Ray had not missed yet
             self._start_one(actor.number)
             return None
-        actor.raylet = self._cluster.raylet_of(hello.node_id)
+        actor.raylet = hello.raylet_host, hello.raylet_port
         ours = versions()
         if (hello.ringload, hello.python) != ours:
             raise ConfigError(
@@ -125,7 +150,7 @@ class Actors:
         path = [entry for entry in sys.path if entry]
         job, n_workers = self._job, self._start.n_workers
         opened = actor.handle.open.remote(job, n_workers, self._directory, path, self._refs[0], self._fds, *self._refs[1:])
-        self._when_done(opened, "opened", actor)
+        self._when_done(opened.future(), "opened", actor)
         return None
 
     def opened(self, actor: ActorState, future: Any) -> Death | None:
@@ -163,14 +188,24 @@ class Actors:
 
     def drop(self, number: int) -> None:
         """End an actor, if it is there."""
-        if (actor := self.by_number.pop(number, None)) is not None and ray.is_initialized() and self._cluster.answers():
-            ray.kill(actor.handle)
+        if (actor := self.by_number.pop(number, None)) is not None and actor.handle is not None:
+            self.kill(actor.handle)
+
+    def kill(self, handle: Any) -> None:
+        """End an actor, if Ray is there: else it has ended."""
+        self._calls.put(lambda: ray.is_initialized() and ray.kill(handle))
 
     def drop_all(self) -> None:
         """End all actors, and let go of the source."""
         for number in list(self.by_number):
             self.drop(number)
         self._refs = []
+
+    def end(self) -> None:
+        """End all actors, and the thread."""
+        self.drop_all()
+        self._calls.put(None)
+        self._caller.join(END_S)
 
 
 def _detail(error: Exception) -> str:

@@ -103,11 +103,6 @@ class Cluster:
         assert self._per_node is not None
         return all(resources.get(name, 0) >= amount * self._per_node for name, amount in self._resources.items())
 
-    def raylet_of(self, node_id: str) -> tuple[str, int]:
-        """Where a node's raylet listens."""
-        found = (node for node in ray.nodes() if node["NodeID"] == node_id)
-        return next(((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in found), ("", 0))
-
     def is_lost(self) -> bool:
         """Whether the head has not answered for too long."""
         return not self.answers() and time.monotonic() - self._answered_s > self._lost_s

@@ -126,8 +126,8 @@ class Dispatcher(threading.Thread):
             self._notify()
             return None
 
-    def _when_done(self, ref: Any, what: str, *arguments: Any) -> None:
-        ref.future().add_done_callback(lambda future: self.inbox.put((what, *arguments, future)))
+    def _when_done(self, ended: Any, what: str, *arguments: Any) -> None:
+        ended.add_done_callback(lambda future: self.inbox.put((what, *arguments, future)))
 
     def _on_pulse(self) -> None:
         if self.lost is not None or self.failure is not None:
@@ -200,14 +200,17 @@ class Dispatcher(threading.Thread):
     def _on_close(self) -> None:
         self._is_closed = True
         self._on_clear()
-        self.actors.drop_all()
+        self.actors.end()
         self._writer.drop()
 
     # -- messages of actors -------------------------------------------------------------------------------------------
 
-    def _on_hello(self, actor: ActorState, future: Any) -> None:
+    def _on_hello(self, actor: ActorState, *answer: Any) -> None:
+        *handles, future = answer
         if self.actors.is_there(actor):
-            self._tell(self.actors.greeted(actor, future))
+            self._tell(self.actors.greeted(actor, handles[0] if handles else None, future))
+        elif handles:
+            self.actors.kill(handles[0])
 
     def _on_opened(self, actor: ActorState, future: Any) -> None:
         if self.actors.is_there(actor):
@@ -266,7 +269,8 @@ class Dispatcher(threading.Thread):
             actor.n_calls += 1
             if actor.n_calls == 1:
                 self._note_work(actor)
-            self._when_done(actor.handle.fill.remote(self._generation, messages), "filled", actor, unit)
+            filled = actor.handle.fill.remote(self._generation, messages)
+            self._when_done(filled.future(), "filled", actor, unit)
 
     def _note_work(self, actor: ActorState) -> None:
         """What the actor has in hand from now on."""

@@ -62,7 +62,7 @@ TABLE = (
         (Edit(DISPATCHER, "        elif time.monotonic() - self._enough_s > self._timeout_s:\n", "        elif False:\n"),),
         ("test_ray_workers.py::test_actors_that_cannot_be_placed",),
         r"Timeout",
-        60,
+        15,
     ),
     Break(
         "a node's version of ringload is not looked at",
