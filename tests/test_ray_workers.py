@@ -389,7 +389,7 @@ def test_the_plan_has_the_object_store(cluster: Cluster) -> None:
 PREPARED = """
 import os, signal, sys, time
 os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "24"
 import ringload, ringload.ray
 from tests.helpers import Truth, check, content, order_of
 from tests.test_ray_workers import Slow, contents, pids
