@@ -5,8 +5,8 @@
 
 How a lost cluster is noticed. Ray ends a process whose cluster's head does not answer for 60 s
 (RAY_gcs_rpc_server_reconnect_timeout_s): the trainer, too. So a thread asks the head's port each second, and after a third of
-that time this process disconnects, which takes seconds (5 s were too few, 8 s enough). Until then batches go on: rows come from the
-actors' nodes, not by way of the head.
+that time this process disconnects, which takes seconds (5 s were too few, 8 s enough). Until then batches go on: rows come
+from the actors' nodes, not by way of the head.
 """
 
 from __future__ import annotations

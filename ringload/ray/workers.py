@@ -48,7 +48,7 @@ class Workers(ringload.protocols.Workers):
 
     Guarantees: as `Loader`'s, where actors, nodes and Ray's own processes count as workers. A death costs the tasks in flight.
     Of a node that dies, all actors together count as one death for `restarts`. Actors that cannot be placed again are waited
-    for while any other works. Actors are owned by this process: Ray ends them when it ends, within 2 s of a SIGKILL (seen once).
+    for while any other works. Actors are owned by this process: Ray ends them with it, within 2 s of a SIGKILL (seen once).
 
     Limits: the large arrays of the source are read-only; a `Stream` is refused; memory on other machines is Ray's to bound
     (`resources={"memory": ...}`). ringload, Python, and the modules that the source imports are the same on all nodes.
