@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ringload.errors import (
     AllSlotsLentError,
     BudgetError,
+    ClusterLostError,
     ConfigError,
     ContentTooLargeError,
     LoaderClosedError,
@@ -80,6 +81,7 @@ __all__ = [
     "ByteRange",
     "Cached",
     "CheckReport",
+    "ClusterLostError",
     "ConfigError",
     "ContentStat",
     "ContentTooLargeError",
@@ -170,7 +172,7 @@ _HOMES = {
     "mix": "ringload.sources.mixed",
     "register_storage": "ringload.storage.registry",
 }
-_MODULES = {"jax", "keras", "state", "tf", "torch"}
+_MODULES = {"jax", "keras", "ray", "state", "tf", "torch"}
 _FORMER_NAMES = {
     "Closed": "LoaderClosedError",
     "Producer": "Worker",

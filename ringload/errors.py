@@ -8,6 +8,7 @@ RingloadError
         TooManyBadSamplesError  more samples were bad than `max_bad` allows
     ContentTooLargeError        a storage's content has more bytes than the caller allows (also a ValueError)
     WorkerDiedError     workers died more often than `restarts` allows
+        ClusterLostError        the Ray cluster is gone, and with it all workers
     StallError          no task was finished for too long; names the stuck worker and its sample (also a TimeoutError)
     AllSlotsLentError   the trainer keeps a batch in every slot, so that none is free; says what to do
     LoaderClosedError   the loader is closed, or this process is a fork of the process that made it
@@ -89,6 +90,10 @@ class WorkerDiedError(RingloadError):
         self.pid = pid
         self.cause = cause
         self.samples = samples
+
+
+class ClusterLostError(WorkerDiedError):
+    """The Ray cluster is gone, and with it all workers; the message says what does not answer."""
 
 
 class StallError(RingloadError, TimeoutError):

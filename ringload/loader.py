@@ -247,7 +247,7 @@ class Loader:
         return self.fields | (self._stream.own_fields if self._stream is not None else {})
 
     def _make_plan(self, packed: Packed | None, usable: Usable) -> Plan:
-        source, epochs = bind(self.source), self._options.epochs
+        source, epochs, own = bind(self.source), self._options.epochs, self._options.own_workers
         kept_bytes = self._stream.kept_bytes if self._stream is not None else 0
         return make_plan(
             self._slot_fields,
@@ -264,6 +264,8 @@ class Loader:
             max_slots=2**62
             if epochs is None or not self.order.is_arithmetic
             else sum(map(self.order.n_batches, range(min(epochs, MAX_COUNTED)))),
+            are_here=own is None or own.are_here,
+            **({} if own is None else {"store_bytes": own.store_bytes}),
         )
 
     def _start(self, packed: Packed | None) -> Engine:
@@ -287,6 +289,7 @@ class Loader:
             plan.max_sample_bytes,
             options.worker_setup if packed is None else None,
             self._stream is not None,
+            () if options.own_workers is None else (segment, *(packed.owners if packed is not None else ())),
         )
         workers = self._make_workers(segment, packed)
         engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)

@@ -287,7 +287,8 @@ class Job(NamedTuple):
     `source`: the source, or where `Workers.needs_packed` its bytes (`packing.pack`). `seed`, `n_samples`: what randomness and
     substitutes are made of. `on_error`: "raise", "skip" or "replace". `max_sample_bytes`: the most memory that there is for one
     sample; 0 where nothing is set aside. `setup`: what is called before the source is used, where it is not in its bytes.
-    `by_part`: batches belong to parts (`Rows.part`).
+    `by_part`: batches belong to parts (`Rows.part`). `owners`, for workers of the user's own: of the descriptors of the ring's
+    segment, which is the first, and of those that the packed source names.
     """
 
     source: Any
@@ -299,6 +300,7 @@ class Job(NamedTuple):
     max_sample_bytes: int = 0
     setup: Callable[[], Any] | None = None
     by_part: bool = False
+    owners: Sequence[Owner] = ()
 
 
 class Owner(Protocol):
@@ -329,13 +331,14 @@ class Workers(Protocol):
     is an example of 100 lines.
 
     `n_workers`: how many tasks are filled at once; 0: `post` itself fills. `needs_packed`: the source is given as bytes.
-    `max_ahead`: how many batches may be posted and not taken.
+    `max_ahead`: how many batches may be posted and not taken. `are_here`: the plan has to have room for them on this machine.
     """
 
     n_workers: int
     needs_packed: bool = False
     max_ahead: int = 1 << 30  # the ring's slots bound it
     keeps_parts: bool = False  # one worker fills all batches of a part, in the order in which they are posted
+    are_here: bool = True
 
     def open(self, job: Job, memory: np.ndarray) -> None:
         """Called once, before anything else: `memory` is the ring's segment, `(n_bytes,) uint8`."""
@@ -384,6 +387,14 @@ class Workers(Protocol):
     def renew(self, source: Any, setup: Callable[[], Any] | None, owners: Sequence[Owner]) -> None:
         """After `clear`: from the next start on another source is loaded (see `Job`), whose descriptors have these owners."""
         return
+
+    def end(self, worker_id: int) -> None:
+        """End this worker at the next `clear`, as it takes too long for a sample. Not needed where `clear` ends all."""
+        return
+
+    def store_bytes(self, slot_bytes: int, index_bytes: int) -> int:
+        """What they take of this machine's memory for rows on their way into the ring, and for a copy of the index."""
+        return 0
 
     def own_bytes(self) -> tuple[int, int] | None:
         """What all workers take of memory for the source, and for its modules; None: none of them has started yet."""

@@ -90,6 +90,7 @@ QUIET = {
 
 NEEDS = {
     "keras_fit": ["tensorflow"],
+    "ray_workers": ["ray"],
     "hf_trainer": ["transformers", "accelerate"],
     "lightning_train": ["lightning"],
     "huggingface_dataset": ["datasets"],

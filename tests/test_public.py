@@ -27,10 +27,10 @@ LAYERS = [
     {"options"},
     {"loader"},
     {"bridge"},
-    {"jax", "keras", "tf", "torch"},
+    {"jax", "keras", "ray", "tf", "torch"},
     {"insight", "__main__"},
 ]
-FRAMEWORKS = {"tensorflow", "torch", "keras", "jax"}
+FRAMEWORKS = {"tensorflow", "torch", "keras", "jax", "ray"}
 
 
 def layer(module: str) -> int:
@@ -74,6 +74,7 @@ LONG_MODULES = {
     "images/decoder.py": "one way through limits, turns, JPEG and Pillow",
     "sources/image_table.py": "the docstring of ImageFrame lists every argument",
     "workers/supervisor.py": "one state machine: start, clear, renew, close",
+    "ray/workers.py": "the docstring of Workers lists every argument",
     "torch/dataloader/ring.py": "one state machine: learn, lay out, correct",
     "torch/dataloader/iterators.py": "two kinds of passes that share their ends",
     "torch/dataloader/loader.py": "its text lists what differs from torch's",

@@ -54,6 +54,7 @@ optimizer = torch.optim.SGD(model.parameters(), 0.1)
         "assert len(seen) == len(set(seen)) == 64",  # batches of 64
     ),
     "### JAX": ("", BATCHES),
+    "## Workers on Ray": ("", BATCHES),
     "## Orders": ("loader.close()", "assert len(seen) == 96 and len(set(seen)) < 80"),
     "**Mixing**": ("loader.close()", "assert len(seen) == 32"),
     "**Elastic resume**": (
@@ -83,7 +84,13 @@ assert seen == labels[::-1].tolist()
 }
 
 
-NEEDS = {"With Accelerate, call": "accelerate", "### Keras 3": "tensorflow", "### TensorFlow": "tensorflow", "### JAX": "jax"}
+NEEDS = {
+    "With Accelerate, call": "accelerate",
+    "### Keras 3": "tensorflow",
+    "### TensorFlow": "tensorflow",
+    "### JAX": "jax",
+    "## Workers on Ray": "ray",
+}
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ class Recovery:
         now_s = time.monotonic()
         for worker_id, (pid, work) in self._state.workers.current_work().items():
             if now_s - work.since_s > timeout_s * (work.stop - work.start):
+                self._state.workers.end(worker_id)
                 self.recover([Death(worker_id, pid, 0, f"ended by ringload after sample_timeout={timeout_s:g} s")])
                 return
 

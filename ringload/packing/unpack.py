@@ -18,6 +18,7 @@ import numpy as np
 from ringload.packing.generators import note, of_modules
 from ringload.packing.module_globals import set_globals
 from ringload.packing.process_state import set_switches
+from ringload.packing.received import content_of
 from ringload.system.segment import anonymous_bytes
 
 _imported_bytes: list[int] = []
@@ -97,7 +98,10 @@ def _no_collections() -> Iterator[None]:
 
 
 def attach(fd: int, start: int, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any], transposed: bool) -> np.ndarray:
-    """An array in the segment, mapped privately."""
+    """An array in the segment, mapped privately; on another machine, in what was received of it, which is read-only."""
+    if (content := content_of(fd)) is not None:
+        received = content[start : start + n_bytes].view(dtype).reshape(shape)
+        return received.T if transposed else received
     mapped = mmap.mmap(fd, n_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=start)
     array = np.frombuffer(mapped, np.uint8, n_bytes).view(dtype).reshape(shape)
     return array.T if transposed else array

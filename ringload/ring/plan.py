@@ -1,6 +1,6 @@
 """The budget: from "48GB" to how many slots, before anything is allocated.
 
-    total = server + n_workers * (worker + scratch) + exclusive + index + control + n_slots * slot + page tables
+    total = server + n_workers * (worker + scratch) + exclusive + index + control + n_slots * slot + page tables + store
 
 `scratch` is what a worker may use while it decodes one sample. A sample that needs more (a huge PNG) waits until no other
 worker decodes such a one; for that one, `exclusive` is set aside. The more budget, the larger the scratch, so that this
@@ -19,7 +19,7 @@ the trainer has touched each: 1/512 of ring and index for each of them (measured
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +93,13 @@ class Plan:
     usable: Usable
     max_sample_bytes: int = 0  # what one sample may need; what needs more is refused. 0: the source has not said
     ahead_bytes: int = 0  # of scratch_bytes: contents that a worker has read ahead
+    store_bytes: int = 0  # of Ray's object store
+    are_here: bool = True  # the workers are processes of this machine
+
+    @property
+    def n_here(self) -> int:
+        """How many workers take this machine's memory."""
+        return self.n_workers if self.are_here else 0
 
     @property
     def ring_bytes(self) -> int:
@@ -102,25 +109,26 @@ class Plan:
     @property
     def workers_bytes(self) -> int:
         """All processes that ringload starts, with what they decode in."""
-        if self.n_workers == 0:
+        if self.n_here == 0:
             return 0
         each = self.worker_bytes + self.scratch_bytes
-        return self.server_bytes + self.n_workers * each + self.exclusive_bytes
+        return self.server_bytes + self.n_here * each + self.exclusive_bytes
 
     @property
     def page_tables_bytes(self) -> int:
         """Page tables of the workers and the trainer, for what all of them map."""
         mapped_bytes = self.ring_bytes + self.control_bytes + self.index_bytes
-        return (self.n_workers + 1) * -(-mapped_bytes // PAGE_BYTES) * PAGE_ENTRY_BYTES
+        return (self.n_here + 1) * -(-mapped_bytes // PAGE_BYTES) * PAGE_ENTRY_BYTES
 
     @property
     def total_bytes(self) -> int:
         """Everything: what the budget has to cover."""
-        return self.ring_bytes + self.control_bytes + self.index_bytes + self.workers_bytes + self.page_tables_bytes
+        shared_bytes = self.ring_bytes + self.control_bytes + self.index_bytes + self.store_bytes
+        return shared_bytes + self.workers_bytes + self.page_tables_bytes
 
     def rows(self) -> list[tuple[str, int, str]]:
         """(for what, how many bytes, how they come about), of what is allocated; their sum is `total_bytes`."""
-        mapped_by = f"{self.n_workers} workers and the trainer" if self.n_workers else "the trainer"
+        mapped_by = f"{self.n_here} workers and the trainer" if self.n_here else "the trainer"
         n_slots = f"{self.n_slots:,} slots (batches of {self.batch_size:,}) of {human(self.slot_bytes)}"
         rows = [
             ("ring", self.ring_bytes, n_slots),
@@ -128,7 +136,9 @@ class Plan:
             ("control", self.control_bytes, "what the processes tell each other"),
             ("page tables", self.page_tables_bytes, f"8 bytes a page of ring and index, for {mapped_by}"),
         ]
-        if self.n_workers:
+        if self.store_bytes:
+            rows.append(("object store", self.store_bytes, "of Ray: rows on their way to the ring, and a copy of the index"))
+        if self.n_here:
             ahead = f", of which {human(self.ahead_bytes)} for what is read ahead" if self.ahead_bytes else ""
             decoding = f"with up to {human(self.scratch_bytes)} each to decode in{ahead}"
             each = f"{self.n_workers} of {human(self.worker_bytes)}, {decoding}"
@@ -155,7 +165,9 @@ class Plan:
             f"index {human(self.index_bytes + self.control_bytes)}",
             f"page tables {human(self.page_tables_bytes)}",
         ]
-        if self.n_workers:
+        if self.store_bytes:
+            parts.append(f"object store {human(self.store_bytes)}")
+        if self.n_here:
             each = self.worker_bytes + self.scratch_bytes
             parts.append(f"server {human(self.server_bytes)}")
             parts.append(f"{self.n_workers} workers of {human(each)}")
@@ -179,7 +191,7 @@ class Room:
 
 def room_in(plan: Plan) -> Room:
     """What the sources of workers may take: what was planned for them, and what the plan leaves of the budget."""
-    planned_bytes = plan.n_workers * (plan.worker_bytes - STARTED_BYTES)
+    planned_bytes = plan.n_here * (plan.worker_bytes - STARTED_BYTES)
     one_more = replace(plan, n_slots=plan.n_slots + 1).total_bytes - plan.total_bytes
     return Room(planned_bytes + plan.budget_bytes - plan.total_bytes, one_more)
 
@@ -198,6 +210,8 @@ def make_plan(
     refuses_large: bool = False,
     with_valid: bool = False,
     max_slots: int = MAX_SLOTS,
+    are_here: bool = True,
+    store_bytes: Callable[[int, int], int] = lambda slot_bytes, index_bytes: 0,
 ) -> Plan:
     """Divide the budget. `index_bytes` are shared by all; `source_bytes` is what else of the source each worker unpickles. Of
     `max_sample_bytes`, each worker keeps `ahead_bytes` between samples.
@@ -212,21 +226,10 @@ def make_plan(
     layout = Layout(fields, batch_size, max_slots, n_workers, with_valid)
     auto = ram_budget == "auto"
     budget_bytes = int(AUTO_SHARE * usable.n_bytes) if auto else parse_bytes(ram_budget, usable)
-    least = Plan(
-        batch_size,
-        n_workers,
-        MIN_SLOTS,
-        layout.slot_bytes,
-        layout.slots_start,
-        index_bytes,
-        SERVER_BYTES if n_workers else 0,
-        WORKER_BYTES + OBJECT_FACTOR * source_bytes,
-        0,
-        0,
-        budget_bytes,
-        usable,
-        ahead_bytes=ahead_bytes,
-    )
+    of_slots = MIN_SLOTS, layout.slot_bytes, layout.slots_start
+    of_workers = SERVER_BYTES if n_workers else 0, WORKER_BYTES + OBJECT_FACTOR * source_bytes, 0, 0
+    least = Plan(batch_size, n_workers, *of_slots, index_bytes, *of_workers, budget_bytes, usable, ahead_bytes=ahead_bytes)
+    least = replace(least, store_bytes=store_bytes(layout.slot_bytes, index_bytes), are_here=are_here)
     if n_workers:
         most_bytes = min(max_sample_bytes, least_scratch_bytes) if refuses_large else max_sample_bytes
         least = _with_scratch(least, most_bytes, least_scratch_bytes)

@@ -85,6 +85,11 @@ class ProcessWorkers(Workers):
     def wait(self, timeout_s: float) -> bool:
         return bool(self._epoll.poll(timeout_s, 2))  # there are two descriptors; the default is room for 1,023
 
+    @property
+    def fd(self) -> int:
+        """Readable when `wait` would end; once it was, call `wait(0)`."""
+        return self._epoll.fileno()
+
     def events(self) -> Event:
         return self._supervisor.events()
 

@@ -85,7 +85,7 @@ TABLE = (
         (
             Edit(
                 "ring/plan.py",
-                "        return (self.n_workers + 1) * -(-mapped_bytes // PAGE_BYTES) * PAGE_ENTRY_BYTES",
+                "        return (self.n_here + 1) * -(-mapped_bytes // PAGE_BYTES) * PAGE_ENTRY_BYTES",
                 "        return mapped_bytes * 0",
             ),
         ),

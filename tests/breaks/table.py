@@ -18,6 +18,7 @@ from tests.breaks import (
     orders,
     packages,
     processes,
+    ray,
     remote,
     rows_without_index,
     samples,
@@ -53,4 +54,5 @@ TABLE: tuple[Break, ...] = (
     *images.TABLE,
     *formats.TABLE,
     *packages.TABLE,
+    *ray.TABLE,
 )
