@@ -47,7 +47,7 @@ class ActorState:
     """An actor, and the units that it has, oldest first: of these, `n_calls` are being returned, and `unsent` not told yet."""
 
     number: int
-    handle: Any = None  # until it has answered
+    handle: Any = None  # until it was started
     hello: Hello | None = None
     raylet: tuple[str, int] = ("", 0)
     is_ready: bool = False
@@ -111,25 +111,26 @@ class Actors:
 
     def _begin(self, actor: ActorState) -> None:
         """In the thread of its own."""
+        if not self.is_there(actor):  # it was dropped before it was started
+            return
         try:
-            handle = self._cluster.start_actor(actor.number, actor.number - self._numbers.start)
-            future, handles = handle.hello.remote().future(), [handle]
+            actor.handle = self._cluster.start_actor(actor.number, actor.number - self._numbers.start)
+            future = actor.handle.hello.remote().future()
         except Exception as error:  # whatever Ray raises: it is told where the actor would have answered
-            future, handles = Future[Any](), []
+            future = Future[Any]()
             future.set_exception(error)
-        self._when_done(future, "hello", actor, *handles)
+        self._when_done(future, "hello", actor)
 
     def _call(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
 
-    def greeted(self, actor: ActorState, handle: Any, future: Any) -> Death | None:
+    def greeted(self, actor: ActorState, future: Any) -> Death | None:
         """It has answered, or it cannot. Returns its death.
 
         Raises:
             ConfigError: no actor can be started, or its node has other versions.
         """
-        actor.handle = handle
         try:
             actor.hello = hello = Hello(*future.result())
         except Exception as error:
@@ -188,12 +189,8 @@ class Actors:
 
     def drop(self, number: int) -> None:
         """End an actor, if it is there."""
-        if (actor := self.by_number.pop(number, None)) is not None and actor.handle is not None:
-            self.kill(actor.handle)
-
-    def kill(self, handle: Any) -> None:
-        """End an actor, if Ray is there: else it has ended."""
-        self._calls.put(lambda: ray.is_initialized() and ray.kill(handle))
+        if (actor := self.by_number.pop(number, None)) is not None:
+            self._calls.put(partial(_kill, actor))
 
     def drop_all(self) -> None:
         """End all actors, and let go of the source."""
@@ -206,6 +203,12 @@ class Actors:
         self.drop_all()
         self._calls.put(None)
         self._caller.join(END_S)
+
+
+def _kill(actor: ActorState) -> None:
+    """In the thread of its own, after its start. Without Ray, the actor has ended."""
+    if actor.handle is not None and ray.is_initialized():
+        ray.kill(actor.handle)
 
 
 def _detail(error: Exception) -> str:

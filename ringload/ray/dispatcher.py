@@ -205,12 +205,9 @@ class Dispatcher(threading.Thread):
 
     # -- messages of actors -------------------------------------------------------------------------------------------
 
-    def _on_hello(self, actor: ActorState, *answer: Any) -> None:
-        *handles, future = answer
+    def _on_hello(self, actor: ActorState, future: Any) -> None:
         if self.actors.is_there(actor):
-            self._tell(self.actors.greeted(actor, handles[0] if handles else None, future))
-        elif handles:
-            self.actors.kill(handles[0])
+            self._tell(self.actors.greeted(actor, future))
 
     def _on_opened(self, actor: ActorState, future: Any) -> None:
         if self.actors.is_there(actor):
