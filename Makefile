@@ -71,7 +71,7 @@ data/photos/photos.csv: .venv/installed bench/photos.py
 .venv/installed: setup.cfg setup.py pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(TF)torch,jax,parquet,remote,bench,examples,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(TF)torch,jax,ray,parquet,remote,bench,examples,test]'
 	$(BIN)/ringload --version  # which decoder is in use, and how to get the faster one
 	touch $@
 

@@ -170,7 +170,7 @@ _HOMES = {
     "mix": "ringload.sources.mixed",
     "register_storage": "ringload.storage.registry",
 }
-_MODULES = {"jax", "keras", "state", "tf", "torch"}
+_MODULES = {"jax", "keras", "ray", "state", "tf", "torch"}
 _FORMER_NAMES = {
     "Closed": "LoaderClosedError",
     "Producer": "Worker",

@@ -27,10 +27,10 @@ LAYERS = [
     {"options"},
     {"loader"},
     {"bridge"},
-    {"jax", "keras", "tf", "torch"},
+    {"jax", "keras", "ray", "tf", "torch"},
     {"insight", "__main__"},
 ]
-FRAMEWORKS = {"tensorflow", "torch", "keras", "jax"}
+FRAMEWORKS = {"tensorflow", "torch", "keras", "jax", "ray"}
 
 
 def layer(module: str) -> int:
@@ -156,6 +156,7 @@ NEEDED = {
     "keras": ("keras", "tensorflow"),
     "tf": ("tensorflow", "tensorflow"),
     "jax": ("jax", "jax"),
+    "ray": ("ray", "'ray[data,train]'"),
 }
 
 
@@ -182,7 +183,7 @@ import pydoc, sys
 import ringload
 text = pydoc.render_doc(ringload, renderer=pydoc.plaintext)
 assert "class Loader" in text and "generator_from_df" in text
-assert not {"torch", "tensorflow", "keras", "jax"} & sys.modules.keys()
+assert not {"torch", "tensorflow", "keras", "jax", "ray"} & sys.modules.keys()
 print("done")
 """)
     assert said == "done\n"
