@@ -4,9 +4,9 @@
     position of the trainer --save_state--> a file in the directory that becomes a ray.train.Checkpoint
     that file of the last checkpoint --train_loader--> the position at which a restarted worker goes on
 
-The state of a loader is the same in all Ray Train workers that have received as many batches, and any number of ranks can load it
-(`order.state`). So one worker saves it, and training goes on with another number of workers. Only a Stream has a state, and so a
-file, for each rank.
+The state of a loader is the same in all Ray Train workers that have received as many batches, and any number of ranks can load
+it (`order.state`). So one worker saves it, and training goes on with another number of workers. Only a Stream has a state, and
+so a file, for each rank.
 
 `ray.train.report` waits for all workers of the group. So the file that rank 0 has written before it reports is right for all
 ranks if each rank reports after the same batch.
