@@ -21,8 +21,8 @@ QUIET = {
     "PYTHONPATH": str(Path(__file__).parent.parent),
 }
 
-# What a "model" has seen is gathered from all ranks, and is part of the checkpoint, as weights are. So a sample that was trained
-# after the last checkpoint, and was lost with its worker, does not count, and has to come again.
+# What a "model" has seen is gathered from all ranks, and is part of the checkpoint, as weights are. So a sample that was
+# trained after the last checkpoint, and was lost with its worker, does not count, and has to come again.
 TRAIN = """
 import json, os, signal, sys, tempfile
 from pathlib import Path

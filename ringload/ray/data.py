@@ -69,8 +69,8 @@ def from_dataset(dataset: Any, fields: Sequence[str] | None = None) -> Arrays:
     blocks = Blocks([entry.ref for entry in entries], ray.get_runtime_context().gcs_address)
     edges = np.cumsum([0, *(entry.metadata.num_rows for entry in entries)])
     names = blocks.table(0).column_names
-    if isinstance(fields, str):
-        raise ConfigError(f"fields is a list of names of columns, not {short(fields)}")
+    if isinstance(fields, str) or (fields is not None and not len(fields)):
+        raise ConfigError(f"fields is a list of names of columns, not {short(fields) if fields else 'an empty one'}")
     if unknown := [name for name in fields or () if name not in names]:
         raise ConfigError(no_field(unknown[0], names, "column"))
     return Arrays(**{name: _column(blocks, name, edges) for name in (names if fields is None else fields)})
