@@ -131,7 +131,9 @@ def attempt_of(folder: Path, attempt: int) -> dict[str, Any]:
 def test_outside_of_a_train_loop(tmp_path: Path) -> None:
     done = run(
         """
-        import ringload, ringload.ray
+        import json, sys
+        from pathlib import Path
+        import ringload, ringload.ray, ringload.torch
         from tests.helpers import Truth
         for call, said in (
             (lambda: ringload.ray.train_loader(Truth(), 4), "train_loader() is for the train loop of a Ray Train worker"),
@@ -143,8 +145,21 @@ def test_outside_of_a_train_loop(tmp_path: Path) -> None:
                 assert said in str(error), error
             else:
                 raise AssertionError(said)
+
+        folder = Path(sys.argv[1])
+        stream = ringload.Stream(lambda part, n_parts, epoch: [{"x": part}] * 9, {"x": ringload.Field((), "int64")})
+        with ringload.Loader(stream, 3, workers=0, shard=(1, 2)) as loader:  # a stream has a state for each rank
+            next(iter(loader))
+            ringload.ray.save_state(folder, loader)
+            assert json.loads((folder / "ringload-train-rank-1.json").read_text()) == loader.state_dict()
+        with ringload.Loader(Truth(), 4, workers=0) as loader:
+            batches = ringload.torch.Batches(loader)
+            next(iter(batches))
+            ringload.ray.save_state(folder, batches, "val")
+            assert json.loads((folder / "ringload-val.json").read_text()) == batches.state_dict()
         print("done")
         """,
+        tmp_path,
         env=os.environ | QUIET,
     )
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
