@@ -34,6 +34,7 @@ folder, n_samples, n_epochs = Path(sys.argv[1]), 50, 2
 def train(config):
     import torch.distributed as dist
     import ringload, ringload.ray
+    from ringload.system.cgroups import usable_cpus
     from tests.helpers import Truth, check
 
     context, last = ray.train.get_context(), ray.train.get_checkpoint()
@@ -46,7 +47,7 @@ def train(config):
         refused(last, rank)
     options = {"last": "pad", "seed": 3, "epochs": n_epochs, "ram_budget": "200MB"}
     with ringload.ray.train_loader(Truth(n_samples), 4, **options) as loader:
-        assert loader.workers == 1
+        assert loader.workers == max(1, usable_cpus() // world - 1)
         began = {"world": world, "shard": [loader.order.rank, loader.order.world], "at": [loader.epoch, loader.position]}
         began["seen"] = len([0 for epoch, _ in seen if epoch == loader.epoch])
         (folder / f"began-{attempt}-{rank}.json").write_text(json.dumps(began))

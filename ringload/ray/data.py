@@ -117,6 +117,8 @@ class Blocks:
         Raises:
             OSError: Ray cannot be reached, or the block is lost.
         """
+        if self._is_fork:
+            raise OSError("a fork of the trainer cannot use its connection to Ray: leave out start_method='fork'")
         if number != self._number:
             self._number, self._table = -1, None  # not two are pinned at once
             try:
@@ -149,8 +151,6 @@ class Blocks:
 
     def _connected(self) -> list[Any]:
         """The references, in a process that is connected to Ray."""
-        if self._is_fork:
-            raise ConnectionError("a fork cannot use its parent's connection: leave out start_method='fork'")
         if not ray.is_initialized():
             ray.init(self._address, log_to_driver=False, configure_logging=False, logging_level="ERROR")
         refs: list[Any] = ray.cloudpickle.loads(self._references)
