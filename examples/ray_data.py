@@ -28,7 +28,7 @@ def stripes(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    ray.init(include_dashboard=False, num_cpus=2, object_store_memory=100 << 20, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, num_cpus=2, object_store_memory=100 << 20, logging_level="ERROR")
     pipeline = ray.data.range(N_IMAGES, override_num_blocks=6).map_batches(stripes)
     source = ringload.ray.from_dataset(pipeline)  # executes it; the blocks stay in Ray's object store
     torch.manual_seed(0)

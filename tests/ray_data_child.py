@@ -182,7 +182,7 @@ class Checks:
 def main(folder: Path, only: str = "") -> None:
     """Make the checks whose names have `only` in them."""
     ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.init(include_dashboard=False, num_cpus=1, object_store_memory=80 << 20, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, num_cpus=1, object_store_memory=80 << 20, logging_level="ERROR")
     results = {}
     checks = Checks(folder)
     for name, method in vars(Checks).items():

@@ -93,7 +93,7 @@ def fit(n_workers, attempt, deaths, max_failures):
     config = {"attempt": attempt, "deaths": deaths}
     return TorchTrainer(train, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
 
-ray.init(include_dashboard=False, num_cpus=2, object_store_memory=80 << 20, logging_level="ERROR")
+ray.init("local", include_dashboard=False, num_cpus=2, object_store_memory=80 << 20, logging_level="ERROR")
 try:
     fit(2, 0, {"0-1": [0, 3], "1-0": [1, 2]}, max_failures=1)
 except ray.train.TrainingFailedError:

@@ -44,7 +44,7 @@ loader.close()
 del range
 """
 TRAINED = """
-ray.init(include_dashboard=False, num_cpus=1, object_store_memory=80 << 20, logging_level="ERROR")
+ray.init("local", include_dashboard=False, num_cpus=1, object_store_memory=80 << 20, logging_level="ERROR")
 run = ray.train.RunConfig(storage_path=tempfile.mkdtemp())
 made = TorchTrainer(train, scaling_config=ray.train.ScalingConfig(num_workers=1), run_config=run).fit()
 with made.checkpoint.as_directory() as directory, open(f"{directory}/ringload-train.json") as file:
