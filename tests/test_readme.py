@@ -49,7 +49,7 @@ run = ray.train.RunConfig(storage_path=tempfile.mkdtemp())
 made = TorchTrainer(train, scaling_config=ray.train.ScalingConfig(num_workers=1), run_config=run).fit()
 with made.checkpoint.as_directory() as directory, open(f"{directory}/ringload-train.json") as file:
     state = json.load(file)
-assert (state["epoch"], state["position"] * state["step"]) == (1, 96), state
+assert (state["epoch"], state["position"]) == (2, 0), state
 ray.shutdown()
 """
 BATCHES = """
