@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,16 +22,17 @@ import pandas as pd
 import pytest
 import ray
 import ray.data
-from ray._private import internal_api
 
 import ringload
 import ringload.ray
 from ringload import ConfigError, Loader, SampleError
+from ringload.ray.data import Blocks
 from tests.deaths import kill_all, members
 from tests.helpers import content, truths
 
 N, FIRST, EVERY = 480, 100, 7  # the rows 100 to 479, but for each seventh: blocks of many sizes, and one that is empty
 IDS = [row for row in range(FIRST, N) if row % EVERY]
+LOST = "Its blocks may be lost once the program that has called from_dataset() has ended"
 OPTIONS: dict[str, Any] = {"ram_budget": "400MB", "seed": 5, "last": "keep"}
 
 
@@ -63,6 +66,13 @@ def verify(batch: Any) -> list[int]:
 def refused(call: Callable[[], Any], said: str, error: Any = ConfigError) -> None:
     with pytest.raises(error, match=said):
         call()
+
+
+class Owner:
+    """An actor that owns a block which is still being made."""
+
+    def made(self) -> list[Any]:
+        return [ray.remote(num_cpus=0)(lambda: threading.Event().wait()).remote()]
 
 
 class Checks:
@@ -164,9 +174,15 @@ class Checks:
         path = self.folder / "source"
         command = [sys.executable, "-m", "tests.ray_data_child", "another", str(path), ray.get_runtime_context().gcs_address]
         subprocess.run(command, check=True, capture_output=True, timeout=100)
-        source = pickle.loads(path.read_bytes())
-        with Loader(source, 32, workers=1, **OPTIONS) as loader:
-            refused(lambda: next(iter(loader)), "Its blocks are lost when the program that has called", SampleError)
+        with Loader(pickle.loads(path.read_bytes()), 32, workers=1, **OPTIONS) as loader:
+            assert sorted(one for batch in loader for one in verify(batch)) == IDS  # Ray keeps the blocks while it has room
+
+    def blocks_that_are_lost_with_their_owner(self) -> None:
+        owner = ray.remote(num_cpus=0)(Owner).remote()
+        (ref,) = ray.get(owner.made.remote())
+        blocks = Blocks([ref], ray.get_runtime_context().gcs_address)
+        ray.kill(owner)
+        refused(lambda: blocks.table(0), f"(?s)block 0 of .*OwnerDiedError.*{re.escape(LOST)}", OSError)
 
     def a_cluster_that_has_ended(self) -> None:
         with Loader(self.source, 32, workers=1, restarts=0, **OPTIONS) as loader:
@@ -198,9 +214,6 @@ def main(folder: Path, only: str = "") -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "another":
         ray.init(sys.argv[3], logging_level="ERROR")
-        dataset = executed()
-        Path(sys.argv[2]).write_bytes(pickle.dumps(ringload.ray.from_dataset(dataset)))
-        # Ray drops blocks whose owner has ended when it needs their room, and here at once
-        internal_api.free([entry.ref for bundle in dataset.iter_internal_ref_bundles() for entry in bundle.blocks])
+        Path(sys.argv[2]).write_bytes(pickle.dumps(ringload.ray.from_dataset(executed())))
         os._exit(0)  # as a program that was killed
     main(Path(sys.argv[1]), *sys.argv[2:])

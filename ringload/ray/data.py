@@ -10,8 +10,8 @@ Who reads: a worker process connects to Ray by itself, as a fork cannot share it
 connection, and uses it. Measured (2 cores, 30 November 2026): 0.1 to 0.2 s to connect, and 4 MB; importing ray and its tensors
 takes 2 s and 70 MB, once for each worker; 1 to 3 ms to get a block of 8 MB.
 
-Who owns what: the blocks belong to the program that has executed the dataset, and are lost when it ends. A worker pins one
-block at a time, and keeps copies of the columns of some, which are in `ram_budget`. So workers never fill Ray's object store.
+Who owns what: the blocks belong to the program that has executed the dataset, and may be lost once it has ended. A worker
+pins one block at a time, and keeps copies of the columns of some, which are in `ram_budget`. So workers never fill Ray's store.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class Blocks:
             except (ray.exceptions.RayError, ConnectionError) as error:
                 raise OSError(
                     f"block {number} of the dataset cannot be read from Ray at {self._address} ({type(error).__name__}: "
-                    f"{error}). Its blocks are lost when the program that has called from_dataset() ends, or its cluster does"
+                    f"{error}). Its blocks may be lost once the program that has called from_dataset() has ended, or the "
+                    "cluster has"
                 ) from error
             self._number = number
         return self._table
