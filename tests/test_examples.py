@@ -85,6 +85,7 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "OMP_NUM_THREADS": "1",
     "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
@@ -96,6 +97,7 @@ NEEDS = {
     "huggingface_dataset": ["datasets"],
     "lmdb_images": ["lmdb"],
     "hdf5_arrays": ["h5py"],
+    "ray_data": ["ray"],
 }
 
 

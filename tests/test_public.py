@@ -157,6 +157,7 @@ NEEDED = {
     "keras": ("keras", "tensorflow"),
     "tf": ("tensorflow", "tensorflow"),
     "jax": ("jax", "jax"),
+    "ray": ("ray", "'ray[data,train]'"),
 }
 
 
@@ -183,7 +184,7 @@ import pydoc, sys
 import ringload
 text = pydoc.render_doc(ringload, renderer=pydoc.plaintext)
 assert "class Loader" in text and "generator_from_df" in text
-assert not {"torch", "tensorflow", "keras", "jax"} & sys.modules.keys()
+assert not {"torch", "tensorflow", "keras", "jax", "ray"} & sys.modules.keys()
 print("done")
 """)
     assert said == "done\n"

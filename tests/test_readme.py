@@ -34,6 +34,24 @@ really_fit = model.fit
 def fit(*data, epochs, **options): return really_fit(*data, epochs=min(epochs, 2), verbose=0, **options)
 model.fit = fit
 """
+RAY = """
+import json, tempfile
+import ray, ray.train
+import ringload.ray, ringload.torch
+from ray.train.torch import TorchTrainer
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+loader.close()
+del range
+"""
+TRAINED = """
+ray.init("local", include_dashboard=False, num_cpus=1, object_store_memory=80 << 20, logging_level="ERROR")
+run = ray.train.RunConfig(storage_path=tempfile.mkdtemp())
+made = TorchTrainer(train, scaling_config=ray.train.ScalingConfig(num_workers=1), run_config=run).fit()
+with made.checkpoint.as_directory() as directory, open(f"{directory}/ringload-train.json") as file:
+    state = json.load(file)
+assert (state["epoch"], state["position"]) == (2, 0), state
+ray.shutdown()
+"""
 BATCHES = """
 assert sorted(seen) == sorted([*labels] * 2), len(seen)
 """
@@ -54,6 +72,7 @@ optimizer = torch.optim.SGD(model.parameters(), 0.1)
         "assert len(seen) == len(set(seen)) == 64",  # batches of 64
     ),
     "### JAX": ("", BATCHES),
+    "### Ray": (RAY, TRAINED),
     "## Workers on Ray": ("", BATCHES),
     "## Orders": ("loader.close()", "assert len(seen) == 96 and len(set(seen)) < 80"),
     "**Mixing**": ("loader.close()", "assert len(seen) == 32"),
@@ -89,6 +108,7 @@ NEEDS = {
     "### Keras 3": "tensorflow",
     "### TensorFlow": "tensorflow",
     "### JAX": "jax",
+    "### Ray": "ray",
     "## Workers on Ray": "ray",
 }
 

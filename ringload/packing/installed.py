@@ -20,7 +20,7 @@ from typing import Any
 from ringload.packing.importable import goes_by_name, is_users
 
 MOST_OBJECTS, MOST_ITEMS = 2000, 50  # that are looked at; of one container
-FRAMEWORKS = {"torch", "keras", "tf", "jax"}  # modules of ringload that import what may start threads
+FRAMEWORKS = {"torch", "keras", "tf", "jax", "ray"}  # modules of ringload that import what may start threads
 PACKAGES = ("/site-packages/", "/dist-packages/")
 
 
