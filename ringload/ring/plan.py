@@ -1,6 +1,6 @@
 """The budget: from "48GB" to how many slots, before anything is allocated.
 
-    total = server + n_workers * (worker + scratch) + exclusive + index + control + n_slots * slot + page tables
+    total = server + n_workers * (worker + scratch) + exclusive + index + cache + control + n_slots * slot + page tables
 
 `scratch` is what a worker may use while it decodes one sample. A sample that needs more (a huge PNG) waits until no other
 worker decodes such a one; for that one, `exclusive` is set aside. The more budget, the larger the scratch, so that this
@@ -93,6 +93,8 @@ class Plan:
     usable: Usable
     max_sample_bytes: int = 0  # what one sample may need; what needs more is refused. 0: the source has not said
     ahead_bytes: int = 0  # of scratch_bytes: contents that a worker has read ahead
+    cache_bytes: int = 0  # decoded samples, which the cache of the loader keeps in memory
+    cache_all_bytes: int = 0  # what all of them would take
 
     @property
     def ring_bytes(self) -> int:
@@ -110,13 +112,14 @@ class Plan:
     @property
     def page_tables_bytes(self) -> int:
         """Page tables of the workers and the trainer, for what all of them map."""
-        mapped_bytes = self.ring_bytes + self.control_bytes + self.index_bytes
+        mapped_bytes = self.ring_bytes + self.control_bytes + self.index_bytes + self.cache_bytes
         return (self.n_workers + 1) * -(-mapped_bytes // PAGE_BYTES) * PAGE_ENTRY_BYTES
 
     @property
     def total_bytes(self) -> int:
         """Everything: what the budget has to cover."""
-        return self.ring_bytes + self.control_bytes + self.index_bytes + self.workers_bytes + self.page_tables_bytes
+        shared_bytes = self.ring_bytes + self.control_bytes + self.index_bytes + self.cache_bytes
+        return shared_bytes + self.workers_bytes + self.page_tables_bytes
 
     def rows(self) -> list[tuple[str, int, str]]:
         """(for what, how many bytes, how they come about), of what is allocated; their sum is `total_bytes`."""
@@ -128,6 +131,9 @@ class Plan:
             ("control", self.control_bytes, "what the processes tell each other"),
             ("page tables", self.page_tables_bytes, f"8 bytes a page of ring and index, for {mapped_by}"),
         ]
+        if self.cache_all_bytes:
+            share = f"{self.cache_bytes / self.cache_all_bytes:.0%} of the decoded samples, which take "
+            rows.insert(1, ("cache", self.cache_bytes, f"room for {share}{human(self.cache_all_bytes)}; once for all workers"))
         if self.n_workers:
             ahead = f", of which {human(self.ahead_bytes)} for what is read ahead" if self.ahead_bytes else ""
             decoding = f"with up to {human(self.scratch_bytes)} each to decode in{ahead}"
@@ -155,6 +161,8 @@ class Plan:
             f"index {human(self.index_bytes + self.control_bytes)}",
             f"page tables {human(self.page_tables_bytes)}",
         ]
+        if self.cache_bytes:
+            parts.append(f"cache {human(self.cache_bytes)}")
         if self.n_workers:
             each = self.worker_bytes + self.scratch_bytes
             parts.append(f"server {human(self.server_bytes)}")
@@ -198,9 +206,12 @@ def make_plan(
     refuses_large: bool = False,
     with_valid: bool = False,
     max_slots: int = MAX_SLOTS,
+    cache_bytes: int | None = None,
+    cache_all_bytes: int = 0,
 ) -> Plan:
     """Divide the budget. `index_bytes` are shared by all; `source_bytes` is what else of the source each worker unpickles. Of
-    `max_sample_bytes`, each worker keeps `ahead_bytes` between samples.
+    `max_sample_bytes`, each worker keeps `ahead_bytes` between samples. The cache of decoded samples, which take
+    `cache_all_bytes`, has `cache_bytes`; None: see `_with_cache`.
 
     Raises:
         BudgetError: the budget is below the least that works, or above what this process may use.
@@ -226,6 +237,8 @@ def make_plan(
         budget_bytes,
         usable,
         ahead_bytes=ahead_bytes,
+        cache_bytes=min(cache_bytes or 0, cache_all_bytes),
+        cache_all_bytes=cache_all_bytes,
     )
     if n_workers:
         most_bytes = min(max_sample_bytes, least_scratch_bytes) if refuses_large else max_sample_bytes
@@ -237,7 +250,7 @@ def make_plan(
         raise BudgetError(
             f"ram_budget={short(ram_budget)} is {human(budget_bytes)}, and the least that would do is "
             f"{human(least.total_bytes)}: {least.arithmetic()}. Raise ram_budget, or lower batch_size or workers"
-            f"{' or, for images, max_pixels' if least.exclusive_bytes else ''}"
+            f"{' or, for images, max_pixels' if least.exclusive_bytes else ''}{' or cache_bytes' if cache_bytes else ''}"
         )
     if budget_bytes > usable.n_bytes:
         raise BudgetError(
@@ -253,8 +266,19 @@ def make_plan(
         roomy = _with_scratch(least, max_sample_bytes, max(least_scratch_bytes, budget_bytes // 8 // n_workers))
         least = roomy if roomy.total_bytes <= budget_bytes else least
     one_more = replace(least, n_slots=MIN_SLOTS + 1).total_bytes - least.total_bytes
+    if cache_bytes is None and cache_all_bytes:
+        least = _with_cache(least, budget_bytes - least.total_bytes, one_more * (min(max_slots, AUTO_SLOTS) - MIN_SLOTS))
     n_slots = MIN_SLOTS + (budget_bytes - least.total_bytes) // one_more
     return replace(least, n_slots=min(max_slots, n_slots), budget_bytes=budget_bytes)
+
+
+def _with_cache(plan: Plan, left_bytes: int, ring_bytes: int) -> Plan:
+    """With a cache of what is left beside a ring of 64 batches, which take `ring_bytes` more than the least; or of a half of
+    what is left, if that is more. A longer ring would save less time than samples that need not be decoded."""
+    share = max(left_bytes // 2, left_bytes - ring_bytes)
+    entries = (plan.n_workers + 1) * PAGE_ENTRY_BYTES / PAGE_BYTES  # of page tables, for each byte
+    most_bytes = max(0, int(share / (1 + entries)) - PAGE_BYTES)
+    return replace(plan, cache_bytes=min(plan.cache_all_bytes, most_bytes))
 
 
 def _with_scratch(plan: Plan, max_sample_bytes: int, scratch_bytes: int) -> Plan:

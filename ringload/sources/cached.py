@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -62,8 +63,11 @@ class Cached:
 
     Later runs, and other ranks on the same host, use the same file: its name is a digest of all that the kept bytes depend on:
     the paths or the fingerprint of the source, the options of decoding, and the versions of ringload and of the decoders. A
-    file whose size or time has changed is decoded again. (Contents of other storages have no time: delete the cache when
-    they change.) Files of a former version are not deleted.
+    file whose size or time has changed is decoded again; so are images in tar shards whose version has changed. Contents that
+    paths name by other URLs have no version here: it would take a request for each sample in each epoch, which is what a cache
+    is to save. Delete the cache when they change. Files of a former version are not deleted.
+
+    `Loader(source, batch_size, cache=folder, cache_bytes=...)` is short for this. `Loader(cache="ram")` keeps them in memory.
 
     Arguments:
         source: an ImageFrame, or a source without randomness that has `fingerprint()`.
@@ -108,6 +112,16 @@ class Cached:
         memory = RowMemory(made._row_bytes, len(source))
         made.path, made._cache = "", memory
         return made, memory
+
+    def with_caches(self, keep: Callable[[Any], Any]) -> Any:
+        """See `Part.with_caches`. Raises ConfigError: this source is kept already."""
+        raise ConfigError("cache=: the samples of the source are kept already, by cached(): leave out cache=")
+
+    @property
+    def file(self) -> RowCache:
+        """The file, if samples are not kept in memory."""
+        assert isinstance(self._cache, RowCache)
+        return self._cache
 
     @property
     def n_kept(self) -> int:
@@ -190,6 +204,7 @@ class Cached:
         """How many samples are kept by now; takes a microsecond for each that it has room for."""
         return int(np.count_nonzero(self._cache.are_marked(np.arange(self.n_kept))))
 
+    default_order = property(lambda self: self._bound.order)  # groups of rows that are read together, if any
     load_again = property(lambda self: self._bound.load_again)
     scratch_bytes = property(lambda self: self._bound.scratch_bytes + self._row_bytes)
     ahead_bytes = property(lambda self: self._bound.ahead_bytes + self._row_bytes)
@@ -234,7 +249,7 @@ def cached(self: Any, folder: str | os.PathLike[str], max_bytes: int | str, size
 
 def _checked(source: Any) -> BoundSource:
     bound = checked(source, "Cached")
-    if bound.order is not None or bound.begin_task is not None:
+    if (bound.order is not None and not hasattr(bound.order, "of_rows")) or bound.begin_task is not None:
         raise ConfigError(f"Cached: {named(source)} has an order of its own: keep the source inside of it, and not its rows")
     if bound.random and getattr(source, "two_steps", None) is None:
         raise ConfigError(

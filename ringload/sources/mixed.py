@@ -247,6 +247,20 @@ class Mixed:
         given = {name: transform if name in images or not images else NOT_GIVEN for name in self.names}
         return self._with({name: parts.as_part(one).plain(given[name]) for name, one in self.sources.items()})
 
+    def with_caches(self, keep: Callable[[Any], Any]) -> Mixed:
+        """The same mix, of `keep(source)` in place of each source.
+
+        Raises:
+            ConfigError: `keep` raises one; the message names the source.
+        """
+        kept = {}
+        for name, source in self.sources.items():
+            try:
+                kept[name] = keep(source)
+            except ConfigError as error:
+                raise ConfigError(f"mix: source {name!r}: {error}") from error
+        return self._with(kept)
+
     def _with(self, sources: dict[str, Any]) -> Mixed:
         return Mixed(sources, self._weights, self._stop, self._missing)
 

@@ -99,9 +99,7 @@ class RowCache:
         """
         self.n_kept = max(0, min(self._n_rows, (max_bytes - HEADER_BYTES) // self._record_bytes))
         if not self.n_kept:
-            raise ConfigError(
-                f"{name}={max_bytes:,} has no room for a row, which takes {self._record_bytes:,} bytes: raise it"
-            )
+            raise ConfigError(f"{name}={max_bytes:,} has no room for a row, which takes {self._record_bytes:,} bytes: raise it")
 
     def open(self) -> None:
         """Open the file in this process, if it is still there."""
