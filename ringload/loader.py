@@ -131,8 +131,8 @@ class Loader:
             `PositionOrder` or `Order`.
         observers: `Observer` objects, whose methods are called for batches, deaths, restarts, growth and bad samples.
         cache: where decoded samples are kept, as they are before mirroring, `transform` and float32: a folder on a local disk,
-            as by `source.cached(folder, cache_bytes, cache_size)`, which later runs and other ranks read (see `ringload.Cached`);
-            or "ram": memory that the workers of this loader share until it ends. Either is filled as the first epoch goes. What
+            as by `source.cached(folder, cache_bytes, cache_size)`, which later runs and ranks read (see `ringload.Cached`); or
+            "ram": memory that the workers of this loader share until it ends. Either is filled as the first epoch goes. What
             does not fit is loaded each time: which samples are kept depends on their number alone, and none is evicted. Each
             source of a mix has a cache; in a folder, a `Part` of a source has that of the whole.
         cache_bytes: the most that the cache takes, as a number or as "100GB". By default, in memory: what `ram_budget` leaves
