@@ -86,7 +86,8 @@ def main(folder: str) -> None:
         later = least[f"{kind}, later"]
         print(
             f"{kind}: an image of the first epoch takes {least[f'{kind}, first'] / later:.1f} times as long; "
-            f"later ones come at {least['Arrays'] / later:.2f} of the speed of Arrays, {least['np.copyto'] / later:.2f} of np.copyto"
+            f"later ones come at {least['Arrays'] / later:.2f} of the speed of Arrays, "
+            f"{least['np.copyto'] / later:.2f} of np.copyto"
         )
     flipped = ImageFrame(table(), size=SIZE, flip=True)
     expected = images(flipped, 2)
