@@ -97,6 +97,7 @@ class Cached:
         self.fields = as_fields(source.fields)
         self._kept = self.fields if self._steps is None else {"": self._steps.field}
         self._row_bytes = sum(field.row_bytes for field in self._kept.values())
+        self._places = _places(self._kept)
         self._scratch: np.ndarray | None = None  # what is kept of the sample that is loaded
 
     @classmethod
@@ -187,7 +188,7 @@ class Cached:
         version = (0, 0) if steps is None else steps.version(index)
         found = self._cache.find(index, version, self._scratch)
         size, memory = found or ((0, 0), self._scratch)
-        kept = _views(memory, self._kept)
+        kept = {name: memory[where].view(dtype).reshape(shape) for name, where, dtype, shape in self._places}
         if found is None:
             if steps is None:
                 load_alone(self._bound, index, None, kept)
@@ -267,10 +268,10 @@ def _steps_of(source: Any, size: tuple[int, int] | None) -> TwoSteps | None:
     return steps
 
 
-def _views(memory: np.ndarray, fields: dict[str, Field]) -> dict[str, np.ndarray]:
-    """The arrays of `fields`, one after another in `memory (n,) uint8`."""
-    made, start = {}, 0
+def _places(fields: dict[str, Field]) -> list[tuple[str, slice, np.dtype[Any], tuple[int, ...]]]:
+    """Of `fields`, one after another in a row: name, bytes, dtype, shape."""
+    made, start = [], 0
     for name, field in fields.items():
-        made[name] = memory[start : start + field.row_bytes].view(field.dtype).reshape(field.shape)
+        made.append((name, slice(start, start + field.row_bytes), np.dtype(field.dtype), field.shape))
         start += field.row_bytes
     return made
