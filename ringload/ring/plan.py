@@ -252,11 +252,7 @@ def make_plan(
             f"{human(least.total_bytes)}: {least.arithmetic()}. Raise ram_budget, or lower batch_size or workers"
             f"{' or, for images, max_pixels' if least.exclusive_bytes else ''}{' or cache_bytes' if cache_bytes else ''}"
         )
-    if budget_bytes > usable.n_bytes:
-        raise BudgetError(
-            f"ram_budget={short(ram_budget)} is {human(budget_bytes)}, and {human(usable.n_bytes)} is {usable.bound}. "
-            f"Lower ram_budget, or ask for a share of what there is, such as ram_budget=0.5"
-        )
+    _refuse_unusable(ram_budget, budget_bytes, usable)
     if refuses_large:
         largest_bytes = int(min(LARGEST_SHARE * budget_bytes, budget_bytes - least.total_bytes))
         max_sample_bytes = min(max_sample_bytes, max(least_scratch_bytes, largest_bytes))
@@ -272,12 +268,19 @@ def make_plan(
     return replace(least, n_slots=min(max_slots, n_slots), budget_bytes=budget_bytes)
 
 
+def _refuse_unusable(ram_budget: int | float | str, budget_bytes: int, usable: Usable) -> None:
+    if budget_bytes > usable.n_bytes:
+        raise BudgetError(
+            f"ram_budget={short(ram_budget)} is {human(budget_bytes)}, and {human(usable.n_bytes)} is {usable.bound}. "
+            f"Lower ram_budget, or ask for a share of what there is, such as ram_budget=0.5"
+        )
+
+
 def _with_cache(plan: Plan, left_bytes: int, ring_bytes: int) -> Plan:
-    """With a cache of what is left beside a ring of 64 batches, which take `ring_bytes` more than the least; or of a half of
-    what is left, if that is more. A longer ring would save less time than samples that need not be decoded."""
-    share = max(left_bytes // 2, left_bytes - ring_bytes)
+    """With a cache of what is left beside a ring of 64 batches, `ring_bytes` more than the least; or of a half, if that is more.
+    A longer ring would save less time than samples that need not be decoded."""
     entries = (plan.n_workers + 1) * PAGE_ENTRY_BYTES / PAGE_BYTES  # of page tables, for each byte
-    most_bytes = max(0, int(share / (1 + entries)) - PAGE_BYTES)
+    most_bytes = max(0, int(max(left_bytes // 2, left_bytes - ring_bytes) / (1 + entries)) - PAGE_BYTES)
     return replace(plan, cache_bytes=min(plan.cache_all_bytes, most_bytes))
 
 

@@ -17,7 +17,7 @@ from ringload.checks import fixed_once_made, in_our_words, listed, short
 from ringload.errors import ConfigError
 from ringload.fields import Worker, in_brief
 from ringload.order.mixed import Mix, Stop, Weights
-from ringload.sources import parts, splits
+from ringload.sources import mixed_fields, parts, splits
 from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import Fingerprint, fingerprint_of
 from ringload.sources.mixed_fields import SOURCE, column_of_all, common_fields, load_into, load_rows, refuse_unmixable, strata
@@ -247,22 +247,10 @@ class Mixed:
         given = {name: transform if name in images or not images else NOT_GIVEN for name in self.names}
         return self._with({name: parts.as_part(one).plain(given[name]) for name, one in self.sources.items()})
 
-    def with_caches(self, keep: Callable[[Any], Any]) -> Mixed:
-        """The same mix, of `keep(source)` in place of each source.
-
-        Raises:
-            ConfigError: `keep` raises one; the message names the source.
-        """
-        kept = {}
-        for name, source in self.sources.items():
-            try:
-                kept[name] = keep(source)
-            except ConfigError as error:
-                raise ConfigError(f"mix: source {name!r}: {error}") from error
-        return self._with(kept)
-
     def _with(self, sources: dict[str, Any]) -> Mixed:
         return Mixed(sources, self._weights, self._stop, self._missing)
+
+    with_caches = mixed_fields.with_caches
 
     @in_our_words()
     def split(
