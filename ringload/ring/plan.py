@@ -277,7 +277,7 @@ def _refuse_unusable(ram_budget: int | float | str, budget_bytes: int, usable: U
 
 
 def _with_cache(plan: Plan, left_bytes: int, ring_bytes: int) -> Plan:
-    """With a cache of what is left beside a ring of 64 batches, `ring_bytes` more than the least; or of a half, if that is more.
+    """With a cache of what is left beside a ring of 64 batches (`ring_bytes` beyond the least); or of a half, if that is more.
     A longer ring would save less time than samples that need not be decoded."""
     entries = (plan.n_workers + 1) * PAGE_ENTRY_BYTES / PAGE_BYTES  # of page tables, for each byte
     most_bytes = max(0, int(max(left_bytes // 2, left_bytes - ring_bytes) / (1 + entries)) - PAGE_BYTES)
