@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import weakref
@@ -46,6 +47,7 @@ from ringload.ring.lease import Batch
 from ringload.ring.plan import Plan, make_plan, parse_bytes, room_in
 from ringload.sources.bind import bind
 from ringload.sources.fingerprints import difference, fingerprint_of
+from ringload.sources.given_cache import GivenCache
 from ringload.stats import Stats
 from ringload.system.cgroups import Usable, usable_memory
 from ringload.system.interrupts import finalize
@@ -128,6 +130,14 @@ class Loader:
             of the epoch that returns one of these, or is a generator of index arrays; or an object that implements
             `PositionOrder` or `Order`.
         observers: `Observer` objects, whose methods are called for batches, deaths, restarts, growth and bad samples.
+        cache: where decoded samples are kept, as they are before mirroring, `transform` and float32: a folder on a local disk,
+            as by `source.cached(folder, cache_bytes, cache_size)`, which later runs and ranks read (see `ringload.Cached`); or
+            "ram": memory that the workers of this loader share until it ends. Either is filled as the first epoch goes. What
+            does not fit is loaded each time: which samples are kept depends on their number alone, and none is evicted. Each
+            source of a mix has a cache; in a folder, a `Part` of a source has that of the whole.
+        cache_bytes: the most that the cache takes, as a number or as "100GB". By default, in memory: what `ram_budget` leaves
+            beside a ring of 64 batches, or a half of what it leaves if that is more. In a folder: 0.9 of the disk's free room.
+        cache_size: (height, width) at which whole images are kept for resize="random_crop".
         fields, n_samples: only if the source is a function.
         threads: only if the source is a function: how many threads of each worker call it at once, see `FunctionSource`.
 
@@ -162,16 +172,22 @@ class Loader:
         fields: Mapping[str, Any] | None = None,
         n_samples: int | None = None,
         threads: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int | str | None = None,
+        cache_size: tuple[int, int] | None = None,
     ) -> None:
         if isinstance(source, Loader):
             raise no_source(source)
-        self.source = source = as_source(source, fields, n_samples, threads)
+        self._cache = GivenCache(as_source(source, fields, n_samples, threads), cache, cache_bytes, cache_size)
+        self.source = source = self._cache.source
         self.fields = as_fields(source.fields)
         self._options = options = Options.checked(
             n_known(source), batch_size, workers, ram_budget, seed, on_error, max_bad, sample_timeout, stall_timeout, restarts,
             start_method, copy, worker_setup, epochs, observers,
         )  # fmt: skip
         self.batch_size, self.workers = options.batch_size, options.n_workers
+        if self._cache.is_in_memory and options.own_workers is not None and not options.own_workers.shares_memory:
+            raise ConfigError(f"cache='ram' is memory that workers share, and {named(workers)} has none that do: give a folder")
         self._ranks = Ranks(shard)
         self.order = self._order(order, None if shuffle is None else flag("shuffle", shuffle), last)
         self._stream = self.order if isinstance(self.order, StreamOrder) else None
@@ -180,6 +196,7 @@ class Loader:
         self._limit_bytes = usable.n_bytes if ram_budget == "auto" else parse_bytes(ram_budget, usable)
         packed = pack(source, self._limit_bytes, worker_setup) if self._needs_packed else None
         self._plan = self._make_plan(packed, usable)
+        self._cache.allocate(self._plan.cache_bytes)
         self._observers = (LogObserver(), *options.observers)
         try:
             self._engine = self._start(packed)
@@ -261,6 +278,8 @@ class Loader:
             ahead_bytes=source.ahead_bytes,
             refuses_large=source.refuses_large,
             with_valid=self.has_valid,
+            cache_bytes=self._cache.n_bytes,
+            cache_all_bytes=self._cache.all_bytes,
             max_slots=2**62
             if epochs is None or not self.order.is_arithmetic
             else sum(map(self.order.n_batches, range(min(epochs, MAX_COUNTED)))),
@@ -295,6 +314,7 @@ class Loader:
         engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)
         # Before the workers start, so that an interruption leaves none of them running.
         weakref.finalize(self, finalize, engine.close)
+        engine.at_end(self._cache.close)
         try:
             engine.open(job)
         except BaseException:
@@ -308,7 +328,7 @@ class Loader:
             return options.own_workers
         if self.workers == 0:
             return InlineWorkers()
-        owners = packed.owners if packed is not None else ()
+        owners = [*(packed.owners if packed is not None else ()), *self._cache.owners]
         room, preloaded = room_in(self._plan), preload(self.source, options.worker_setup)
         return ProcessWorkers(self.workers, options.start_method, segment, room, owners, preloaded)
 
@@ -327,8 +347,7 @@ class Loader:
         self._ranks.look_again()
         epoch, position = self._engine.due
         self._seek(*((epoch + 1, 0) if self._begun and position else (epoch, position)))
-        if self.workers:
-            self._see_changes()
+        self._see_changes()
         self._begun = True
         self._iteration += 1
         self._engine.advise(OF_ARRAYS)
@@ -337,7 +356,7 @@ class Loader:
     def _watched(self, packed: Packed | None) -> Watch | None:
         """The present state of the source, for comparing later. None: it cannot be pickled, which only start_method="fork"
         allows."""
-        if self.workers == 0:
+        if not self._is_watched:
             return None
         try:
             return Watch((self.source, self._options.worker_setup), packed)
@@ -346,8 +365,15 @@ class Loader:
                 raise
             return None
 
+    @property
+    def _is_watched(self) -> bool:
+        """Whether something is made of the source that its changes make wrong: workers' copies, or samples in memory."""
+        return self.workers > 0 or self._cache.is_in_memory
+
     def _see_changes(self) -> None:
         """If the source has changed since the workers got it, send it to them again."""
+        if not self._is_watched:
+            return
         change = "" if self._watch is None else self._watch.changed((self.source, self._options.worker_setup))
         if self._watch is not None and not change:
             return
@@ -358,12 +384,13 @@ class Loader:
             )
         if change == LATE:
             warn(f"the source: {change}", RuntimeWarning)
+        self._cache.begin_anew()
         setup, limit_bytes = self._options.worker_setup, self._plan.index_bytes + SPARE_INDEX_BYTES
         packed = pack(self.source, limit_bytes, setup) if self._needs_packed else None
         self._engine.renew(
             packed.data if packed is not None else self.source,
             setup if packed is None else None,
-            packed.owners if packed is not None else [],
+            [*(packed.owners if packed is not None else []), *self._cache.owners],
         )
         self._watch = self._watched(packed)
 
@@ -396,9 +423,8 @@ class Loader:
         """
         self._ranks.look_again()
         if not (self._begun and self.position):
-            if self.workers:
-                self._see_changes()
-            else:
+            self._see_changes()
+            if not self.workers:
                 self._engine.seek(*self._engine.due)  # loads the batch again, as the source may have changed
         while (peeked := self._engine.peek()) is not None and peeked[0].n_rows == 0:
             self._engine.next_batch(self.epoch)  # a part of a stream has ended

@@ -332,6 +332,7 @@ class Workers(Protocol):
 
     `n_workers`: how many tasks are filled at once; 0: `post` itself fills. `needs_packed`: the source is given as bytes.
     `max_ahead`: how many batches may be posted and not taken. `are_here`: the plan has to have room for them on this machine.
+    `shares_memory`: they see what others of them write into memory of `Job.owners`.
     """
 
     n_workers: int
@@ -339,6 +340,7 @@ class Workers(Protocol):
     max_ahead: int = 1 << 30  # the ring's slots bound it
     keeps_parts: bool = False  # one worker fills all batches of a part, in the order in which they are posted
     are_here: bool = True
+    shares_memory: bool = True
 
     def open(self, job: Job, memory: np.ndarray) -> None:
         """Called once, before anything else: `memory` is the ring's segment, `(n_bytes,) uint8`."""

@@ -16,7 +16,7 @@ from ringload.checks import nearest, short
 OWN_OF_LOADER = (
     *("source", "batch_size", "workers", "ram_budget", "shuffle", "seed", "last", "shard", "on_error", "max_bad"),
     *("sample_timeout", "stall_timeout", "restarts", "start_method", "copy", "worker_setup", "epochs", "order"),
-    *("observers", "fields", "n_samples", "threads"),
+    *("observers", "fields", "n_samples", "threads", "cache", "cache_bytes", "cache_size"),
 )
 OWN_OF_IMAGES = (
     *("df", "path", "label", "size", "root", "classes", "label_mode", "weight", "color", "dtype", "scale", "resize"),

@@ -384,6 +384,12 @@ def test_the_plan_has_the_object_store(cluster: Cluster) -> None:
         assert loader.plan().workers_bytes == 0, "that is other machines' memory"
 
 
+def test_memory_that_workers_share_is_refused(cluster: Cluster) -> None:
+    table = Arrays(x=np.arange(40))
+    with pytest.raises(ConfigError, match=r"cache='ram' is memory that workers share, and an object of class ringload.Workers"):
+        Loader(table, 4, workers=on_ray(2), ram_budget="400MB", cache="ram")
+
+
 # -- in interpreters of their own -------------------------------------------------------------------------------------
 
 PREPARED = """

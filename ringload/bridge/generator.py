@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +36,9 @@ def generator_from_df(
     ram_budget: int | float | str = "auto",
     epochs: int | None = None,
     shard: tuple[int, int] | Literal["auto"] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int | str | None = None,
+    cache_size: tuple[int, int] | None = None,
     **image_options: Any,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield `(X, Y)` for ever, epoch after epoch, each epoch in a new order. Keras' `fit` takes such a generator:
@@ -65,6 +69,9 @@ def generator_from_df(
         last=last,
         shard=shard,
         epochs=epochs,
+        cache=cache,
+        cache_bytes=cache_bytes,
+        cache_size=cache_size,
     )
     return _pairs(loader, label, epochs)
 

@@ -69,6 +69,7 @@ class Workers(ringload.protocols.Workers):
     """
 
     needs_packed = True
+    shares_memory = False
 
     def __init__(
         self,

@@ -1,10 +1,9 @@
 """The budget: from "48GB" to how many slots, before anything is allocated.
 
-    total = server + n_workers * (worker + scratch) + exclusive + index + control + n_slots * slot + page tables + store
+    total = server + n_workers * (worker + scratch) + exclusive + index + cache + control + n_slots * slot + page tables + store
 
 `scratch` is what a worker may use while it decodes one sample. A sample that needs more (a huge PNG) waits until no other
-worker decodes such a one; for that one, `exclusive` is set aside. The more budget, the larger the scratch, so that this
-is rare; it changes when a sample is loaded, never what is.
+worker decodes such a one; for that one, `exclusive` is set aside. The more budget, the larger the scratch.
 
 How much a sample may need at most (`max_sample_bytes`): what its source says. A source that refuses what is larger than there
 is (`refuses_large`: images without max_pixels) gets a half of the budget, or what it says if that is less; so a budget for
@@ -95,6 +94,8 @@ class Plan:
     ahead_bytes: int = 0  # of scratch_bytes: contents that a worker has read ahead
     store_bytes: int = 0  # of Ray's object store
     are_here: bool = True  # the workers are processes of this machine
+    cache_bytes: int = 0  # decoded samples, which the cache of the loader keeps in memory
+    cache_all_bytes: int = 0  # what all of them would take
 
     @property
     def n_here(self) -> int:
@@ -117,13 +118,13 @@ class Plan:
     @property
     def page_tables_bytes(self) -> int:
         """Page tables of the workers and the trainer, for what all of them map."""
-        mapped_bytes = self.ring_bytes + self.control_bytes + self.index_bytes
+        mapped_bytes = self.ring_bytes + self.control_bytes + self.index_bytes + self.cache_bytes
         return (self.n_here + 1) * -(-mapped_bytes // PAGE_BYTES) * PAGE_ENTRY_BYTES
 
     @property
     def total_bytes(self) -> int:
         """Everything: what the budget has to cover."""
-        shared_bytes = self.ring_bytes + self.control_bytes + self.index_bytes + self.store_bytes
+        shared_bytes = self.ring_bytes + self.control_bytes + self.index_bytes + self.cache_bytes + self.store_bytes
         return shared_bytes + self.workers_bytes + self.page_tables_bytes
 
     def rows(self) -> list[tuple[str, int, str]]:
@@ -136,6 +137,9 @@ class Plan:
             ("control", self.control_bytes, "what the processes tell each other"),
             ("page tables", self.page_tables_bytes, f"8 bytes a page of ring and index, for {mapped_by}"),
         ]
+        if self.cache_all_bytes:
+            share = f"{self.cache_bytes / self.cache_all_bytes:.0%} of the decoded samples, which take "
+            rows.insert(1, ("cache", self.cache_bytes, f"room for {share}{human(self.cache_all_bytes)}; once for all workers"))
         if self.store_bytes:
             rows.append(("object store", self.store_bytes, "of Ray: rows on their way to the ring, and a copy of the index"))
         if self.n_here:
@@ -165,6 +169,8 @@ class Plan:
             f"index {human(self.index_bytes + self.control_bytes)}",
             f"page tables {human(self.page_tables_bytes)}",
         ]
+        if self.cache_bytes:
+            parts.append(f"cache {human(self.cache_bytes)}")
         if self.store_bytes:
             parts.append(f"object store {human(self.store_bytes)}")
         if self.n_here:
@@ -212,9 +218,12 @@ def make_plan(
     max_slots: int = MAX_SLOTS,
     are_here: bool = True,
     store_bytes: Callable[[int, int], int] = lambda slot_bytes, index_bytes: 0,
+    cache_bytes: int | None = None,
+    cache_all_bytes: int = 0,
 ) -> Plan:
     """Divide the budget. `index_bytes` are shared by all; `source_bytes` is what else of the source each worker unpickles. Of
-    `max_sample_bytes`, each worker keeps `ahead_bytes` between samples.
+    `max_sample_bytes`, each worker keeps `ahead_bytes` between samples. The cache of decoded samples, which take
+    `cache_all_bytes`, has `cache_bytes`; None: see `_with_cache`.
 
     Raises:
         BudgetError: the budget is below the least that works, or above what this process may use.
@@ -230,6 +239,7 @@ def make_plan(
     of_workers = SERVER_BYTES if n_workers else 0, WORKER_BYTES + OBJECT_FACTOR * source_bytes, 0, 0
     least = Plan(batch_size, n_workers, *of_slots, index_bytes, *of_workers, budget_bytes, usable, ahead_bytes=ahead_bytes)
     least = replace(least, store_bytes=store_bytes(layout.slot_bytes, index_bytes), are_here=are_here)
+    least = replace(least, cache_bytes=min(cache_bytes or 0, cache_all_bytes), cache_all_bytes=cache_all_bytes)
     if n_workers:
         most_bytes = min(max_sample_bytes, least_scratch_bytes) if refuses_large else max_sample_bytes
         least = _with_scratch(least, most_bytes, least_scratch_bytes)
@@ -240,13 +250,9 @@ def make_plan(
         raise BudgetError(
             f"ram_budget={short(ram_budget)} is {human(budget_bytes)}, and the least that would do is "
             f"{human(least.total_bytes)}: {least.arithmetic()}. Raise ram_budget, or lower batch_size or workers"
-            f"{' or, for images, max_pixels' if least.exclusive_bytes else ''}"
+            f"{' or, for images, max_pixels' if least.exclusive_bytes else ''}{' or cache_bytes' if cache_bytes else ''}"
         )
-    if budget_bytes > usable.n_bytes:
-        raise BudgetError(
-            f"ram_budget={short(ram_budget)} is {human(budget_bytes)}, and {human(usable.n_bytes)} is {usable.bound}. "
-            f"Lower ram_budget, or ask for a share of what there is, such as ram_budget=0.5"
-        )
+    _refuse_unusable(ram_budget, budget_bytes, usable)
     if refuses_large:
         largest_bytes = int(min(LARGEST_SHARE * budget_bytes, budget_bytes - least.total_bytes))
         max_sample_bytes = min(max_sample_bytes, max(least_scratch_bytes, largest_bytes))
@@ -256,8 +262,26 @@ def make_plan(
         roomy = _with_scratch(least, max_sample_bytes, max(least_scratch_bytes, budget_bytes // 8 // n_workers))
         least = roomy if roomy.total_bytes <= budget_bytes else least
     one_more = replace(least, n_slots=MIN_SLOTS + 1).total_bytes - least.total_bytes
+    if cache_bytes is None and cache_all_bytes:
+        least = _with_cache(least, budget_bytes - least.total_bytes, one_more * (min(max_slots, AUTO_SLOTS) - MIN_SLOTS))
     n_slots = MIN_SLOTS + (budget_bytes - least.total_bytes) // one_more
     return replace(least, n_slots=min(max_slots, n_slots), budget_bytes=budget_bytes)
+
+
+def _refuse_unusable(ram_budget: int | float | str, budget_bytes: int, usable: Usable) -> None:
+    if budget_bytes > usable.n_bytes:
+        raise BudgetError(
+            f"ram_budget={short(ram_budget)} is {human(budget_bytes)}, and {human(usable.n_bytes)} is {usable.bound}. "
+            f"Lower ram_budget, or ask for a share of what there is, such as ram_budget=0.5"
+        )
+
+
+def _with_cache(plan: Plan, left_bytes: int, ring_bytes: int) -> Plan:
+    """With a cache of what is left beside a ring of 64 batches (`ring_bytes` beyond the least); or of a half, if that is more.
+    A longer ring would save less time than samples that need not be decoded."""
+    entries = (plan.n_here + 1) * PAGE_ENTRY_BYTES / PAGE_BYTES  # of page tables, for each byte
+    most_bytes = max(0, int(max(left_bytes // 2, left_bytes - ring_bytes) / (1 + entries)) - PAGE_BYTES)
+    return replace(plan, cache_bytes=min(plan.cache_all_bytes, most_bytes))
 
 
 def _with_scratch(plan: Plan, max_sample_bytes: int, scratch_bytes: int) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import fingerprint_of
 from ringload.sources.load_alone import load_alone
 from ringload.sources.parts import checked, rows, subset
-from ringload.sources.row_cache import RowCache, Version
+from ringload.sources.row_cache import RowCache, Rows, Version
+from ringload.sources.row_memory import RowMemory
 from ringload.sources.splits import folds, plain, split
 
 
@@ -61,8 +63,11 @@ class Cached:
 
     Later runs, and other ranks on the same host, use the same file: its name is a digest of all that the kept bytes depend on:
     the paths or the fingerprint of the source, the options of decoding, and the versions of ringload and of the decoders. A
-    file whose size or time has changed is decoded again. (Contents of other storages have no time: delete the cache when
-    they change.) Files of a former version are not deleted.
+    file whose size or time has changed is decoded again; so are images in tar shards whose version has changed. Contents that
+    paths name by other URLs have no version here: it would take a request for each sample in each epoch, which is what a cache
+    is to save. Delete the cache when they change. Files of a former version are not deleted.
+
+    `Loader(source, batch_size, cache=folder, cache_bytes=...)` is short for this. `Loader(cache="ram")` keeps them in memory.
 
     Arguments:
         source: an ImageFrame, or a source without randomness that has `fingerprint()`.
@@ -80,17 +85,49 @@ class Cached:
     def __init__(
         self, source: Any, folder: str | os.PathLike[str], max_bytes: int | str, size: tuple[int, int] | None = None
     ) -> None:
+        self._begin(source, size)
+        key = hashlib.sha256(json.dumps(self._key(), sort_keys=True).encode()).digest()
+        self.path = os.path.join(os.path.abspath(os.fspath(folder)), f"{key.hex()[:32]}.ringload-rows")
+        self._cache: Rows = RowCache(self.path, key, self._row_bytes, len(source), bytes_of("max_bytes", max_bytes))
+
+    def _begin(self, source: Any, size: tuple[int, int] | None) -> None:
         self._bound = _checked(source)
         self.source, self._size = source, size
         self._steps = _steps_of(source, size)
         self.fields = as_fields(source.fields)
         self._kept = self.fields if self._steps is None else {"": self._steps.field}
         self._row_bytes = sum(field.row_bytes for field in self._kept.values())
-        key = hashlib.sha256(json.dumps(self._key(), sort_keys=True).encode()).digest()
-        self.path = os.path.join(os.path.abspath(os.fspath(folder)), f"{key.hex()[:32]}.ringload-rows")
-        self._cache = RowCache(self.path, key, self._row_bytes, len(source), bytes_of("max_bytes", max_bytes))
-        self.n_kept = self._cache.n_kept
+        self._places = _places(self._kept)
         self._scratch: np.ndarray | None = None  # what is kept of the sample that is loaded
+
+    @classmethod
+    def in_memory(cls, source: Any, size: tuple[int, int] | None = None) -> tuple[Cached, RowMemory]:
+        """A source whose samples a loader keeps in memory that its workers share, for `Loader(cache="ram")`; and that memory,
+        which has no room yet.
+
+        Raises:
+            ConfigError: the source cannot be kept.
+        """
+        made = cls.__new__(cls)
+        made._begin(source, size)
+        memory = RowMemory(made._row_bytes, len(source))
+        made.path, made._cache = "", memory
+        return made, memory
+
+    def with_caches(self, keep: Callable[[Any], Any]) -> Any:
+        """See `Part.with_caches`. Raises ConfigError: this source is kept already."""
+        raise ConfigError("cache=: the samples of the source are kept already, by cached(): leave out cache=")
+
+    @property
+    def file(self) -> RowCache:
+        """The file, if samples are not kept in memory."""
+        assert isinstance(self._cache, RowCache)
+        return self._cache
+
+    @property
+    def n_kept(self) -> int:
+        """How many samples there is room for."""
+        return self._cache.n_kept
 
     def _key(self) -> Any:
         kept = {name: str(field) for name, field in self._kept.items()}
@@ -125,9 +162,10 @@ class Cached:
         self._bound.start(worker)
         if self._steps is not None:
             self._steps.start(worker)
+        self._cache.open()
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """Begin to read samples from the file, or what those that are not kept yet are made of."""
+        """Begin to read samples that are kept, or what those that are not kept yet are made of."""
         are_kept = self._cache.are_marked(indices)
         self._cache.will_need(indices[are_kept])
         if self._bound.prefetch is not None and not are_kept.all():
@@ -143,21 +181,20 @@ class Cached:
             self._bound.forget(indices)
 
     def load(self, index: int, rng: Any, out: Row) -> None:
-        """Load sample `index` from the file, or else from the source, and keep it."""
+        """Load sample `index` from where it is kept, or else from the source, and keep it."""
         if self._scratch is None:
             self._scratch = np.zeros(self._row_bytes, np.uint8)
-        memory = self._scratch
-        steps, parts = self._steps, [memory.data]
+        steps = self._steps
         version = (0, 0) if steps is None else steps.version(index)
-        size = self._cache.read(index, version, parts)
-        kept = _views(memory, self._kept)
-        if size is None:
+        found = self._cache.find(index, version, self._scratch)
+        size, memory = found or ((0, 0), self._scratch)
+        kept = {name: memory[where].view(dtype).reshape(shape) for name, where, dtype, shape in self._places}
+        if found is None:
             if steps is None:
                 load_alone(self._bound, index, None, kept)
-                size = (0, 0)
             else:
                 size = steps.load(index, kept[""])
-            self._cache.write(index, version, size, parts)
+            self._cache.keep(index, version, size, memory)
         if steps is not None:
             steps.finish(index, kept[""], size, rng, out)
             return
@@ -165,9 +202,10 @@ class Cached:
             out[name][...] = values
 
     def n_filled(self) -> int:
-        """How many samples the file holds by now; takes a microsecond for each that it has room for."""
+        """How many samples are kept by now; takes a microsecond for each that it has room for."""
         return int(np.count_nonzero(self._cache.are_marked(np.arange(self.n_kept))))
 
+    default_order = property(lambda self: self._bound.order)  # groups of rows that are read together, if any
     load_again = property(lambda self: self._bound.load_again)
     scratch_bytes = property(lambda self: self._bound.scratch_bytes + self._row_bytes)
     ahead_bytes = property(lambda self: self._bound.ahead_bytes + self._row_bytes)
@@ -212,9 +250,9 @@ def cached(self: Any, folder: str | os.PathLike[str], max_bytes: int | str, size
 
 def _checked(source: Any) -> BoundSource:
     bound = checked(source, "Cached")
-    if bound.order is not None or bound.begin_task is not None:
+    if (bound.order is not None and not hasattr(bound.order, "of_rows")) or bound.begin_task is not None:
         raise ConfigError(f"Cached: {named(source)} has an order of its own: keep the source inside of it, and not its rows")
-    if bound.random and not hasattr(source, "two_steps"):
+    if bound.random and getattr(source, "two_steps", None) is None:
         raise ConfigError(
             f"Cached: {named(source)} may draw from `rng`, and what is random cannot be kept: set `random = False` in its "
             "class if it draws nothing; of an ImageFrame, what comes before the augmentation is kept"
@@ -230,10 +268,10 @@ def _steps_of(source: Any, size: tuple[int, int] | None) -> TwoSteps | None:
     return steps
 
 
-def _views(memory: np.ndarray, fields: dict[str, Field]) -> dict[str, np.ndarray]:
-    """The arrays of `fields`, one after another in `memory (n,) uint8`."""
-    made, start = {}, 0
+def _places(fields: dict[str, Field]) -> list[tuple[str, slice, np.dtype[Any], tuple[int, ...]]]:
+    """Of `fields`, one after another in a row: name, bytes, dtype, shape."""
+    made, start = [], 0
     for name, field in fields.items():
-        made[name] = memory[start : start + field.row_bytes].view(field.dtype).reshape(field.shape)
+        made.append((name, slice(start, start + field.row_bytes), np.dtype(field.dtype), field.shape))
         start += field.row_bytes
     return made

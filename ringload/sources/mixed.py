@@ -17,7 +17,7 @@ from ringload.checks import fixed_once_made, in_our_words, listed, short
 from ringload.errors import ConfigError
 from ringload.fields import Worker, in_brief
 from ringload.order.mixed import Mix, Stop, Weights
-from ringload.sources import parts, splits
+from ringload.sources import mixed_fields, parts, splits
 from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import Fingerprint, fingerprint_of
 from ringload.sources.mixed_fields import SOURCE, column_of_all, common_fields, load_into, load_rows, refuse_unmixable, strata
@@ -189,6 +189,7 @@ class Mixed:
     global_random = property(lambda self: any(bound.global_random for bound in self._bounds))
     calls_user_code = property(lambda self: any(bound.calls_user_code for bound in self._bounds))
     is_own = property(lambda self: all(bound.is_own for bound in self._bounds))
+    with_caches = mixed_fields.with_caches
 
     # -- what is known of its samples ---------------------------------------------------------------------------------
 
@@ -241,8 +242,7 @@ class Mixed:
         )
 
     def plain(self, transform: Any = NOT_GIVEN) -> Mixed:
-        """A mix of the sources without augmentation, of those that can be made so. `transform` is for images, as in
-        `ImageFrame.without_augmentation`."""
+        """A mix of the sources without augmentation where possible. `transform`: see `ImageFrame.without_augmentation`."""
         images = [name for name, one in self.sources.items() if getattr(one, "augmentation", {})]
         given = {name: transform if name in images or not images else NOT_GIVEN for name in self.names}
         return self._with({name: parts.as_part(one).plain(given[name]) for name, one in self.sources.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,17 @@ def column_of_all(sources: Mapping[str, Any], name: str) -> np.ndarray:
         except ConfigError as error:
             raise ConfigError(f"mix: column {short(name)} of the source {own!r}: {error}") from error
     return np.concatenate(found)
+
+
+def with_caches(self: Any, keep: Callable[[Any], Any]) -> Any:
+    """The same mix, of `keep(source)` in place of each source. Raises ConfigError: `keep` raises one; it names the source."""
+    kept = {}
+    for name, source in self.sources.items():
+        try:
+            kept[name] = keep(source)
+        except ConfigError as error:
+            raise ConfigError(f"mix: source {name!r}: {error}") from error
+    return self._with(kept)
 
 
 def strata(sources: np.ndarray, values: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -115,6 +116,13 @@ class Packed:
     def fill(self) -> float:
         """The share of the rows that is not padding."""
         return float(self._lengths.sum(dtype=np.int64) / (self.default_order.n_rows * self.capacity))
+
+    def with_caches(self, keep: Callable[[Any], Any]) -> Packed:
+        """The same rows, of the samples of `keep(source)`."""
+        made = copy.copy(self)
+        made._inner = inner = bind(keep(self._inner.source))
+        made.scratch_bytes, made.load_again = inner.scratch_bytes, inner.load_again
+        return made
 
     def fingerprint(self) -> Any:
         """That of the source that is packed."""

@@ -17,6 +17,7 @@ from ringload.fields import Field, Worker, as_fields, in_brief
 from ringload.protocols import PAD
 from ringload.sources.bind import BoundSource, bind
 from ringload.sources.fingerprints import Fingerprint, checksum, fingerprint_of
+from ringload.sources.part_steps import PartSteps
 from ringload.sources.splits import NOT_GIVEN, chosen_rows, folds, plain, split
 
 
@@ -131,6 +132,16 @@ class Part:
     def start(self, worker: Worker) -> None:
         """Prepare to load in a worker."""
         self._bound.start(worker)
+
+    @property
+    def two_steps(self) -> Callable[[Any], PartSteps] | None:
+        """See `ringload.sources.cached.TwoSteps`; None if the source does not load in two steps."""
+        ask = getattr(self.source, "two_steps", None)
+        return None if ask is None else lambda size: PartSteps(ask(size), self.rows)
+
+    def with_caches(self, keep: Callable[[Any], Any]) -> Part:
+        """The same samples, of `keep(source)` in place of the source that they are a part of."""
+        return Part(keep(self.source), self.rows)
 
     def describe(self, index: int) -> str:
         """As the source does, or its number there."""

@@ -21,7 +21,8 @@ import os
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,8 +34,39 @@ KEY_BYTES = 32
 HEADER_BYTES = 64
 MARK = struct.Struct("<6Q")
 SEAL = struct.Struct("<6Q")  # what the last checksum of a mark is of: the first five, and the row's number
-MARKED = 0x6B72616D  # "mark"
+MARKED = (0x6B72616D).to_bytes(8, "little")  # "mark"
 Version = tuple[int, int]  # a content's size in bytes and time in ns; (0, 0) where it is not known
+Size = tuple[int, int]  # (height, width) of an image as it is shown
+
+
+class Rows(Protocol):
+    """Where the rows `0 <= i < n_kept` are: a file (`RowCache`), or memory (`row_memory.RowMemory`)."""
+
+    @property
+    def n_kept(self) -> int:
+        """How many rows there is room for: the first ones."""
+        ...
+
+    def open(self) -> None:
+        """Prepare to read and write in this process."""
+        ...
+
+    def find(self, index: int, version: Version, scratch: np.ndarray) -> tuple[Size, np.ndarray] | None:
+        """(size of the image, row `(row_bytes,) uint8`), which may be in `scratch`, of as many bytes. None: the row is not
+        there, or is of another version of the content; then what `scratch` holds is undefined."""
+        ...
+
+    def keep(self, index: int, version: Version, size: Size, row: np.ndarray) -> None:
+        """Keep a row. Does nothing where it cannot be kept."""
+        ...
+
+    def are_marked(self, indices: np.ndarray) -> np.ndarray:
+        """Which rows are there, probably: `(n,) bool`."""
+        ...
+
+    def will_need(self, indices: np.ndarray) -> None:
+        """These rows are read next. Does not wait for them."""
+        ...
 
 
 class RowCache:
@@ -51,15 +83,36 @@ class RowCache:
     def __init__(self, path: str, key: bytes, row_bytes: int, n_rows: int, max_bytes: int) -> None:
         self.path, self._key, self._row_bytes = path, key, row_bytes
         self._record_bytes = MARK.size + row_bytes
-        self.n_kept = max(0, min(n_rows, (max_bytes - HEADER_BYTES) // self._record_bytes))
+        self.all_bytes = HEADER_BYTES + n_rows * self._record_bytes
+        self._n_rows = n_rows
         self._fd, self._pid, self._writes = -1, 0, True
-        self._hash = _hash_function()
-        if not self.n_kept:
-            raise ConfigError(
-                f"max_bytes={max_bytes:,} has no room for a row, which takes {self._record_bytes:,} bytes: raise it"
-            )
+        self._hash = hash_function()
+        self.limit("max_bytes", max_bytes)
         self._make()
         self._open()
+
+    def limit(self, name: str, max_bytes: int) -> None:
+        """Write no rows that would end beyond `max_bytes`, which the user knows by `name`.
+
+        Raises:
+            ConfigError: that is no row.
+        """
+        self.n_kept = max(0, min(self._n_rows, (max_bytes - HEADER_BYTES) // self._record_bytes))
+        if not self.n_kept:
+            raise ConfigError(f"{name}={max_bytes:,} has no room for a row, which takes {self._record_bytes:,} bytes: raise it")
+
+    def open(self) -> None:
+        """Open the file in this process, if it is still there."""
+        self._own()
+
+    def find(self, index: int, version: Version, scratch: np.ndarray) -> tuple[Size, np.ndarray] | None:
+        """See `Rows`."""
+        size = self.read(index, version, [scratch.data])
+        return None if size is None else (size, scratch)
+
+    def keep(self, index: int, version: Version, size: Size, row: np.ndarray) -> None:
+        """See `Rows`."""
+        self.write(index, version, size, [row.data])
 
     def read(self, index: int, version: Version, parts: Sequence[memoryview]) -> tuple[int, int] | None:
         """Read a row into `parts`, whose bytes are `row_bytes` in sum; (height, width) of its image. None: it is not there, or
@@ -73,10 +126,10 @@ class RowCache:
             return None
         if n_bytes != self._record_bytes:
             return None
-        marked, n_content, time_ns, size, checksum, seal = MARK.unpack(mark)
-        if marked != MARKED or (n_content, time_ns) != version or seal != self._seal(index, mark):
+        said = said_by(mark, index)
+        if said is None or said[0] != version:
             return None
-        return (size >> 32, size & 0xFFFFFFFF) if checksum == self._checksum(parts) else None
+        return said[1] if said[2] == self._checksum(parts) else None
 
     def write(self, index: int, version: Version, size: tuple[int, int], parts: Sequence[memoryview]) -> None:
         """Keep a row; `size` is (height, width) of its image. Does nothing where it cannot be kept."""
@@ -84,8 +137,7 @@ class RowCache:
         if not (0 <= index < self.n_kept and self._writes and fd >= 0):
             return
         start = self._start(index)
-        mark = bytearray(MARK.pack(MARKED, *version, size[0] << 32 | size[1], self._checksum(parts), 0))
-        mark[-8:] = self._seal(index, mark).to_bytes(8, "little")
+        mark = mark_of(index, version, size, self._checksum(parts))
         try:
             self._writes = os.pwritev(fd, parts, start + MARK.size) == self._row_bytes and os.pwrite(fd, mark, start) == len(
                 mark
@@ -99,7 +151,7 @@ class RowCache:
 
     def _is_marked(self, index: int) -> bool:
         try:
-            return os.pread(self._own(), 8, self._start(index)) == MARKED.to_bytes(8, "little")
+            return os.pread(self._own(), 8, self._start(index)) == MARKED
         except OSError:
             return False
 
@@ -111,9 +163,6 @@ class RowCache:
 
     def _start(self, index: int) -> int:
         return HEADER_BYTES + index * self._record_bytes
-
-    def _seal(self, index: int, mark: bytes | bytearray) -> int:
-        return int(self._hash(SEAL.pack(*MARK.unpack(mark)[:5], index)))
 
     def _checksum(self, parts: Sequence[memoryview]) -> int:
         made = 0
@@ -172,14 +221,34 @@ class RowCache:
         return self.__dict__ | {"_fd": -1, "_pid": 0, "_writes": True, "_hash": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _hash=_hash_function())
+        self.__dict__.update(state, _hash=hash_function())
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid():
             os.close(self._fd)
 
 
-def _hash_function() -> Any:
+def mark_of(index: int, version: Version, size: Size, checksum: int) -> bytes:
+    """The mark of row `index`."""
+    said = MARK.pack(int.from_bytes(MARKED, "little"), *version, size[0] << 32 | size[1], checksum, 0)
+    return said[:-8] + _seal(index, said)
+
+
+def said_by(mark: bytes | bytearray, index: int) -> tuple[Version, Size, int] | None:
+    """(version of the content, size of the image, checksum of the row); None: this is no mark of row `index`."""
+    if mark[:8] != MARKED or mark[-8:] != _seal(index, mark):
+        return None
+    _, n_bytes, time_ns, size, checksum, _ = MARK.unpack(mark)
+    return (n_bytes, time_ns), (size >> 32, size & 0xFFFFFFFF), checksum
+
+
+def _seal(index: int, mark: bytes | bytearray) -> bytes:
+    return int(hash_function()(SEAL.pack(*MARK.unpack(mark)[:5], index))).to_bytes(8, "little")
+
+
+@cache
+def hash_function() -> Any:
+    """XXH3, 64 bits."""
     try:
         from xxhash import xxh3_64_intdigest
     except ImportError as error:

@@ -40,9 +40,15 @@ class Segment(FdOwner):
         self.n_bytes = n_bytes
         self.fd = self._open(os.memfd_create, "ringload", os.MFD_CLOEXEC)
         try:
+            self._truncate(n_bytes)
+        except BudgetError:
+            self.close()
+            raise
+
+    def _truncate(self, n_bytes: int) -> None:
+        try:
             os.ftruncate(self.fd, n_bytes)
         except OSError as error:  # RLIMIT_FSIZE counts memfds too
-            self.close()
             raise BudgetError(
                 f"no segment of {n_bytes:,} bytes: {error.strerror}; is RLIMIT_FSIZE (ulimit -f) too low?"
             ) from error
@@ -69,8 +75,8 @@ class Segment(FdOwner):
 
     def resize(self, n_bytes: int) -> None:
         """Give all memory back, and begin anew with `n_bytes`, none of them reserved. Nobody may look into the old ones."""
-        os.ftruncate(self.fd, 0)
-        os.ftruncate(self.fd, n_bytes)
+        self._truncate(0)
+        self._truncate(n_bytes)
         self.n_bytes = n_bytes
 
     def replace(self, data: np.ndarray) -> None:
@@ -105,10 +111,10 @@ def map_in(array: np.ndarray) -> None:
     array.reshape(-1).view(np.uint8)[::FAULT_AROUND_BYTES].max()
 
 
-def map_shared(fd: int, n_bytes: int) -> np.ndarray:
+def map_shared(fd: int, n_bytes: int, prot: int = mmap.PROT_READ | mmap.PROT_WRITE) -> np.ndarray:
     """The first `n_bytes` of a segment as `(n_bytes,) uint8`, by its descriptor."""
     try:
-        return np.frombuffer(mmap.mmap(fd, n_bytes), np.uint8)
+        return np.frombuffer(mmap.mmap(fd, n_bytes, prot=prot), np.uint8)
     except OSError as error:  # RLIMIT_AS, or no address space left
         raise BudgetError(f"cannot map {n_bytes:,} bytes: {error.strerror}; is RLIMIT_AS (ulimit -v) too low?") from error
 

@@ -3,12 +3,13 @@
 from tests.breaks import Break, Edit
 
 F, TESTS = "sources/row_cache.py", "test_cached.py"
+MEMORY, GIVEN = "sources/row_memory.py", "test_given_cache.py"
 
 TABLE = (
     Break(
         "a row is given whatever its checksum says",
         (),
-        (Edit(F, " if checksum == self._checksum(parts) else None", ""),),
+        (Edit(F, " if said[2] == self._checksum(parts) else None", ""),),
         (f"{TESTS}::test_a_damaged_file_gives_no_wrong_row",),
         r"Mismatched elements",
     ),
@@ -22,7 +23,7 @@ TABLE = (
     Break(
         "what was kept of a file is given after the file has changed",
         (),
-        (Edit(F, " or (n_content, time_ns) != version or ", " or "),),
+        (Edit(F, "if said is None or said[0] != version:", "if said is None:"),),
         (f"{TESTS}::test_a_file_that_has_changed_is_decoded_again",),
         r"Mismatched elements",
     ),
@@ -51,6 +52,73 @@ TABLE = (
             ),
         ),
         (f"{TESTS}::test_random_crops_are_drawn_as_without_a_cache",),
+        r"assert",
+    ),
+    Break(
+        "a row in memory counts before it is written",
+        (),
+        (
+            Edit(
+                MEMORY,
+                "                self._writes = os.pwrite(self._fd, row.data",
+                "                os.pwrite(self._fd, mark, start)\n                self._writes = os.pwrite(self._fd, row.data",
+            ),
+        ),
+        (f"{GIVEN}::test_a_row_counts_when_its_mark_is_written", f"{GIVEN}::test_workers_are_killed_while_they_write_a_row"),
+        r"Mismatched elements|not equal",
+    ),
+    Break(
+        "a row in memory is written again while others read it",
+        (),
+        (Edit(MEMORY, "            if self._said(index) is None:\n", "            if True:\n"),),
+        (f"{GIVEN}::test_rows_are_written_once",),
+        r"Mismatched elements|assert",
+    ),
+    Break(
+        "two processes write a row at once",
+        (),
+        (
+            Edit(
+                MEMORY,
+                "        except BlockingIOError:\n            return\n",
+                "        except BlockingIOError:\n            pass\n",
+            ),
+        ),
+        (f"{GIVEN}::test_rows_are_written_once",),
+        r"assert",
+    ),
+    Break(
+        "the memory is full of samples of the source as it was",
+        (),
+        (Edit("loader.py", "        self._cache.begin_anew()\n", ""),),
+        (f"{GIVEN}::test_a_source_that_is_changed_is_loaded_again",),
+        r"Mismatched elements",
+    ),
+    Break(
+        "the memory of a cache is not in the plan",
+        (),
+        (
+            Edit(
+                "ring/plan.py",
+                "shared_bytes = self.ring_bytes + self.control_bytes + self.index_bytes + self.cache_bytes",
+                "shared_bytes = self.ring_bytes + self.control_bytes + self.index_bytes",
+            ),
+        ),
+        (f"{GIVEN}::test_the_plan_has_a_row_of_the_cache",),
+        r"assert",
+    ),
+    Break(
+        "the memory of a cache outlives its loader",
+        (),
+        (Edit("loader.py", "        engine.at_end(self._cache.close)\n", ""),),
+        (f"{GIVEN}::test_memory_ends_with_the_loader",),
+        r"assert",
+    ),
+    Break(
+        "a process reads another file, whose descriptor has the number of the memory's",
+        (),
+        (Edit(MEMORY, "self._fd >= 0 and _file_of(self._fd) == self._file", "self._fd >= 0"),),
+        (f"{GIVEN}::test_a_descriptor_of_another_file_is_not_taken_for_the_memory",),
         r"assert",
     ),
 )

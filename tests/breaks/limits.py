@@ -166,7 +166,7 @@ TABLE = (
         (
             Edit(
                 "system/segment.py",
-                "        return np.frombuffer(mmap.mmap(fd, n_bytes), np.uint8)\n",
+                "        return np.frombuffer(mmap.mmap(fd, n_bytes, prot=prot), np.uint8)\n",
                 "        return np.frombuffer(mmap.mmap(fd, n_bytes, mmap.MAP_SHARED | 0x2000), np.uint8)  # MAP_LOCKED\n",
             ),
         ),

@@ -88,7 +88,7 @@ TABLE = (
     Break(
         "a source that was changed is not sent again",
         (),
-        (Edit("loader.py", "        if self.workers:\n            self._see_changes()\n", ""),),
+        (Edit("loader.py", "        self._see_changes()\n        self._begun = True\n", "        self._begun = True\n"),),
         (
             "test_watch.py::test_a_change_between_epochs_is_seen_in_the_next",
             "test_watch.py::test_arrays_that_are_written_to_between_epochs",
