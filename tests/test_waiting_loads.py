@@ -381,7 +381,8 @@ class CoroutineFailsAtTimes(FailsAtTimes):
 def test_an_error_of_reading_ahead_is_of_one_task_alone(
     kind: type[FailsAtTimes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert batches_of(source := kind(tmp_path), workers=1) == batches_of(Truth(40), workers=0)
+    source = kind(tmp_path)
+    assert batches_of(source, workers=1) == batches_of(Truth(40), workers=0)
     source.check()
     assert (
         capfd.readouterr().err.count("loaded without being read ahead: prefetch() or is_ready() raised ValueError: no net") == 1

@@ -243,7 +243,7 @@ class _TaskLoop:
         try:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         except RuntimeWarning:
-            print(f"ringload: {text}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"ringload: {text}\n")
 
     def _fill(self, held: Held, slot: dict[str, Any]) -> None:
         task = held.task
