@@ -264,7 +264,7 @@ def bad_of(archive: bytes, tmp_path: Path, n_bad: int = 1, **options: Any) -> tu
     paths = [tmp_path / "a.tar.gz", tmp_path / "b.tar.gz"]
     source = TarStream(paths, size=SIZE, label="cls", parts=1, **options)
     with Loader(source, 2, workers=1, on_error="skip", **ROOM) as made:
-        seen = [index for batch in made for index in checked([{k: v[batch.index >= 0] for k, v in batch.items()}])]
+        seen = [index for batch in made for index in checked([{name: array[batch["valid"]] for name, array in batch.items()}])]
         said = [one.reason for one in made.stats.bad]
     return seen, said
 
@@ -343,6 +343,7 @@ def test_bombs_are_bad_samples_and_take_no_memory(tmp_path: Path) -> None:
 def test_large_images_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each content needs more than a worker has for itself: all are read, one at a time, and no turn is kept."""
     monkeypatch.setattr("ringload.images.decoder.ImageDecoder.shared_bytes", 10)
+    monkeypatch.setattr("ringload.images.decoder.ImageDecoder._is_large", lambda self, n_bytes: True)
     source = TarStream(written(tmp_path), size=SIZE, label="cls")
     for workers in (0, 2):
         with Loader(source, 3, workers=workers, start_method="fork", **ROOM) as made:

@@ -396,7 +396,7 @@ def test_errors_of_reading_ahead_with_many_texts_are_said_a_few_times(
         raise ValueError(f"not {indices.tolist()}")
 
     source = Truth(120)
-    source.prefetch = is_failing  # type: ignore[attr-defined]
+    source.prefetch = is_failing
     assert batches_of(source, workers=1) == batches_of(Truth(120), workers=0)
     said = capfd.readouterr().err
     assert said.count("raised ValueError: not [") == 10
