@@ -47,7 +47,7 @@ def checked(batches: Any) -> Iterator[int]:
             yield number
 
 
-@pytest.mark.parametrize("how", [{}, {"parts": 2}, {"parts": 2, "shuffle": 7}, {"parts": 1}], ids=str)
+@pytest.mark.parametrize("how", [{}, pytest.param({"parts": 2, "shuffle": 7}, marks=pytest.mark.slow)], ids=str)
 def test_each_row_once_with_the_fields_of_its_features(how: dict[str, Any], parquet: Any) -> None:
     source = from_huggingface(parquet, size=SIZE, **how)
     assert isinstance(source, Stream)
@@ -65,6 +65,8 @@ def test_each_row_once_with_the_fields_of_its_features(how: dict[str, Any], parq
                 assert sorted(checked(made)) == list(range(N))
 
 
+@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("buffered", [False, True])
 @pytest.mark.parametrize("how", [{"parts": 2}, {"parts": 2, "shuffle": 5}], ids=str)
 def test_deaths_and_states_lose_and_repeat_no_row(
@@ -79,12 +81,12 @@ def test_deaths_and_states_lose_and_repeat_no_row(
     n_killed, seen = 0, []
     with Loader(source, 4, workers=2, restarts=None, **ROOM) as made:
         for batch in made:
-            if n_killed < 3 and (alive := members(made)[1:]):
+            if n_killed < 2 and (alive := members(made)[1:]):
                 n_killed += kill_all(alive[:1])
             seen += content([batch])
             if len(seen) == 6:
                 state = json.loads(json.dumps(made.state_dict()))
-    assert n_killed == 3
+    assert n_killed == 2
     assert seen == whole
     with Loader(source, 4, workers=1, **ROOM) as made:
         made.load_state_dict(state)

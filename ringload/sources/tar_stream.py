@@ -75,7 +75,10 @@ def TarStream(  # noqa: N802  (named as TarShards: what it makes is a source)
     shards = shards_of(pattern, SUFFIXES)
     open_bytes = _checked(shards)
     asked = label.values() if isinstance(label, Mapping) else [label]
-    names = [name for name in dict.fromkeys((*asked, weight)) if name is not None]
+    wanted = [name for name in (*asked, weight) if name is not None]
+    if odd := [name for name in wanted if not isinstance(name, str)]:
+        raise ConfigError(f"a label of a TarStream is the name of one column, such as 'cls', not {short(odd[0])}")
+    names = list(dict.fromkeys(wanted))
     if URL in names:
         raise ConfigError(f"a TarStream has no column {URL!r}: the shards of a TarShards are classes")
     columns = [column_named(name) for name in names]
