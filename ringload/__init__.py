@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ringload.sources.parts import Part
     from ringload.sources.stream import Stream
     from ringload.sources.tar_shards import TarShards
+    from ringload.sources.tar_stream import TarStream
     from ringload.stats import Stats
     from ringload.storage.fsspec_files import FsspecStorage
     from ringload.storage.http import HttpStorage
@@ -112,6 +113,7 @@ __all__ = [
     "Storage",
     "Stream",
     "TarShards",
+    "TarStream",
     "ThreadedStorage",
     "TooManyBadSamplesError",
     "UnknownFieldError",
@@ -161,6 +163,7 @@ _HOMES = {
     "Storage": "ringload.protocols",
     "Stream": "ringload.sources.stream",
     "TarShards": "ringload.sources.tar_shards",
+    "TarStream": "ringload.sources.tar_stream",
     "ThreadedStorage": "ringload.storage.threaded",
     "Weighted": "ringload.order.weighted",
     "Worker": "ringload.fields",

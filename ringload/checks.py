@@ -104,14 +104,16 @@ def no_field(name: Any, known: Collection[str], what: str = "field") -> str:
     return f"there is no {what} {short(name)}; the {what}s are {listed(list(known))}{nearest(name, known)}"
 
 
-def in_our_words(passes_on_to: type | None = None, but: Collection[str] = ()) -> Callable[[Made], Made]:
+def in_our_words(passes_on_to: Callable[..., Any] | None = None, but: Collection[str] = ()) -> Callable[[Made], Made]:
     """A decorator of a function or constructor: an unknown argument raises a TypeError that names ringload's own argument for
-    it. The `**options` are arguments of the constructor of `passes_on_to`, except those in `but`."""
+    it. The `**options` are arguments of `passes_on_to`, a function or a class, except those in `but`."""
 
     def decorate(function: Made) -> Made:
         names = _arguments_of(function)
         if passes_on_to is not None:
-            names += [name for name in _arguments_of(vars(passes_on_to)["__init__"]) if name not in (*names, *but)]
+            names += [
+                name for name in _arguments_of(vars(passes_on_to).get("__init__", passes_on_to)) if name not in (*names, *but)
+            ]
         known = tuple(name for name in names if name != "self")
         called = function.__qualname__.removesuffix(".__init__")
 

@@ -139,7 +139,6 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     missing = stored(tmp_path / "missing", number=[None if row == 9 else row for row in range(N)])
     for given, options, said in (
         (datasets.DatasetDict({"train": dataset}), {}, r"a DatasetDict: give one of its splits, such as dataset\['train'\]"),
-        (dataset.to_iterable_dataset(), {}, "an IterableDataset, which has no index: give its rows to a ringload.Stream"),
         (dataset.with_transform(lambda rows: rows), {}, "has a transform .* which would not be called"),
         (dataset.select([]), {}, "the dataset has no rows"),
         ([1, 2], {}, "takes a datasets.Dataset, not an object of class list"),

@@ -21,7 +21,7 @@ import ringload
 from ringload import ConfigError, FunctionSource, Loader, SampleError
 from ringload.sources.async_prefetch import AsyncPrefetch
 from ringload.system.arrivals import ARRIVALS
-from tests.helpers import Truth, check, content
+from tests.helpers import Truth, check, content, run
 
 OPTIONS: dict[str, Any] = {"ram_budget": "600MB", "seed": 5}
 FIELDS = Truth().fields
@@ -351,10 +351,78 @@ def test_scratch_is_that_of_all_threads() -> None:
         assert made.plan().max_sample_bytes == 80_000_000
 
 
-def test_a_coroutine_that_raises_is_warned_about_once(capfd: pytest.CaptureFixture[str]) -> None:
-    class Raises(Truth):
-        async def prefetch(self, indices: np.ndarray) -> None:
-            raise ValueError("no network")
+class FailsAtTimes(Truth):
+    """Each other call of `prefetch` fails. A file has the numbers of the others."""
 
-    assert batches_of(Raises(), workers=1) == batches_of(Plain(), workers=0)
-    assert capfd.readouterr().err.count("nothing is read ahead any more: prefetch() raised ValueError: no network") == 1
+    def __init__(self, folder: Path, text: str = "no network") -> None:
+        super().__init__(40)
+        self.folder, self.text, self.n_calls = folder, text, 0
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        self.n_calls += 1
+        if self.n_calls % 2:
+            raise ValueError(self.text.format(self.n_calls))
+        with open(self.folder / "ahead", "a") as file:
+            file.write(f"{self.n_calls} ")
+
+    def check(self) -> None:
+        ahead = [int(number) for number in (self.folder / "ahead").read_text().split()]
+        assert ahead == list(range(2, 2 * len(ahead) + 1, 2))
+        assert len(ahead) > 2
+
+
+class CoroutineFailsAtTimes(FailsAtTimes):
+    async def prefetch(self, indices: np.ndarray) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        super().prefetch(indices)
+
+
+@pytest.mark.parametrize("kind", [FailsAtTimes, CoroutineFailsAtTimes])
+def test_an_error_of_reading_ahead_is_of_one_task_alone(
+    kind: type[FailsAtTimes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = kind(tmp_path)
+    assert batches_of(source, workers=1) == batches_of(Truth(40), workers=0)
+    source.check()
+    assert (
+        capfd.readouterr().err.count("loaded without being read ahead: prefetch() or is_ready() raised ValueError: no net") == 1
+    )
+
+
+def test_errors_of_reading_ahead_with_many_texts_are_said_a_few_times(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def is_failing(indices: np.ndarray) -> None:
+        raise ValueError(f"not {indices.tolist()}")
+
+    source = Truth(120)
+    source.prefetch = is_failing
+    assert batches_of(source, workers=1) == batches_of(Truth(120), workers=0)
+    said = capfd.readouterr().err
+    assert said.count("raised ValueError: not [") == 10
+    assert said.count("further errors of this worker are not shown") == 1
+
+
+@pytest.mark.parametrize("kind", ["FailsAtTimes", "CoroutineFailsAtTimes"])
+def test_warnings_that_are_errors_end_no_worker(kind: str, tmp_path: Path) -> None:
+    done = run(
+        f"""
+        import warnings
+        from pathlib import Path
+        import sys
+        import ringload
+        from tests.helpers import check
+        from tests.test_waiting_loads import {kind}
+
+        def strict():
+            warnings.simplefilter("error")
+
+        options = {{"workers": 1, "ram_budget": "200MB", "restarts": 0, "worker_setup": strict}}
+        with ringload.Loader({kind}(Path(sys.argv[1])), 4, **options) as made:
+            seen = [index for batch in made for index in check(batch)]
+            assert sorted(seen) == list(range(40))
+        """,
+        tmp_path,
+    )
+    assert (done.returncode, done.stderr.count("ringload: samples are loaded without being read ahead")) == (0, 1), done.stderr
+    FailsAtTimes(tmp_path).check()

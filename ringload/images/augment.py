@@ -76,10 +76,10 @@ class Augmenter:
         geometry = replace(self.geometry, resize="crop") if self.geometry.resize == "random_crop" else self.geometry
         return Augmenter(geometry, self.field.shape[2], self._dtype, self._scale, False, transform)
 
-    def undecorated(self, geometry: Geometry) -> Augmenter:
-        """One of this size and part that makes no choice, calls no transform, and keeps 0..255, or the values of files."""
+    def undecorated(self, geometry: Geometry, flip: bool = False) -> Augmenter:
+        """One of this size and part that makes no other choice, calls no transform, and keeps 0..255, or files' values."""
         dtype: Dtype = self._dtype if self.keeps_values else "uint8"
-        return Augmenter(geometry, self.field.shape[2], dtype, None if self.keeps_values else SCALE, False, None)
+        return Augmenter(geometry, self.field.shape[2], dtype, None if self.keeps_values else SCALE, flip, None)
 
     @property
     def draws(self) -> bool:

@@ -23,15 +23,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ringload.checks import one_of
+from ringload.checks import flag, height_width, one_of
 from ringload.errors import ConfigError
 from ringload.fields import Field, Worker
 from ringload.images import pillow
 from ringload.images.augment import SCALE, Augmenter, Choices, Dtype
 from ringload.images.formats import N_CHANNELS, Color, Scratch, Truncated, Wanted
-from ringload.images.geometry import Box, Geometry
+from ringload.images.geometry import Box, Geometry, Resize
 from ringload.images.heap import trim_heap
 from ringload.images.jpeg import Jpeg
+from ringload.images.opencv import warn_of_two
 from ringload.images.output import Output
 from ringload.images.pillow import PillowImage
 from ringload.images.resample import INTERPOLATIONS, Interpolation, Resampler
@@ -45,6 +46,46 @@ JPEG_BEGIN = b"\xff\xd8\xff"
 def worst_scratch_bytes(max_pixels: int | None) -> int:
     """The most memory that decoding an image of `max_pixels` takes."""
     return pillow.WORST_PIXEL_BYTES * (MAX_PIXELS if max_pixels is None else max_pixels) + FIXED_BYTES
+
+
+def decoder_of(
+    size: tuple[int, int],
+    *,
+    resize: Resize = "stretch",
+    crop_area: tuple[float, float] = (0.08, 1.0),
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    color: Color = "rgb",
+    dtype: Dtype = "uint8",
+    scale: tuple[float, float] | None = SCALE,
+    interpolation: Interpolation = "auto",
+    flip: bool = False,
+    exif: bool = False,
+    transform: Any = None,
+    max_pixels: int | None = None,
+    background: int | tuple[int, int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    truncated: Truncated | None = None,
+) -> ImageDecoder:
+    """The decoder of these options of `ImageFrame`.
+
+    Raises:
+        ConfigError: an option is not valid.
+    """
+    warn_of_two()
+    return ImageDecoder(
+        Geometry(*height_width(size), resize, crop_area, crop_ratio),
+        color=color,
+        dtype=dtype,
+        scale=scale,
+        exif=flag("exif", exif),
+        flip=flag("flip", flip),
+        transform=transform,
+        max_pixels=max_pixels,
+        interpolation=interpolation,
+        background=background,
+        value_range=value_range,
+        truncated=truncated,
+    )
 
 
 class ImageDecoder:

@@ -44,8 +44,8 @@ _ids = itertools.count()
 
 @dataclass(frozen=True)
 class StreamParts:
-    """How many parts a stream has, and `steps`, `replays`, `shuffle` (`n_window`) and `order` of `ringload.Stream`, whose
-    windows take `window_bytes` each. Bound to a source, the ranks share it."""
+    """How many parts a stream has, and `steps`, `replays`, `shuffle` (`n_window`) and `order` of `ringload.Stream`, of
+    which an open part takes `window_bytes`. Bound to a source, the ranks share it."""
 
     n_parts: int
     steps: int | None

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from ringload.sources.stream import Stream
+
+DEFAULTS = {"parts": None, "steps": None, "order": "turns", "shuffle": 0}  # of the arguments of a stream
+
 
 @in_our_words(passes_on_to=ImageFrame, but=("df", "path", "root", "read_options"))
 def from_huggingface(
@@ -42,26 +46,44 @@ def from_huggingface(
     image: str | None = None,
     columns: Sequence[str] | None = None,
     label: Any = None,
+    parts: int | None = None,
+    steps: int | None = None,
+    order: str = "turns",
+    shuffle: int = 0,
     **options: Any,
-) -> ImageFrame | Arrays:
-    """A map-style dataset of Hugging Face's `datasets`. Fields are called as their columns, but for images: `image`.
+) -> ImageFrame | Arrays | Stream:
+    """A dataset of Hugging Face's `datasets`. Fields are called as their columns, but for images: `image`.
 
     With a column of images it is an `ImageFrame`: `from_huggingface(dataset, size=(224, 224))`; `class_names` are those of the
     ClassLabel column. The other columns that become fields are kept in memory. Without one it is an `Arrays`, whose rows are
     read when they are needed. In both, `dataset.select`, `shuffle` and `filter` are respected, and files are not copied: they
     must stay as they are. Nothing is decoded by `datasets`, and `set_transform` is refused.
 
+    An `IterableDataset` (streaming=True) is a `Stream`, of the same fields: part p of n is `dataset.shard(n, p)`, which one
+    worker reads by `datasets`. Its features have to be known. Deaths and states lose and repeat no row; behind a shuffle buffer
+    of `datasets`, a part is read again up to its place for that.
+
     Arguments:
-        dataset: a `datasets.Dataset`, of files or in memory.
+        dataset: a `datasets.Dataset`, of files or in memory; or a `datasets.IterableDataset`.
         image: the column of images; None: the only one, if there is one.
         columns: the other columns that become fields: ClassLabel as int64, numbers and bools, lists and arrays of one shape
             with the dtype of the column. None: all that can, with a warning that names those that cannot.
         label: as in `ImageFrame`, for other labels than `columns` gives; the columns that it names are left out of these.
+        parts, steps, order, shuffle: of an IterableDataset, as in `Stream`; `parts` None: 16, or its `num_shards`. Labels are
+            those of a `TarStream`: other classes than integers need `classes=`.
         options: with images, those of `ImageFrame`: `size` (needed), `resize`, `flip`, `transform`, `weight`, ...
 
     Raises:
         ConfigError: it is no such dataset, a column or an option is not valid, or rows have no image or value.
     """
+    datasets: Any = sys.modules.get("datasets")
+    how = {"parts": parts, "steps": steps, "order": order, "shuffle": shuffle}
+    if datasets is not None and isinstance(dataset, datasets.IterableDataset):
+        from ringload.sources.huggingface_stream import stream_of_huggingface
+
+        return stream_of_huggingface(dataset, image, columns, label, how, options)
+    if given := [name for name, one in DEFAULTS.items() if how[name] != one]:
+        raise ConfigError(f"{given[0]}= is for an IterableDataset: a map-style dataset takes Loader(order=..., shuffle=...)")
     names = _checked(dataset)
     features = dataset.features
     images = [name for name in names if _kind(features[name]) == "Image"]
@@ -82,8 +104,6 @@ def _checked(dataset: Any) -> list[str]:
     if datasets is not None and isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
         splits = list(dataset)
         raise ConfigError(f"this is a {type(dataset).__name__}: give one of its splits, such as dataset[{splits[0]!r}]")
-    if datasets is not None and isinstance(dataset, datasets.IterableDataset):
-        raise ConfigError("this is an IterableDataset, which has no index: give its rows to a ringload.Stream")
     if datasets is None or not isinstance(dataset, datasets.Dataset):
         raise ConfigError(f"from_huggingface takes a datasets.Dataset, not {named(dataset)}")
     if dataset.format["type"] == "custom":

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ringload.checks import fixed_once_made, flag, height_width, in_our_words, integer, short
+from ringload.checks import fixed_once_made, in_our_words, integer, short
 from ringload.errors import ConfigError
 from ringload.fields import Field, Row, Worker, as_fields
 from ringload.images.augment import SCALE, Dtype
-from ringload.images.decoder import ImageDecoder, worst_scratch_bytes
+from ringload.images.decoder import decoder_of, worst_scratch_bytes
 from ringload.images.formats import Color, Truncated
-from ringload.images.geometry import Geometry, Resize
-from ringload.images.opencv import warn_of_two
+from ringload.images.geometry import Resize
 from ringload.images.resample import Interpolation
 from ringload.sources.cached import cached
 from ringload.sources.columns import column_of, numbers, present, read_table
@@ -142,18 +141,20 @@ class ImageFrame:
         read_ahead: int | Literal["auto"] = "auto",
         read_options: Mapping[str, Any] | None = None,
     ) -> None:
-        warn_of_two()
         self.table_file = None if isinstance(df, ImageTable) else table_file(df)  # before it is read
         table = df.table if isinstance(df, ImageTable) else read_table(df, read_options)
         if len(table) == 0:
             raise ConfigError("the table has no rows")
-        self._decoder = ImageDecoder(
-            Geometry(*height_width(size), resize, crop_area, crop_ratio),
+        self._decoder = decoder_of(
+            size,
+            resize=resize,
+            crop_area=crop_area,
+            crop_ratio=crop_ratio,
             color=color,
             dtype=dtype,
             scale=scale,
-            exif=flag("exif", exif),
-            flip=flag("flip", flip),
+            exif=exif,
+            flip=flip,
             transform=transform,
             max_pixels=max_pixels,
             interpolation=interpolation,

@@ -1,6 +1,6 @@
 """The shards that a pattern names.
 
-data/train-000.tar              a file; or a folder, of which all *.tar are taken, in sorted order
+data/train-000.tar              a file; or a folder, of which all *.tar are taken, in sorted order (`TarStream`: *.tar.gz, too)
 data/train-{000..099}.tar       a range of numbers of one width; {a,b} is one of several. Braces may nest
 data/*.tar                      a glob, in sorted order; `**` is any number of folders
 s3://bucket/{000..099}.tar      a URL whose storage is registered. A storage cannot list, so these have no globs
@@ -32,7 +32,7 @@ class Shards(NamedTuple):
     scheme: str
 
 
-def shards_of(pattern: Any) -> Shards:
+def shards_of(pattern: Any, suffixes: Sequence[str] = (".tar",)) -> Shards:
     """The shards that a pattern, or a list of patterns, names.
 
     Raises:
@@ -47,7 +47,7 @@ def shards_of(pattern: Any) -> Shards:
     schemes = set()
     for text in map(os.fspath, patterns):
         schemes.add(scheme_of(os.fsencode(text)))
-        for key in _keys_of(text):
+        for key in _keys_of(text, suffixes):
             keys.append(key)
             if len(keys) > MAX_SHARDS:
                 raise ConfigError(f"pattern {short(text)} names more than {MAX_SHARDS:,} shards")
@@ -62,7 +62,7 @@ def shards_of(pattern: Any) -> Shards:
     return Shards(keys, schemes.pop())
 
 
-def _keys_of(text: str) -> Iterator[str]:
+def _keys_of(text: str, suffixes: Sequence[str]) -> Iterator[str]:
     """The keys of one pattern."""
     if text.startswith("pipe:"):
         raise ConfigError(f"{short(text)}: commands are not run: download the shard, or register a storage for its scheme")
@@ -76,8 +76,8 @@ def _keys_of(text: str) -> Iterator[str]:
         return
     path = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
     if os.path.isdir(path):
-        if not (found := sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))):
-            raise ConfigError(f"the folder {path} has no *.tar")
+        if not (found := sorted(one for end in suffixes for one in glob.glob(os.path.join(glob.escape(path), f"*{end}")))):
+            raise ConfigError(f"the folder {path} has no *{suffixes[0]}")
         yield from found
     elif os.path.exists(path):  # whatever is in its name
         yield path

@@ -19,7 +19,8 @@ from ringload.fields import Worker, as_fields
 from ringload.order.explicit import NO_END
 from ringload.order.stream import StreamParts
 from ringload.order.stream_note import MAX_MARK_BYTES, NOTE, read_note, write_note
-from ringload.sources.stream_reader import Reader, Way, write_row
+from ringload.sources.stream_reader import Reader, Way
+from ringload.sources.stream_rows import PlainRows, StreamRows
 
 
 class Stream:
@@ -74,7 +75,6 @@ class Stream:
         fit the fields. An error of a generator ends the generator, so each later batch of its part raises.
     """
 
-    random = False
     calls_user_code = True
 
     def __init__(
@@ -92,18 +92,48 @@ class Stream:
             raise ConfigError(
                 f"a Stream takes factory(part, n_parts, epoch), a function that returns an iterable, not {short(factory)}"
             )
-        self.factory, self.fields = factory, as_fields(fields)
+        self._be(factory, PlainRows(as_fields(fields)), parts, steps, order, shuffle, replays)
+
+    @classmethod
+    def of_rows(
+        cls,
+        factory: Callable[[int, int, int], Any],
+        rows: StreamRows,
+        *,
+        parts: int,
+        steps: int | None = None,
+        order: Literal["turns", "arrival"] = "turns",
+        shuffle: int = 0,
+        part_bytes: int = 0,
+    ) -> Stream:
+        """A stream whose rows are not dicts. `part_bytes`: memory that an open part takes beside its window."""
+        made = cls.__new__(cls)
+        made._be(factory, rows, parts, steps, order, shuffle, True, part_bytes)
+        return made
+
+    def _be(
+        self,
+        factory: Callable[[int, int, int], Any],
+        rows: StreamRows,
+        parts: int,
+        steps: int | None,
+        order: str,
+        shuffle: int,
+        replays: bool,
+        part_bytes: int = 0,
+    ) -> None:
+        self.factory, self.fields, self._rows = factory, rows.fields, rows
         if order not in ("turns", "arrival"):
             raise ConfigError(f'order is "turns" or "arrival" for a Stream, not {short(order)}')
         if isinstance(shuffle, bool):
             raise ConfigError(f"shuffle is the number of rows of a window, 0 for none, not {shuffle}: such as shuffle=10_000")
-        row_bytes = sum(field.row_bytes for field in self.fields.values())
+        row_bytes = sum(field.row_bytes for field in rows.kept_fields.values())
         self.default_order = StreamParts(
             integer("parts", parts, 1),
             None if steps is None else integer("steps", steps, 1),
             flag("replays", replays),
             n_window := integer("shuffle", shuffle, 0),
-            n_window * row_bytes,
+            n_window * row_bytes + part_bytes,
             order == "arrival",
         )
         self._readers: dict[tuple[int, int], Reader] = {}
@@ -121,6 +151,7 @@ class Stream:
 
     def start(self, worker: Worker) -> None:
         """Open nothing: parts are opened when they are read."""
+        self._rows.start(worker)
 
     def begin_task(self, rows: Mapping[str, np.ndarray]) -> None:
         """Go to the place where the part goes on."""
@@ -131,7 +162,7 @@ class Stream:
         self._n_taken = 0  # of the rows of this task
         reader = self._readers.get(key)
         if mark is not None and (reader is None or not reader.goes_on_at(mark)):
-            way = Way(self.factory, self.fields, self._n_parts, order.replays, order.steps is not None, order.n_window)
+            way = Way(self.factory, self._rows, self._n_parts, order.replays, order.steps is not None, order.n_window)
             reader = self._readers[key] = Reader(way, told["part"], told["seed"], mark)
         if reader is None:
             raise RuntimeError(f"part {told['part']} of a stream has no reader: this is an error of ringload")
@@ -142,7 +173,17 @@ class Stream:
         for _ in range(out.number - self._n_taken):  # rows that have killed their worker are not loaded, and are read now
             self._reader.take()
         self._n_taken = out.number + 1
-        write_row(self._reader.take(), out, self.fields)
+        row = self._reader.take()
+        if self.default_order.n_window:
+            self._rows.give(row, rng, out)
+        else:
+            self._rows.write(row, rng, out)
+
+    random = property(lambda self: self._rows.random)
+    global_random = property(lambda self: self._rows.global_random)
+    scratch_bytes = property(lambda self: self._rows.scratch_bytes)
+    ahead_bytes = property(lambda self: self._rows.ahead_bytes)
+    refuses_large = property(lambda self: self._rows.refuses_large)
 
     def load_again(self) -> bool:
         """Rows cannot be read again."""

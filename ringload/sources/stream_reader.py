@@ -8,18 +8,19 @@ that is due.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ringload.checks import named
 from ringload.errors import without_frames
-from ringload.fields import Field, Row
+from ringload.fields import Row
 from ringload.order.permutation import permute_each, round_keys
+from ringload.order.randomness import Randomness
 from ringload.order.stream_note import Mark
 from ringload.protocols import NoMoreRowsError
+from ringload.sources.stream_rows import StreamRows
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,11 @@ class Way:
     """How the parts of a stream are read. `repeats`: a part that ends is opened again. `n_window`: 0 for no shuffling."""
 
     factory: Callable[[int, int, int], Any]
-    fields: Mapping[str, Field]
+    rows: StreamRows
     n_parts: int
     replays: bool
     repeats: bool
     n_window: int
-
-
-def write_row(row: Any, out: Any, fields: Mapping[str, Field]) -> None:
-    """Write a row of a stream into `out`.
-
-    Raises:
-        TypeError, ValueError: it does not fit the fields.
-    """
-    if not isinstance(row, Mapping):
-        raise TypeError(f"a row of a stream is a dict of field -> value, not {named(row)}")
-    if lacking := [name for name in fields if name not in row]:
-        raise ValueError(f"a row of a stream lacks the fields {lacking}")
-    for name, value in row.items():
-        out[name] = value
 
 
 class Window:
@@ -79,7 +66,8 @@ class Reader:
         self._rows: Iterator[Any] | None = None
         self._failure = ""  # why there are no more rows
         self._window: Window | None = None
-        self._arrays = {name: np.empty((way.n_window, *one.shape), one.dtype) for name, one in way.fields.items()}
+        self._arrays = {name: np.empty((way.n_window, *one.shape), one.dtype) for name, one in way.rows.kept_fields.items()}
+        self._randomness = Randomness(seed)
 
     def goes_on_at(self, mark: Mark) -> bool:
         """Whether the next row is that behind the mark. A reader that cannot be opened there goes on where it is."""
@@ -184,7 +172,8 @@ class Reader:
         for number in range(self._way.n_window):
             try:
                 row = self._read()
-                write_row(row, Row({name: array[number, ...] for name, array in self._arrays.items()}), self._way.fields)
+                out = Row({name: array[number, ...] for name, array in self._arrays.items()})
+                self._way.rows.keep(row, self._rng(number), out)
             except StopIteration:
                 return Window(self._arrays, number, errors, True)
             except Exception as error:
@@ -194,6 +183,11 @@ class Reader:
                 if self._failure:
                     return Window(self._arrays, number + 1, errors, False)
         return Window(self._arrays, self._way.n_window, errors, False)
+
+    def _rng(self, number: int) -> Any:
+        """The generator of the row that is read as `number` of the window, if rows draw: the same whenever it is read."""
+        key = (self._place["row"] + number) * self._way.n_parts + self._part
+        return self._randomness.of(self._place["epoch"], key) if self._way.rows.random else None
 
     # -- opening ------------------------------------------------------------------------------------------------------
 

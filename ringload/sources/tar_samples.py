@@ -79,7 +79,7 @@ def read_shard(
         if name := compression_of(content.read(0, min(8, stat.n_bytes))):
             raise TarError(
                 f"it is compressed by {name}, so that a member can be read only after all members before it: decompress it "
-                "(gunzip, unzstd, unxz), or read it from its beginning to its end, by ringload.Stream"
+                "(gunzip, unzstd, unxz), or read it from its beginning to its end, by ringload.TarStream"
             )
         found = _Shard(key, content, images, columns)
         for member in members(content):

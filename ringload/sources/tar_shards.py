@@ -55,7 +55,8 @@ def TarShards(  # noqa: N802  (named as ImageFolder: what it makes is a source)
 
     Arguments:
         pattern: a tar file; a folder of them; `train-{000..099}.tar`; a glob; a URL, if a storage that reads ranges is
-            registered for its scheme; or a list of these. Compressed archives are refused.
+            registered for its scheme; or a list of these. Compressed archives
+            are refused: `TarStream` reads them, in their order.
         label: as in `ImageFrame`, of these columns: "cls" (also cls2, class, count, index, inx, id), an integer as text; "txt"
             (text, transcript); "json.category", "json.a.b", a value of a member in JSON; "__url__", the shard. None: no label.
         weight: a column of sample weights.

@@ -10,6 +10,7 @@ from ringload.checks import named
 from ringload.errors import ConfigError
 from ringload.protocols import ByteRange, ContentStat, Storage
 
+MAX_END_BYTES = 1 << 16  # of zeros after the end of an archive that are looked at; tar pads to 10,240 bytes
 METHODS = ("stat", "read_range", "prefetch_ranges")
 
 
@@ -72,3 +73,7 @@ class Window:
             self._held = bytes(read_whole(self._storage, ByteRange(self._key, start, n_wanted), n_wanted))
             self._start, at = start, 0
         return self._held[at : at + n_bytes]
+
+    def has_rest(self, start: int) -> bool:
+        """Whether bytes other than 0 are among those that follow, as far as they are looked at."""
+        return bool(self.read(start, min(self.n_bytes - start, MAX_END_BYTES)).strip(b"\0"))

@@ -14,15 +14,13 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
-
-from ringload.storage.ranges import Window
+from typing import NamedTuple, Protocol
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
 MAX_EXTENDED_BYTES = 1 << 20  # of one extended header. A path has 4,096 bytes at most
 MAX_EXTENDED = 16  # extended headers before one member: GNU tar and pax write two at most
-MAX_END_BYTES = 1 << 16  # of zeros after the end that are looked at; tar pads to 10,240 bytes
+NOT_KNOWN = 1 << 62  # more bytes than an archive has
 OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 SPARSE_END = {True: 482, False: 504}  # where a header, and a further block of the map, say whether a block follows
 
@@ -34,6 +32,21 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb
 
 class TarError(ValueError):
     """An archive is damaged, or of a kind that cannot be read; the text says at which byte."""
+
+
+class TarContent(Protocol):
+    """The bytes of an archive. `n_bytes`: how many; NOT_KNOWN if that is found out by reading them."""
+
+    @property
+    def n_bytes(self) -> int: ...
+
+    def read(self, start: int, n_bytes: int) -> bytes:
+        """Some bytes, in ascending order."""
+        ...
+
+    def has_rest(self, start: int) -> bool:
+        """Whether bytes other than 0 follow."""
+        ...
 
 
 class Member(NamedTuple):
@@ -58,7 +71,7 @@ class _Extended:
         self.is_sparse = False
 
 
-def members(content: Window) -> Iterator[Member]:
+def members(content: TarContent) -> Iterator[Member]:
     """The members of an archive, in their order.
 
     Raises:
@@ -132,7 +145,7 @@ def _name(block: bytes) -> bytes:
     return prefix + b"/" + name if prefix else name
 
 
-def _after_sparse_map(content: Window, at: int, block: bytes) -> int:
+def _after_sparse_map(content: TarContent, at: int, block: bytes) -> int:
     """Where the data of a sparse file of GNU's old format begin: after the blocks of its map."""
     data, flag = at + BLOCK, block[SPARSE_END[True]]
     while flag:
@@ -143,7 +156,7 @@ def _after_sparse_map(content: Window, at: int, block: bytes) -> int:
     return data
 
 
-def _extend(extended: _Extended, kind: bytes, content: Window, at: int, n_bytes: int) -> None:
+def _extend(extended: _Extended, kind: bytes, content: TarContent, at: int, n_bytes: int) -> None:
     """Note what an extended header says of the next member."""
     extended.n += 1
     if extended.n > MAX_EXTENDED:
@@ -185,12 +198,11 @@ def _records(data: bytes, at: int) -> dict[bytes, bytes]:
     return found
 
 
-def _check_end(content: Window, at: int, extended: _Extended) -> None:
+def _check_end(content: TarContent, at: int, extended: _Extended) -> None:
     """Members that follow the end, as in two archives joined by `cat`, would be lost without a word."""
     if extended.n:
         raise TarError(f"it ends after an extended header, at byte {at:,}")
-    n_left = content.n_bytes - at
-    if content.read(at, min(n_left, MAX_END_BYTES)).strip(b"\0"):
+    if content.has_rest(at):
         raise TarError(
             f"data follow its end mark, at byte {at:,}: archives that were joined by cat? Join them by tar --concatenate"
         )

@@ -42,6 +42,7 @@ from ringload.workers.records import MAX_TEXT_BYTES, Task
 from ringload.workers.tasks_ahead import Held, TasksAhead
 
 LENGTH = struct.Struct("<Q")
+MAX_SAID = 10  # errors of reading ahead with different texts, which may have the number of a sample
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class _TaskLoop:
         self._end = end
         self._current_work = current_work
         self._tasks = tasks
+        self._said: set[str] = set()  # errors of reading ahead
 
     def forever(self, arrays: dict[str, Any]) -> None:
         """Task after task. While one is filled, the samples of others are read."""
@@ -215,7 +217,7 @@ class _TaskLoop:
         try:
             self._prefetch(indices.copy())  # the user's function may sort them, say
         except Exception as error:  # whatever a user's function raises
-            self._stop_asking(error)
+            self._say(error)
 
     def _has_come(self, held: Held) -> bool:
         if self._is_ready is None:
@@ -223,15 +225,25 @@ class _TaskLoop:
         try:
             return bool(self._is_ready(held.samples))
         except Exception as error:  # also of a prefetch() that is a coroutine
-            self._stop_asking(error)
+            self._say(error)
             return True
         except BaseException:  # which ends this process
             self._note_whole(held.task)
             raise
 
-    def _stop_asking(self, error: Exception) -> None:
-        self._prefetch = None
-        warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=2)
+    def _say(self, error: Exception) -> None:
+        """Say that the samples of a task were not read ahead, once for each text. It ends nothing, with -W error neither: they
+        are loaded without, and the next task is read ahead again."""
+        reason = reason_of(error)
+        if reason in self._said or len(self._said) == MAX_SAID:
+            return
+        self._said.add(reason)
+        more = " (further errors of this worker are not shown)" if len(self._said) == MAX_SAID else ""
+        text = f"samples are loaded without being read ahead: prefetch() or is_ready() raised {reason}{more}"
+        try:
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        except RuntimeWarning:
+            sys.stderr.write(f"ringload: {text}\n")
 
     def _fill(self, held: Held, slot: dict[str, Any]) -> None:
         task = held.task
