@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ringload.ring.slots import InFlightBatch, TaskResult
     from ringload.workers.current_work import CurrentWork
     from ringload.workers.records import Task, WorkerReport
-    from ringload.workers.worker import Start
+    from ringload.workers.start import Start
 
 Last = Literal["drop", "keep", "pad"]  # how a loader treats samples that do not fill a batch
 PAD = -1  # in place of a sample's index: the row holds none

@@ -22,6 +22,7 @@ from ringload.workers.channel import WorkerChannel
 from ringload.workers.current_work import CurrentWorkTable
 from ringload.workers.fill import Filler
 from ringload.workers.fork_server import ForkServer, arm_lifeline, become_server
+from ringload.workers.reading_ahead import ReadingAhead
 from ringload.workers.tasks_ahead import TasksAhead
 from ringload.workers.worker import _TaskLoop
 from tests.conftest import Injected, Times
@@ -344,7 +345,7 @@ def test_who_dies_between_its_record_and_its_flag(expected: Any, tmp_path: Path,
 # -- before any line --------------------------------------------------------------------------------------------------
 
 OF_WORKERS = [  # all between a task's claim and its report, and a worker's beginning
-    *(worker.run, _TaskLoop.forever, _TaskLoop._take_task, _TaskLoop._ask, _TaskLoop._fill, Bad.pack, TasksAhead.next),
+    *(worker.run, _TaskLoop.forever, _TaskLoop._take_task, ReadingAhead.ask, _TaskLoop._fill, Bad.pack, TasksAhead.next),
     *(
         WorkerChannel.take,
         WorkerChannel._take_token,
@@ -379,7 +380,7 @@ OF_SERVERS = [
 ]
 UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     worker.run: 7,  # a ring that cannot be mapped, a source that does not start, one of listed rows
-    _TaskLoop._ask: 3,  # a prefetch() that raises
+    ReadingAhead.ask: 3,  # a prefetch() that raises
     _TaskLoop._take_task: 1,  # a sample that is known to kill
     Bad.pack: 4,  # texts that are too long
     WorkerChannel._write: 3,  # a pipe that is full: in test_stalls

@@ -23,8 +23,9 @@ from ringload.system.segment import Segment
 from ringload.workers import supervisor as pool_module
 from ringload.workers.channel import Channel
 from ringload.workers.fork_server import PAUSES, START_S, ForkServer
+from ringload.workers.start import Start
 from ringload.workers.supervisor import WorkerSupervisor
-from ringload.workers.worker import Start, WorkerJob
+from ringload.workers.worker import WorkerJob
 from tests.helpers import Truth
 
 METHODS = ["forkserver", "spawn", "fork"]

@@ -391,7 +391,7 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
 def test_compressed_archives_are_refused_with_the_remedy(tmp_path: Path, mode: Any, name: str) -> None:
     with tarfile.open(tmp_path / "x.tgz", mode):
         pass
-    with pytest.raises(ConfigError, match=f"x.tgz: it is compressed by {name}, .*gunzip.*ringload.Stream"):
+    with pytest.raises(ConfigError, match=f"x.tgz: it is compressed by {name}, .*gunzip.*ringload.TarStream"):
         TarShards(tmp_path / "x.tgz", size=SIZE)
 
 

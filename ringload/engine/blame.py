@@ -24,7 +24,7 @@ from ringload.protocols import PAD, Order
 from ringload.ring.slots import InFlightBatch
 from ringload.system.deaths import Death
 from ringload.workers.current_work import WHOLE_TASK, CurrentWork
-from ringload.workers.worker import Start
+from ringload.workers.start import Start
 
 MAX_CRASHES_OWN, MAX_CRASHES_OOM, MAX_CRASHES_EXTERNAL = 2, 5, 20
 MAX_KNOWN = 8000  # poison samples that are kept, and sent to workers with 12 bytes each; older ones must be found again

@@ -43,6 +43,7 @@ from ringload.system.resource_tracker import share_tracker
 from ringload.system.segment import refused, reserve, zero
 from ringload.workers import environment, worker
 from ringload.workers.current_work import own_bytes
+from ringload.workers.start import Start, start_of
 
 ASK_MS = 20  # how often the claims are read until a worker has its source
 RESERVE_BYTES = 16 << 20  # reserved at a time: 5 ms, after which messages and deaths are looked at
@@ -151,7 +152,7 @@ class ForkServer:
         return True
 
     def _start(self, message: dict[str, Any]) -> None:
-        start = worker.start_of(message)
+        start = start_of(message)
         for worker_id in range(start.n_workers):
             try:
                 self._start_one(message, start, worker_id)
@@ -160,7 +161,7 @@ class ForkServer:
                 return
         self._send({"started": [pid for _, pid in self._children.values()]})
 
-    def _start_one(self, message: dict[str, Any], start: worker.Start, worker_id: int) -> None:
+    def _start_one(self, message: dict[str, Any], start: Start, worker_id: int) -> None:
         pid = self._spawn(message, worker_id) if self._config.spawn else self._fork(start, worker_id)
         try:
             pidfd = os.pidfd_open(pid)  # no race: nobody but this process can reap it
@@ -171,7 +172,7 @@ class ForkServer:
         self._children[pidfd] = (worker_id, pid)
         self._poll.register(pidfd, select.POLLIN)
 
-    def _fork(self, start: worker.Start, worker_id: int) -> int:
+    def _fork(self, start: Start, worker_id: int) -> int:
         pid = os.fork()
         if pid:
             return pid

@@ -18,8 +18,9 @@ from ringload.system.segment import Segment
 from ringload.workers.channel import Channel
 from ringload.workers.current_work import CurrentWork, CurrentWorkTable
 from ringload.workers.records import Task, WorkerReport, task_records
+from ringload.workers.start import Start
 from ringload.workers.supervisor import StartMethod, WorkerSupervisor
-from ringload.workers.worker import Start, WorkerJob
+from ringload.workers.worker import WorkerJob
 
 
 class ProcessWorkers(Workers):

@@ -42,7 +42,8 @@ from ringload.workers.environment import Surroundings
 from ringload.workers.fork_server import PACKET_BYTES, Config, become_server
 from ringload.workers.interpreter import interpreter
 from ringload.workers.pipes import End, close, pipe
-from ringload.workers.worker import Start, WorkerJob, message_of, written
+from ringload.workers.start import Start, message_of
+from ringload.workers.worker import WorkerJob, written
 
 StartMethod = Literal["forkserver", "spawn", "fork"]
 

@@ -15,7 +15,6 @@ import struct
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -37,12 +36,13 @@ from ringload.system.resource_tracker import share_tracker
 from ringload.system.segment import anonymous_bytes, map_in, map_shared
 from ringload.workers.channel import ChannelFds, WorkerChannel
 from ringload.workers.current_work import WHOLE_TASK, CurrentWorkTable
-from ringload.workers.fill import Filler, reason_of
+from ringload.workers.fill import Filler
+from ringload.workers.reading_ahead import ReadingAhead
 from ringload.workers.records import MAX_TEXT_BYTES, Task
+from ringload.workers.start import Start, start_of
 from ringload.workers.tasks_ahead import Held, TasksAhead
 
 LENGTH = struct.Struct("<Q")
-MAX_SAID = 10  # errors of reading ahead with different texts, which may have the number of a sample
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,6 @@ class WorkerJob:
     def of_source(self, source: Any, **changes: Any) -> WorkerJob:
         """The same of another source."""
         return replace(self, job=self.job._replace(source=source, **changes))
-
-
-@dataclass(frozen=True)
-class Start:
-    """What one start of the workers adds: what was learned from deaths before.
-
-    `poison_samples`: (sample, how) of those that killed their worker twice. `one_by_one`: (epoch, number) of batches whose rows
-    are loaded one at a time and not asked for ahead, because a worker died while it loaded several at once. `alone`: of those
-    whose tasks a worker takes one at a time, because a worker died while it may have read for several.
-    """
-
-    n_workers: int
-    poison_samples: tuple[tuple[int, str], ...] = ()
-    one_by_one: tuple[tuple[int, int], ...] = ()
-    alone: tuple[tuple[int, int], ...] = ()
 
 
 def run(worker_job: WorkerJob, start: Start, worker_id: int) -> None:
@@ -155,7 +140,7 @@ class _TaskLoop:
         self._end = end
         self._current_work = current_work
         self._tasks = tasks
-        self._said: set[str] = set()  # errors of reading ahead
+        self._ahead = ReadingAhead(self._prefetch, self._is_ready)
 
     def forever(self, arrays: dict[str, Any]) -> None:
         """Task after task. While one is filled, the samples of others are read."""
@@ -198,7 +183,7 @@ class _TaskLoop:
         if (task.epoch, task.number) not in self._one_by_one:
             if self._prefetch is not None:
                 self._note_whole(task)  # it may hang, or end the process
-                self._ask(samples)
+                self._ahead.ask(samples)
             elif self._begins_ahead:
                 self._note_whole(task)
                 slot = {name: array[task.slot] for name, array in arrays.items()}
@@ -211,39 +196,14 @@ class _TaskLoop:
         """All samples of a task are in hand."""
         self._current_work.write(self._worker, task.epoch, task.number, WHOLE_TASK, task.start, task.stop)
 
-    def _ask(self, indices: np.ndarray) -> None:
-        """Have the source begin to read. Whether it can is no matter: what is wrong with a sample is said when it is loaded."""
-        assert self._prefetch is not None
-        try:
-            self._prefetch(indices.copy())  # the user's function may sort them, say
-        except Exception as error:  # whatever a user's function raises
-            self._say(error)
-
     def _has_come(self, held: Held) -> bool:
         if self._is_ready is None:
             return all(future.done() for future in held.begun or ())
         try:
-            return bool(self._is_ready(held.samples))
-        except Exception as error:  # also of a prefetch() that is a coroutine
-            self._say(error)
-            return True
+            return self._ahead.has_come(held.samples)
         except BaseException:  # which ends this process
             self._note_whole(held.task)
             raise
-
-    def _say(self, error: Exception) -> None:
-        """Say that the samples of a task were not read ahead, once for each text. It ends nothing, with -W error neither: they
-        are loaded without, and the next task is read ahead again."""
-        reason = reason_of(error)
-        if reason in self._said or len(self._said) == MAX_SAID:
-            return
-        self._said.add(reason)
-        more = " (further errors of this worker are not shown)" if len(self._said) == MAX_SAID else ""
-        text = f"samples are loaded without being read ahead: prefetch() or is_ready() raised {reason}{more}"
-        try:
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-        except RuntimeWarning:
-            sys.stderr.write(f"ringload: {text}\n")
 
     def _fill(self, held: Held, slot: dict[str, Any]) -> None:
         task = held.task
@@ -319,21 +279,3 @@ def written(job: WorkerJob) -> bytes:
     """A job with a packed source, as bytes: the length of the pickle of what else there is, that, then the source."""
     data = pickle.dumps(job.of_source(None))
     return b"".join((LENGTH.pack(len(data)), data, job.job.source))
-
-
-def message_of(start: Start) -> dict[str, Any]:
-    """A Start as it goes into JSON: what thousands of killers share is said once."""
-    poison_samples: dict[str, list[int]] = {}
-    for index, how in start.poison_samples:
-        poison_samples.setdefault(how, []).append(index)
-    return {"n_workers": start.n_workers, "killers": poison_samples, "careful": start.one_by_one, "alone": start.alone}
-
-
-def start_of(message: dict[str, Any]) -> Start:
-    """A Start as it comes out of JSON."""
-    return Start(
-        int(message["n_workers"]),
-        tuple((int(index), str(how)) for how, indices in message["killers"].items() for index in indices),
-        tuple((int(epoch), int(number)) for epoch, number in message["careful"]),
-        tuple((int(epoch), int(number)) for epoch, number in message["alone"]),
-    )

@@ -22,7 +22,7 @@ TABLE = (
     Break(
         "two packages of OpenCV in one folder go unnoticed",
         (),
-        (Edit("sources/image_table.py", "        warn_of_two()\n", ""),),
+        (Edit("images/decoder.py", "    warn_of_two()\n", ""),),
         ("test_bare.py::test_two_packages_of_opencv_in_one_folder_are_warned_of_once",),
         r"UserWarning: opencv-contrib-python",
     ),

@@ -197,7 +197,7 @@ TABLE = (
         ("an exception in a source's prefetch",),
         (
             Edit(
-                "workers/worker.py",
+                "workers/reading_ahead.py",
                 "        except Exception as error:  # whatever a user's function raises\n",
                 "        except ZeroDivisionError as error:\n",
             ),
