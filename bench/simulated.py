@@ -36,7 +36,7 @@ from ringload.workers.current_work import CurrentWorkTable
 from ringload.workers.fill import Filler
 from ringload.workers.processes import ProcessWorkers
 from ringload.workers.records import Task
-from ringload.workers.worker import Start
+from ringload.workers.start import Start
 
 
 class SimulatedWorkers(ProcessWorkers):

@@ -148,9 +148,10 @@ class SomeBadRows(SomeBad):
 
 
 class SomeBadThreads(SomeBad):
-    """Loaded by threads."""
+    """Loaded by threads, which begin with the next task while one is filled."""
 
     threads = 4
+    prefetch = forget = is_ready = None  # type: ignore[assignment]
 
 
 class Gated(Truth):

@@ -34,7 +34,7 @@ from ringload.ray.cluster import Cluster, answers
 from ringload.ray.slot_writer import Unit
 from ringload.system.deaths import Death
 from ringload.system.segment import map_shared
-from ringload.workers.worker import Start
+from ringload.workers.start import Start
 
 MAX_REASON = 300  # characters of Ray's on a death
 DETAIL = re.compile(r"Worker exit detail: (.*?)(?: Some common causes|$)", re.DOTALL)

@@ -33,7 +33,7 @@ from ringload.ring.slots import InFlightBatch
 from ringload.system.deaths import Death
 from ringload.workers.current_work import CurrentWork
 from ringload.workers.records import Task
-from ringload.workers.worker import Start
+from ringload.workers.start import Start
 
 N_CALLS = 2  # one is filled, the rows of the other are on their way
 N_AHEAD = 2  # units whose samples are read meanwhile

@@ -24,7 +24,7 @@ from ringload.system.segment import Segment
 from ringload.workers.current_work import CurrentWork
 from ringload.workers.processes import ProcessWorkers
 from ringload.workers.records import Task, WorkerReport
-from ringload.workers.worker import Start
+from ringload.workers.start import Start
 
 try:
     from ringload.ray.cluster import Cluster
