@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import warnings
 from collections.abc import Callable
@@ -416,6 +418,8 @@ def test_the_status_of_the_command(mixed: Path) -> None:
         ("{0}/table.csv --ram 1MB", "the least that would do is"),
         ("{0}/table.csv --max-pixels 10", "--max-pixels=10 is less than the size"),
         ("{0}/table.csv --workers some", "not an integer"),
+        ("{0}/none.tar", "none.tar: No such file"),
+        ("{0}/none.tar.gz --root /", "--path and --root are for a table"),
         ("", "Missing argument"),
     ],
 )
@@ -434,6 +438,28 @@ def test_folders(mixed: Path, photos: Path) -> None:
     code, output = call(mixed, "--workers", "1")  # a folder without classes
     assert code == 1, output
     assert "7 samples" in output
+
+
+def test_shards(mixed: Path, tmp_path: Path) -> None:
+    good, cut = (mixed / "a.jpg").read_bytes(), (mixed / "cut.jpg").read_bytes()
+    (folder := tmp_path / "shards").mkdir()
+    for number, contents in enumerate(([good, good], [good, cut])):
+        with tarfile.open(folder / f"s-{number}.tar", "w") as shard:
+            for place, content in enumerate(contents):
+                for suffix, data in (("jpg", content), ("txt", b"class %d" % place)):
+                    member = tarfile.TarInfo(f"{place:03d}.{suffix}")
+                    member.size = len(data)
+                    shard.addfile(member, io.BytesIO(data))
+    assert call(folder / "s-0.tar", "--workers", "1", "--label", "txt")[0] == 0
+    for named in (folder, folder / "s-{0..1}.tar"):
+        code, output = call(named, "--workers", "1", "--label", "txt")
+        assert code == 1, output
+        assert "truncated: " in output
+        assert "s-1.tar" in output
+        assert "001.jpg" in output
+        assert "2 classes of label" in output
+    (folder / "one.jpg").write_bytes(good)
+    assert "1 samples" in call(folder, "--workers", "1")[1]  # a folder of images, with other files
 
 
 @pytest.mark.fault

@@ -231,9 +231,9 @@ def pack(
 
 
 @main.command(cls=Sized)
-@click.argument("dataset", type=click.Path(path_type=Path), metavar="TABLE|DIR")
+@click.argument("dataset", metavar="TABLE|DIR|SHARDS")
 @click.option("--path", help="the table's column of paths; default: path")
-@click.option("--label", help="the table's column of classes, to count them")
+@click.option("--label", help="the column of classes, to count them; of shards, such as cls")
 @click.option("--root", type=click.Path(path_type=Path), help="where relative paths start; default: the table's folder")
 @click.option(
     "--size", nargs=2, type=Count(), default=(224, 224), show_default=True, metavar="H W", help="in pixels; one number for both"
@@ -247,12 +247,12 @@ def pack(
 @click.option("--restart", is_flag=True, help="do not go on with the journal beside the report, which a killed check has left")
 @click.option("--ram", default="auto", show_default=True, metavar="BYTES", help="the budget: 48GB, 48GiB, 0.5, 50%")
 @click.option("--workers", type=Workers(0), default="auto", show_default=True, help="how many worker processes")
-def check(dataset: Path, **options: Any) -> None:
+def check(dataset: str, **options: Any) -> None:
     """Load each image of a dataset once, and report those that are bad.
 
-    TABLE is a .csv or .parquet file, DIR a folder with one folder of images a class, or a folder of images. The status is 0 if
-    all images are good, 1 if some are bad, 2 if the check could not be made. With --report, a check that was killed goes on
-    where it was.
+    TABLE is a .csv or .parquet file, DIR a folder with one folder of images a class, or a folder of images, and SHARDS a tar
+    file, a folder of them, a pattern such as 'train-{000..099}.tar', or a URL. The status is 0 if all images are good, 1 if
+    some are bad, 2 if the check could not be made. With --report, a check that was killed goes on where it was.
     """
     from ringload.insight.check.command import run_check
 

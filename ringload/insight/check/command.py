@@ -19,16 +19,18 @@ from ringload.images.formats import SUFFIXES
 from ringload.insight.check.run import check
 from ringload.sources.image_folder import ImageFolder
 from ringload.sources.image_table import ImageFrame
+from ringload.sources.tar_shards import TarShards
 
 if TYPE_CHECKING:
     from ringload.insight.check.findings import CheckReport
 
+SHARDS = (".tar", ".tar.gz", ".tgz")  # the latter are refused in words
 MAX_SHOWN = 20  # bad samples, and classes, that the summary names
 SHOWN_EACH_S = 0.1
 INTERRUPTED = 130  # the exit status, as of shells
 
 
-def run_check(dataset: Path, *, report: Path | None, strict: bool, ram: str, **options: Any) -> int:
+def run_check(dataset: str, *, report: Path | None, strict: bool, ram: str, **options: Any) -> int:
     """Check a dataset, and print what was found. Returns the exit status of the command.
 
     Raises:
@@ -52,8 +54,8 @@ def run_check(dataset: Path, *, report: Path | None, strict: bool, ram: str, **o
     return 1 if found.n_bad or noted else 0
 
 
-def frame_of(dataset: Path, *, path: str | None, label: str | None, root: Path | None, **options: Any) -> ImageFrame:
-    """The images of a table, of a folder of classes, or of a folder.
+def frame_of(dataset: str, *, path: str | None, label: str | None, root: Path | None, **options: Any) -> ImageFrame:
+    """The images of a table, of a folder of classes, of a folder, or of tar shards.
 
     Raises:
         ConfigError: it is none of these.
@@ -61,17 +63,25 @@ def frame_of(dataset: Path, *, path: str | None, label: str | None, root: Path |
     given: dict[str, Any] = {
         name: value for name, value in {"path": path, "label": label, "root": root}.items() if value is not None
     }
-    if not os.path.isdir(dataset):
+    is_folder, shown = os.path.isdir(dataset), []
+    if is_folder:
+        with os.scandir(dataset) as entries:
+            shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    names = [entry.name for entry in shown if os.path.splitext(entry.name)[1].lower() in SUFFIXES]
+    has_classes = any(entry.is_dir() for entry in shown)
+    has_shards = any(entry.name.endswith(SHARDS) for entry in shown) and not names and not has_classes
+    if has_shards or (not is_folder and dataset.endswith(SHARDS)):
+        if path is not None or root is not None:
+            raise ConfigError(f"--path and --root are for a table, and {dataset} names tar shards")
+        return TarShards(dataset, label=label, **options)
+    if not is_folder:
         return ImageFrame(dataset, **given, **options)
     if given:
         raise ConfigError(f"{', '.join(f'--{name}' for name in given)}: only for a table, and {dataset} is a folder")
-    with os.scandir(dataset) as entries:
-        shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    if any(entry.is_dir() for entry in shown):
+    if has_classes:
         return ImageFolder(dataset, **options)
     import pandas as pd
 
-    names = [entry.name for entry in shown if os.path.splitext(entry.name)[1].lower() in SUFFIXES]
     if not names:
         raise ConfigError(f"{dataset} holds no image ({', '.join(SUFFIXES)}), and no folder")
     return ImageFrame(pd.DataFrame({"path": pd.Series(names, dtype=object)}), root=dataset, **options)
