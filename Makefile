@@ -15,6 +15,8 @@ BENCH := .venv-bench/bin
 RESULTS := bench/results
 NATIVE := $(wildcard ringload/images/*.[ch])
 TF = $(shell $(PYTHON) -c 'import sys; print("tf," if sys.version_info < (3, 14) else "")')# which has no build for 3.14
+RAY := $(wildcard tests/test_ray_*.py)# in processes of their own: its threads, which shutdown() leaves, are in no fork
+NOT_RAY := $(RAY:%=--ignore=%)
 REPORT = $(BENCH)/python -m bench.report --results $(RESULTS) --page $(RESULTS)/bench.html --png $(RESULTS)
 
 .PHONY: demo lint check test stress breaks dist bench bench-quick bench-setup bench-roofline
@@ -32,10 +34,12 @@ check: lint
 	$(BIN)/pytest -m 'not slow' --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0  # with restarts, xdist may wait for ever
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 $(NOT_RAY)  # with restarts, xdist may wait for ever
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 $(RAY)
 
 stress: .venv/installed
-	$(BIN)/pytest --stress -m fault --timeout 900 --numprocesses 2 --dist loadfile --no-loadscope-reorder --report=RELIABILITY.md
+	$(BIN)/pytest --stress -m fault --timeout 900 --numprocesses 2 --dist loadfile --no-loadscope-reorder --report=RELIABILITY.md $(NOT_RAY)
+	$(BIN)/pytest --stress -m fault --timeout 900 $(RAY)
 
 breaks: .venv/installed
 	$(BIN)/python -m tests.breaks

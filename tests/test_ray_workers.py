@@ -27,7 +27,7 @@ from ringload import Arrays, ConfigError, Field, ImageFrame, Loader, SampleError
 from tests.conftest import Injected, Times, descriptors
 from tests.helpers import Truth, TruthRows, check, content, order_of, run
 
-pytestmark = [pytest.mark.needs("ray"), pytest.mark.fault]
+pytestmark = [pytest.mark.needs("ray"), pytest.mark.fault, pytest.mark.slow]
 CPUS = 2  # of each node
 LIGHT = {"object_store_memory": 100 << 20}
 MEMFD = "/memfd"
