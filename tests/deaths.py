@@ -148,9 +148,10 @@ class SomeBadRows(SomeBad):
 
 
 class SomeBadThreads(SomeBad):
-    """Loaded by threads."""
+    """Loaded by threads, which begin with the next task before it is filled, as nothing is asked for ahead."""
 
     threads = 4
+    prefetch = is_ready = forget = None  # type: ignore[assignment]
 
 
 class Gated(Truth):
