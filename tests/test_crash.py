@@ -384,8 +384,8 @@ UNREACHED: dict[Any, int] = {  # how many of its lines no run of these gets to
     _TaskLoop._take_task: 1,  # a sample that is known to kill
     Bad.pack: 4,  # texts that are too long
     WorkerChannel._write: 3,  # a pipe that is full: in test_stalls
-    TasksAhead.next: 1,  # a wait for what is under way: in test_waiting_loads
-    Filler._fill: 8,  # a source that is told of its tasks, a stream that ends, threads that begin no task before
+    TasksAhead.next: 2,  # a source without is_ready(); a wait for what is under way: in test_waiting_loads
+    Filler._fill: 8,  # a source that is told of its tasks, a stream that ends, threads that have not begun before
     Filler.fill: 5,  # a source that has generators of its own, or is told of its tasks
     Filler._load_rows_into: 1,  # a load_rows() that assigns
     Filler._load_row: 5,  # a stream that ends, a sample that is known to kill, a load() that does not do what it should
