@@ -38,8 +38,8 @@ test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 $(RAY)
 
 stress: .venv/installed
-	$(BIN)/pytest --stress -m fault --timeout 900 --numprocesses 2 --dist loadfile --no-loadscope-reorder --report=RELIABILITY.md $(NOT_RAY)
-	$(BIN)/pytest --stress -m fault --timeout 900 $(RAY)
+	$(BIN)/pytest --stress -m "fault or stress" --timeout 900 --numprocesses 2 --dist loadfile --no-loadscope-reorder --report=RELIABILITY.md $(NOT_RAY)
+	$(BIN)/pytest --stress -m "fault or stress" --timeout 900 $(RAY)
 
 breaks: .venv/installed
 	$(BIN)/python -m tests.breaks

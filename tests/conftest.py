@@ -35,6 +35,24 @@ Injected = Callable[..., None]  # injected(what, n, lost=0)
 Times = Callable[[int, int], int]  # times(in make test, in make stress)
 LONGEST = ("test_soak.py", "test_kills.py")  # of make stress
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000  # of sched.h and sys/mount.h
+LONG = (  # more of a kind that make test runs once; run by make stress, as make test has 20 minutes
+    "test_keras.py::test_a_step_never_sees_the_bytes_of_another_batch[torch]",
+    "test_keras.py::test_a_step_never_sees_the_bytes_of_another_batch[jax]",
+    "test_keras.py::test_who_evaluates_is_told_what_is_left_out_and_a_loader_that_nobody_has_is_closed[jax]",
+    "test_keras.py::test_who_evaluates_is_told_what_is_left_out_and_a_loader_that_nobody_has_is_closed[torch]",
+    "test_keras.py::test_what_reaches_the_step_and_what_becomes_of_it[torch]",
+    "test_keras.py::test_what_reaches_the_step_and_what_becomes_of_it[jax]",
+    "test_keras_callbacks.py::test_what_a_checkpoint_holds_and_where_costs_are_told[torch]",
+    "test_keras_callbacks.py::test_what_a_checkpoint_holds_and_where_costs_are_told[jax]",
+    "test_ranks.py::test_lightning_before_it_has_begun_and_after[before]",
+    "test_torch_loader_workers.py::test_the_start_does_not_count_for_the_timeout[True]",
+    "test_huggingface_stream.py::test_deaths_and_states_lose_and_repeat_no_row[{'parts': 2, 'shuffle': 5}-True]",
+    "test_ray_workers.py::test_a_head_that_dies[None]",
+    "test_dtypes.py::test_every_dtype[keras on torch]",
+    "test_dtypes.py::test_every_dtype[keras on jax]",
+    "test_stream.py::test_keras[torch]",
+    "test_generators.py::test_albumentations_in_a_function_of_ones_own[None]",
+)
 INJECTED = "injected"  # the name of a property of a test
 REPORT_BEGIN, REPORT_END = "<!-- begin: written by make stress -->", "<!-- end -->"
 
@@ -73,6 +91,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in {name for marker in item.iter_markers("needs") for name in marker.args}:
             if find_spec(name) is None:
                 item.add_marker(pytest.mark.skip(f"{name} is not installed"))
+        if item.nodeid.endswith(LONG):
+            item.add_marker(pytest.mark.stress)
     if config.getoption("--stress"):
         items.sort(key=lambda item: item.path.name not in LONGEST)  # first, and so side by side
     else:
