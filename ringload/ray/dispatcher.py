@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -64,6 +65,8 @@ class Dispatcher(threading.Thread):
         self.actors = Actors(cluster, numbers, self._when_done)
         self._cluster, self._n, self._writer, self._notify, self._timeout_s = cluster, len(numbers), writer, notify, timeout_s
         self._pending: deque[Unit] = deque()
+        self._calls: dict[int, tuple[str, tuple[Any, ...]]] = {}  # of Ray: what is done once they have ended
+        self._numbers_of_calls = count()
         self._bytes_flying = self._generation = 0
         self._is_stopped, self._is_to_start = True, False  # between `clear` and `start`; there is one to do
         self._start = Start(self._n)
@@ -127,7 +130,14 @@ class Dispatcher(threading.Thread):
             return None
 
     def _when_done(self, ended: Any, what: str, *arguments: Any) -> None:
-        ended.add_done_callback(lambda future: self.inbox.put((what, *arguments, future)))
+        """Ray keeps the callback until the call has ended, which may be long after `close`: so it has nothing of the ring."""
+        number, inbox = next(self._numbers_of_calls), self.inbox
+        self._calls[number] = what, arguments
+        ended.add_done_callback(lambda future: inbox.put(("done", number, future)))
+
+    def _on_done(self, number: int, future: Any) -> None:
+        what, arguments = self._calls.pop(number)
+        getattr(self, f"_on_{what}")(*arguments, future)
 
     def _on_pulse(self) -> None:
         if self.lost is not None or self.failure is not None:
@@ -201,6 +211,7 @@ class Dispatcher(threading.Thread):
         self._is_closed = True
         self._on_clear()
         self.actors.end()
+        self._calls.clear()
         self._writer.drop()
 
     # -- messages of actors -------------------------------------------------------------------------------------------
