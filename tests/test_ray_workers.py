@@ -80,15 +80,21 @@ def actors() -> list[psutil.Process]:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """In place of conftest's, for which Ray's own processes and connections, that come and go, would be left."""
-    memfds = descriptors()[MEMFD]
+    memfds, rings = descriptors()[MEMFD], n_mapped()
     yield
     gc.collect()
+    assert n_mapped() <= rings  # what Ray keeps of calls that have not ended holds no ring
     deadline_s = time.monotonic() + 10.0
     while actors() and time.monotonic() < deadline_s:
         time.sleep(0.01)
     assert not actors()
     assert descriptors()[MEMFD] <= memfds
     assert "ringload:ray" not in [thread.name for thread in threading.enumerate()]
+
+
+def n_mapped() -> int:
+    """How many segments this process maps."""
+    return Path("/proc/self/maps").read_text().count("memfd:ringload")
 
 
 def on_ray(n: int = 3, **options: Any) -> Any:
@@ -382,6 +388,28 @@ def test_the_plan_has_the_object_store(cluster: Cluster) -> None:
     far = on_ray(200, address=cluster.address)
     with Loader(Truth(40), 4, workers=far, ram_budget="100MB") as loader:
         assert loader.plan().workers_bytes == 0, "that is other machines' memory"
+
+
+class FailsOnce(Truth):
+    """One task cannot be read ahead; samples of others have to be."""
+
+    def start(self, worker: Any) -> None:
+        self.asked: set[int] = set()
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        if 3 in indices:
+            raise ValueError("no network")
+        self.asked |= set(indices.tolist())
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        if index >= 8:
+            self.asked.remove(index)
+        super().load(index, rng, out)
+
+
+def test_an_error_of_reading_ahead_concerns_one_task(cluster: Cluster) -> None:
+    with Loader(FailsOnce(40), 8, workers=on_ray(1), ram_budget="400MB", shuffle=False, epochs=1) as loader:
+        assert np.concatenate([check(batch) for batch in loader]).tolist() == list(range(40))
 
 
 def test_memory_that_workers_share_is_refused(cluster: Cluster) -> None:

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,7 +35,8 @@ from ringload.protocols import PAD, Job
 from ringload.ring.layout import KEY, Layout
 from ringload.sources.bind import bind
 from ringload.system.arrivals import ARRIVALS
-from ringload.workers.fill import Filler, reason_of
+from ringload.workers.fill import Filler
+from ringload.workers.reading_ahead import ReadingAhead
 from ringload.workers.records import MAX_TEXT_BYTES
 
 MAX_ERROR = 4000  # characters of a traceback
@@ -125,7 +125,7 @@ class Actor:
             source.start(Worker(self._id, n_workers, job.scratch_bytes, threading.RLock, job.max_sample_bytes or None))
         except Exception:  # whatever a user's class raises where it is unpickled
             return end_of(traceback.format_exc(), MAX_ERROR), ()
-        self._job, self._source, self._prefetch = job, source, source.prefetch
+        self._job, self._source, self._ahead = job, source, ReadingAhead(source.prefetch, source.is_ready)
         self._layouts: dict[int, Layout] = {}
         self.begin(0, ())
         return "", tuple(source.order_fields)
@@ -145,7 +145,7 @@ class Actor:
         for unit in units:
             self._take(UnitMessage(*unit))
         unit, samples = self._units.popleft()
-        if self._prefetch is not None and not unit.one_by_one:
+        if self._reads_ahead(unit):
             self._wait_for(samples)
         buffer, bad = self._fill(unit)
         if self._source.forget is not None:
@@ -159,26 +159,17 @@ class Actor:
         if self._poison_samples:  # which are not loaded
             samples = samples[~np.isin(samples, list(self._poison_samples))]
         self._units.append((unit, samples))
-        if self._prefetch is not None and not unit.one_by_one:
-            try:
-                self._prefetch(samples.copy())
-            except Exception as error:  # what is wrong with a sample is said when it is loaded
-                self._stop_asking(error)
+        if self._reads_ahead(unit):
+            self._ahead.ask(samples)
 
-    def _stop_asking(self, error: Exception) -> None:
-        self._prefetch = None
-        warnings.warn(f"nothing is read ahead any more: prefetch() raised {reason_of(error)}", RuntimeWarning, stacklevel=2)
+    def _reads_ahead(self, unit: UnitMessage) -> bool:
+        return self._source.prefetch is not None and not unit.one_by_one
 
     def _wait_for(self, samples: np.ndarray) -> None:
         """Until a source that tells has read these samples, or will not."""
         while self._source.is_ready is not None:
             n_ended = ARRIVALS.n_ended  # before looking, so that no end is missed
-            try:
-                is_ready = self._source.is_ready(samples)
-            except Exception as error:  # also of a prefetch() that is a coroutine
-                self._stop_asking(error)
-                return
-            if is_ready or not ARRIVALS.wait(n_ended):
+            if self._ahead.has_come(samples) or not ARRIVALS.wait(n_ended):
                 return
 
     def _fill(self, unit: UnitMessage) -> tuple[np.ndarray, list[tuple[int, str]]]:
