@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -31,12 +31,13 @@ from ringload.protocols import Event, Job
 from ringload.ring.layout import MAX_TASKS
 from ringload.sources.bind import bind
 from ringload.system.deaths import Death
-from ringload.workers.channel import Channel, ChannelFds, WorkerChannel
+from ringload.workers.channel import ChannelFds, WorkerChannel
 from ringload.workers.current_work import CurrentWorkTable
 from ringload.workers.fill import Filler
 from ringload.workers.processes import ProcessWorkers
 from ringload.workers.records import Task
 from ringload.workers.start import Start
+from ringload.workers.supervisor import WorkerSupervisor
 
 
 class SimulatedWorkers(ProcessWorkers):
@@ -47,18 +48,9 @@ class SimulatedWorkers(ProcessWorkers):
         self._cost_s = cost_s
         self._opened: list[Callable[[], None]] = []
 
-    def open(self, job: Job, memory: np.ndarray) -> None:
-        """As its base does, but for the supervisor, and without a segment: the helper inherits the mapping."""
-        self._look_into(job, memory)
-        self._opened.append(self._release_memory)
-        self._registered = -1
-        self._epoll = select.epoll()
-        self._opened.append(self._epoll.close)
-        self._channel = Channel()
-        self._opened.append(self._channel.close)
-        self._epoll.register(self._channel.wake_fd, select.EPOLLIN | select.EPOLLET)
-        self._supervisor = cast(Any, _Helper(job, memory, self._channel.for_workers, self._cost_s))
-        self._opened.append(self._supervisor.close)
+    def _make_supervisor(self, job: Job, memory: np.ndarray) -> WorkerSupervisor:
+        """Without a segment: the helper inherits the mapping."""
+        return cast(WorkerSupervisor, _Helper(job, memory, self._channel.for_workers, self._cost_s))
 
 
 class _Helper:

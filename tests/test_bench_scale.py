@@ -49,10 +49,11 @@ def test_simulated_workers_fill_what_the_schedule_says(
     assert set(counted) == {first, steady}
 
 
-def test_the_death_of_the_helper_is_that_of_all_workers() -> None:
+def test_the_death_of_the_helper_is_that_of_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringload.ring.plan.AUTO_SLOTS", 4)  # so few that it has work to do when it dies
     source = Sleepers(4, N_BATCHES * 4, 0.0, RawArray("q", 3 * N_BATCHES))
     workers = SimulatedWorkers(3, lambda n_rows: n_rows * 0.002)
-    with ringload.Loader(source, 4, workers=workers, ram_budget="500MB", shuffle=False, epochs=1) as loader:
+    with ringload.Loader(source, 4, workers=workers, shuffle=False, epochs=1) as loader:
         trainer = Trainer(loader)
         trainer.take()
         os.kill(workers.processes()["the fork server"], signal.SIGKILL)

@@ -86,7 +86,7 @@ class RowCache:
         self.all_bytes = HEADER_BYTES + n_rows * self._record_bytes
         self._n_rows = n_rows
         self._fd, self._pid, self._writes = -1, 0, True
-        self._hash = hash_function()
+        hash_function()  # an error now, if there is none
         self.limit("max_bytes", max_bytes)
         self._make()
         self._open()
@@ -167,7 +167,7 @@ class RowCache:
     def _checksum(self, parts: Sequence[memoryview]) -> int:
         made = 0
         for part in parts:
-            made = int(self._hash(part, seed=made))
+            made = int(hash_function()(part, seed=made))
         return made
 
     # -- the file -----------------------------------------------------------------------------------------------------
@@ -218,10 +218,7 @@ class RowCache:
         return self._fd
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_fd": -1, "_pid": 0, "_writes": True, "_hash": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _hash=hash_function())
+        return self.__dict__ | {"_fd": -1, "_pid": 0, "_writes": True}
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid():

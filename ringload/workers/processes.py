@@ -53,8 +53,11 @@ class ProcessWorkers(Workers):
         self._channel = Channel(self.n_workers if job.by_part else 1)
         self._opened.append(self._channel.close)
         self._epoll.register(self._channel.wake_fd, select.EPOLLIN | select.EPOLLET)  # each wakes once, and none is read
-        self._supervisor = WorkerSupervisor(self._worker_job(job), self._owners, self._method, self._preload)
+        self._supervisor = self._make_supervisor(job, memory)
         self._opened.append(self._supervisor.close)
+
+    def _make_supervisor(self, job: Job, memory: np.ndarray) -> WorkerSupervisor:
+        return WorkerSupervisor(self._worker_job(job), self._owners, self._method, self._preload)
 
     def post(self, batches: Sequence[InFlightBatch]) -> int:
         """One write for as many batches of a queue as fit into it."""
