@@ -19,6 +19,7 @@ from tests.tables import SIZE, N, png
 from tests.test_huggingface import FEATURES, columns
 
 datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.slow  # each worker imports datasets
 
 ROOM: dict[str, Any] = {"ram_budget": "1500MB", "seed": 3, "last": "keep"}
 N_SHARDS = 5
@@ -47,7 +48,7 @@ def checked(batches: Any) -> Iterator[int]:
             yield number
 
 
-@pytest.mark.parametrize("how", [{}, pytest.param({"parts": 2, "shuffle": 7}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("how", [{}, {"parts": 2, "shuffle": 7}], ids=str)
 def test_each_row_once_with_the_fields_of_its_features(how: dict[str, Any], parquet: Any) -> None:
     source = from_huggingface(parquet, size=SIZE, **how)
     assert isinstance(source, Stream)
@@ -65,7 +66,6 @@ def test_each_row_once_with_the_fields_of_its_features(how: dict[str, Any], parq
                 assert sorted(checked(made)) == list(range(N))
 
 
-@pytest.mark.slow
 @pytest.mark.fault
 @pytest.mark.parametrize("buffered", [False, True])
 @pytest.mark.parametrize("how", [{"parts": 2}, {"parts": 2, "shuffle": 5}], ids=str)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.needs("ray", "pyarrow"), pytest.mark.timeout(390)]
+pytestmark = [pytest.mark.needs("ray", "pyarrow"), pytest.mark.timeout(390), pytest.mark.slow]
 HOME = Path(__file__).parent
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME.parent)}
 CHECKS = [

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers import run
 
-pytestmark = pytest.mark.needs("ray", "torch")
+pytestmark = [pytest.mark.needs("ray", "torch"), pytest.mark.slow]
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon a death is noticed

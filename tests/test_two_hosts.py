@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.needs("torch")
+pytestmark = [pytest.mark.needs("torch"), pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 HOSTS, RANKS = 2, 2  # ranks on each host
 
