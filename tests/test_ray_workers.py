@@ -474,11 +474,16 @@ with ringload.Loader(Slow(4000), 8, workers=ringload.ray.Workers(2), ram_budget=
     )
     address, of_actors = done.stdout.splitlines()
     deadline_s = time.monotonic() + 20.0  # Ray's: the actors go with their raylet, which goes with the trainer
-    alive = {int(pid) for pid in of_actors.split()}
-    while (alive := {pid for pid in alive if is_running(pid)}) and time.monotonic() < deadline_s:
+    pids_of_actors = {int(pid) for pid in of_actors.split()}
+    while (alive := running(pids_of_actors, address)) and time.monotonic() < deadline_s:
         time.sleep(0.01)
     assert not alive
-    assert not [p for p in psutil.process_iter(["cmdline"]) if address in " ".join(p.info["cmdline"] or [])]
+
+
+def running(pids: set[int], address: str) -> list[psutil.Process]:
+    """Those of `pids`, and all that name `address` in their command line, that run (a zombie has ended)."""
+    of_cluster = (p for p in psutil.process_iter(["cmdline"]) if p.pid in pids or address in " ".join(p.info["cmdline"] or []))
+    return [process for process in of_cluster if is_running(process.pid)]
 
 
 def is_running(pid: int) -> bool:
