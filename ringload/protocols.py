@@ -332,7 +332,8 @@ class Workers(Protocol):
 
     `n_workers`: how many tasks are filled at once; 0: `post` itself fills. `needs_packed`: the source is given as bytes.
     `max_ahead`: how many batches may be posted and not taken. `are_here`: the plan has to have room for them on this machine.
-    `shares_memory`: they see what others of them write into memory of `Job.owners`.
+    `shares_memory`: they see what others of them write into memory of `Job.owners`. `task_s`: seconds that a task should take,
+    long beside what it costs both sides.
     """
 
     n_workers: int
@@ -341,6 +342,7 @@ class Workers(Protocol):
     keeps_parts: bool = False  # one worker fills all batches of a part, in the order in which they are posted
     are_here: bool = True
     shares_memory: bool = True
+    task_s: float = 0.016
 
     def open(self, job: Job, memory: np.ndarray) -> None:
         """Called once, before anything else: `memory` is the ring's segment, `(n_bytes,) uint8`."""
@@ -393,6 +395,10 @@ class Workers(Protocol):
     def end(self, worker_id: int) -> None:
         """End this worker at the next `clear`, as it takes too long for a sample. Not needed where `clear` ends all."""
         return
+
+    def most_rows(self, n_rows: int, n_slots: int) -> int:
+        """How many rows of a batch a task holds at most, where the ring has so many slots. By default, all workers share it."""
+        return -(-n_rows // self.n_workers)
 
     def store_bytes(self, slot_bytes: int, index_bytes: int) -> int:
         """What they take of this machine's memory for rows on their way into the ring, and for a copy of the index."""

@@ -191,6 +191,15 @@ def test_a_loader_that_its_own_thread_collects_ends_its_actors(cluster: Cluster)
     assert not thread.is_alive()
 
 
+def test_a_call_has_a_whole_batch_if_calls_are_enough(cluster: Cluster) -> None:
+    two, many = on_ray(2), on_ray(64)
+    with Loader(Slow(640), 32, workers=two, ram_budget="400MB") as loader:
+        n_tasks = [len(loader._engine._state.ring.newest().split.bounds) for _ in map(check, loader)]
+    assert (n_tasks[0], n_tasks[-1]) == (4, 1)  # before a sample's cost was known, and after; local workers would have 6
+    many._job = two._job
+    assert [many.most_rows(*of) for of in ((256, 1 << 20), (256, 4), (1, 3))] == [256, 256 * 4 // (2 * 64), 1]
+
+
 def test_local_workers_beside_actors_share_the_batches(cluster: Cluster) -> None:
     assert contents(Slow(120), on_ray(2, local=1), epochs=3) == contents(Truth(120), 0, epochs=3)
     with Loader(Slow(400), 8, workers=on_ray(2, local=1), ram_budget="400MB") as loader:
@@ -204,7 +213,9 @@ def test_local_workers_beside_actors_share_the_batches(cluster: Cluster) -> None
 
 def test_kills_of_actors_change_nothing(cluster: Cluster, times: Times, injected: Injected) -> None:
     n_kills, n_killed, choose = times(4, 100), 0, random.Random(1)
-    with Loader(Slow(240), 8, workers=on_ray(), seed=5, ram_budget="400MB", restarts=None) as loader:
+    workers = on_ray()
+    workers.task_s = 0.01  # several tasks a batch
+    with Loader(Slow(240), 8, workers=workers, seed=5, ram_budget="400MB", restarts=None) as loader:
         while n_killed < n_kills:
             seen = []
             kill_at = choose.randrange(30)

@@ -16,7 +16,6 @@ from ringload.errors import BudgetError, ConfigError
 from ringload.ring.plan import human
 from ringload.workers.records import FAILED
 
-TASK_S = 0.016  # what a task should take: long beside its overhead in both processes, short beside a batch
 FEW_TASKS = 16  # of a batch, or 4 a worker: more would share a batch no better, and each costs the trainer 1 us
 FIRST_ROWS = 8  # rows a task, at most, before a sample's cost was measured
 WHOLE_BATCH_S = 0.001  # a batch that costs less is one task
@@ -77,15 +76,16 @@ class Schedule:
         return (epoch, number + 1) if number + 1 < self._state.order.n_batches(epoch) else (epoch + 1, 0)
 
     def _rows_of_task(self, n_rows: int) -> int:
-        """How many rows a task holds: about `TASK_S` of work; all workers share a batch unless it is tiny."""
-        n_workers, row_s, least = self._state.workers.n_workers, self._state.row_s, self._state.settings.task_rows
+        """How many rows a task holds: about `Workers.task_s` of work; all workers share a batch unless it is tiny."""
+        state, workers = self._state, self._state.workers
+        n_workers, row_s, least = workers.n_workers, state.row_s, state.settings.task_rows
         if n_workers == 0:
             return n_rows
-        share = -(-n_rows // n_workers)
+        most = workers.most_rows(n_rows, state.n_reserved)
         if row_s == 0:
-            return min(max(FIRST_ROWS, least), share)
-        rows = max(least, round(TASK_S / row_s), n_rows // max(FEW_TASKS, 4 * n_workers))
-        return n_rows if n_rows * row_s < WHOLE_BATCH_S else min(rows, share)
+            return min(max(FIRST_ROWS, least), most)
+        rows = max(least, round(workers.task_s / row_s), n_rows // max(FEW_TASKS, 4 * n_workers))
+        return n_rows if n_rows * row_s < WHOLE_BATCH_S else min(rows, most)
 
     def collect(self) -> None:
         """Enter what workers have reported."""

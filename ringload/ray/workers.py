@@ -35,7 +35,7 @@ except ImportError as error:
         raise
     raise missing("ringload.ray", "ray", error) from error
 
-LEAST_STORE_BYTES = 64 << 20  # for rows on their way: tasks that are whole batches, and quickly filled, need several in flight
+STORE_BYTES = 256 << 20  # for rows on their way: few large tasks cost the trainer less than many small ones
 ANY = 1 << 40  # bytes: the plan has looked at what local workers take
 OF_ONE_LOADER = "these Workers belong to another loader, as a ringload.ray.Workers is for one: make one for each"
 
@@ -70,6 +70,7 @@ class Workers(ringload.protocols.Workers):
 
     needs_packed = True
     shares_memory = False
+    task_s = 0.2  # a call of Ray costs this process about 2 ms of CPU
 
     def __init__(
         self,
@@ -106,8 +107,14 @@ class Workers(ringload.protocols.Workers):
         """Rows on their way: as many as keep all actors busy, and the wire; and the source."""
         return self._flying_bytes(slot_bytes) + index_bytes
 
+    def most_rows(self, n_rows: int, n_slots: int) -> int:
+        """A whole batch, if there are enough of them for all calls that may be outstanding."""
+        slot_bytes = self._job.layout.slot_bytes
+        n_flying = min(n_slots, self._flying_bytes(slot_bytes) // slot_bytes)
+        return min(n_rows, -(-n_rows * n_flying // (N_CALLS * self.n_workers)))
+
     def _flying_bytes(self, slot_bytes: int) -> int:
-        return max(N_CALLS * 2 * slot_bytes, min(LEAST_STORE_BYTES, N_CALLS * self._n * slot_bytes))
+        return max(N_CALLS * 2 * slot_bytes, min(STORE_BYTES, N_CALLS * self._n * slot_bytes))
 
     def open(self, job: Job, memory: np.ndarray) -> None:
         if not self._is_new:
