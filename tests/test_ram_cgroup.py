@@ -164,8 +164,10 @@ def lowered_in_use(group: Group, victim: str) -> None:
                 break
         try:
             pass_over(made, 5)
-            while victim and not (made.poll().n_restarts):  # what the ring holds may last for a while
-                pass_over(made, 1)
+            while victim and not made.stats.n_restarts:  # what the ring holds may last for a while
+                for _ in made:  # faster than workers, as a trainer hears of a death when it waits
+                    pass
+            pass_over(made, 5)
             print("went on", made.stats.n_restarts)
         except WorkerDiedError as error:
             print("died:", error)
