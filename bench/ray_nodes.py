@@ -30,7 +30,8 @@ import ringload
 import ringload.ray
 
 SLEEP_S, PER_NODE, BATCH = 0.02, 4, 32
-ROW_BYTES, N_ROWS = 1 << 20, 64
+ROW_BYTES = 1 << 20
+N_WARM, N_BATCHES = 20, 60  # of photographs
 SIZE = (224, 224)
 Measured = Callable[[], tuple[str, float]]
 
@@ -148,7 +149,7 @@ def of_photos(table: pd.DataFrame, workers: Any) -> tuple[float, float]:
         endless = batches()
         next(endless)
         first_s = time.monotonic() - begin_s
-        return first_s, cpu_a_batch(endless, 5, 30)
+        return first_s, cpu_a_batch(endless, N_WARM, N_BATCHES)
 
 
 def of_ray_data(table: pd.DataFrame) -> float:
@@ -162,7 +163,7 @@ def of_ray_data(table: pd.DataFrame) -> float:
         while True:
             yield from dataset.iter_torch_batches(batch_size=BATCH, drop_last=True)
 
-    return cpu_a_batch(batches(), 2, 30)
+    return cpu_a_batch(batches(), N_WARM, N_BATCHES)
 
 
 @click.command()
