@@ -13,8 +13,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,22 +38,36 @@ Times = Callable[[int, int], int]  # times(in make test, in make stress)
 LONGEST = ("test_soak.py", "test_kills.py")  # of make stress
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000  # of sched.h and sys/mount.h
 LONG = (  # more of a kind that make test runs once; run by make stress, as make test has 20 minutes
-    "test_keras.py::test_a_step_never_sees_the_bytes_of_another_batch[torch]",
+    "test_budget.py::test_what_takes_more_than_others_stays_within_the_budget[webp]",
+    "test_cli.py::test_the_demo_trains[folder]",
+    "test_dtypes.py::test_every_dtype[keras on jax]",
+    "test_dtypes.py::test_every_dtype[keras on tensorflow]",
+    "test_dtypes.py::test_every_dtype[keras on torch]",
+    "test_examples.py::test_examples_learn_and_are_given_each_sample_once_an_epoch[ray_workers]",
+    "test_generators.py::test_albumentations_in_a_function_of_ones_own[None]",
+    "test_huggingface_stream.py::test_deaths_and_states_lose_and_repeat_no_row[{'parts': 2, 'shuffle': 5}-True]",
+    "test_kept.py::test_outputs_of_keras_on_torch",
     "test_keras.py::test_a_step_never_sees_the_bytes_of_another_batch[jax]",
+    "test_keras.py::test_a_step_never_sees_the_bytes_of_another_batch[torch]",
+    "test_keras.py::test_what_reaches_the_step_and_what_becomes_of_it[jax]",
+    "test_keras.py::test_what_reaches_the_step_and_what_becomes_of_it[torch]",
     "test_keras.py::test_who_evaluates_is_told_what_is_left_out_and_a_loader_that_nobody_has_is_closed[jax]",
     "test_keras.py::test_who_evaluates_is_told_what_is_left_out_and_a_loader_that_nobody_has_is_closed[torch]",
-    "test_keras.py::test_what_reaches_the_step_and_what_becomes_of_it[torch]",
-    "test_keras.py::test_what_reaches_the_step_and_what_becomes_of_it[jax]",
-    "test_keras_callbacks.py::test_what_a_checkpoint_holds_and_where_costs_are_told[torch]",
     "test_keras_callbacks.py::test_what_a_checkpoint_holds_and_where_costs_are_told[jax]",
+    "test_keras_callbacks.py::test_what_a_checkpoint_holds_and_where_costs_are_told[torch]",
+    "test_native.py::test_nothing_is_read_behind_the_pixels[no vectors]",
     "test_ranks.py::test_lightning_before_it_has_begun_and_after[before]",
-    "test_torch_loader_workers.py::test_the_start_does_not_count_for_the_timeout[True]",
-    "test_huggingface_stream.py::test_deaths_and_states_lose_and_repeat_no_row[{'parts': 2, 'shuffle': 5}-True]",
+    "test_ranks.py::test_lightning_before_it_has_begun_and_after[within]",
     "test_ray_workers.py::test_a_head_that_dies[None]",
-    "test_dtypes.py::test_every_dtype[keras on torch]",
-    "test_dtypes.py::test_every_dtype[keras on jax]",
+    "test_several_loaders.py::test_a_fork_while_a_loader_is_made_holds_nothing_of_it[forkserver]",
+    "test_several_loaders.py::test_many_one_after_another_take_nothing_more[forkserver]",
     "test_stream.py::test_keras[torch]",
-    "test_generators.py::test_albumentations_in_a_function_of_ones_own[None]",
+    "test_stream_orders.py::test_endless_streams_in_adapters[keras]",
+    "test_torch_loader_workers.py::test_the_start_does_not_count_for_the_timeout[True]",
+)
+LONG_KINDS = re.compile(  # the same, of all tests that this matches
+    r"test_kills\.py::test_a_kill_during_a_reset\[all-|test_rlimits\.py::.*\bspawn\]"
+    r"|test_interrupts\.py::test_(a_close|the_replacement|an_interruption_before).*\[(fork|spawn)\]"
 )
 INJECTED = "injected"  # the name of a property of a test
 REPORT_BEGIN, REPORT_END = "<!-- begin: written by make stress -->", "<!-- end -->"
@@ -91,7 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in {name for marker in item.iter_markers("needs") for name in marker.args}:
             if find_spec(name) is None:
                 item.add_marker(pytest.mark.skip(f"{name} is not installed"))
-        if item.nodeid.endswith(LONG):
+        if item.nodeid.endswith(LONG) or LONG_KINDS.search(item.nodeid):
             item.add_marker(pytest.mark.stress)
     if config.getoption("--stress"):
         items.sort(key=lambda item: item.path.name not in LONGEST)  # first, and so side by side
@@ -101,7 +117,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is there before the first test is not looked at by the collections after each: 1 ms in place of 100."""
+    freeze()
+
+
+def freeze() -> None:
+    """What is there now is not looked at by the collections after each test: 1 ms in place of 300, where TensorFlow, torch and
+    JAX are imported."""
     gc.collect()
     gc.freeze()
 
@@ -206,6 +227,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
+    n_modules = len(sys.modules)
     fds, shm = descriptors(), set(os.listdir("/dev/shm"))
     yield
     gc.collect()
@@ -215,6 +237,8 @@ def nothing_left() -> Iterator[None]:
     assert not left
     assert not descriptors() - fds, "descriptors are left open"
     assert not set(os.listdir("/dev/shm")) - shm
+    if len(sys.modules) > n_modules + 100:  # a framework was imported
+        freeze()
 
 
 @pytest.fixture(scope="session")

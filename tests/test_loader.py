@@ -836,7 +836,7 @@ def test_who_looks_at_statistics_takes_no_error_away() -> None:
     with loader(BadStart(100)) as made:
         deadline_s = time.monotonic() + 20
         while not made._engine._state.life.close_requested and time.monotonic() < deadline_s:
-            assert made.stats.n_batches == 0
+            assert made.poll().n_batches == 0
             time.sleep(0.01)
         with pytest.raises(ConfigError, match="no database"):
             next(iter(made))
