@@ -202,7 +202,7 @@ TABLE = (
         "tasks have fewer rows than there are threads",
         (),
         (
-            Edit("engine/schedule.py", "return min(max(FIRST_ROWS, least), most)", "return min(2, share)"),
+            Edit("engine/schedule.py", "return min(max(FIRST_ROWS, least), most)", "return min(2, most)"),
             Edit("engine/schedule.py", "rows = max(least, round", "rows = max(1, round"),
         ),
         (f"{WAITING}::test_so_many_threads_load_at_once",),
