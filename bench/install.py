@@ -17,14 +17,14 @@ HERE = Path(__file__).parent
 CONSTRAINTS = HERE / "constraints.txt"
 LONGEST_S = 900  # time limit of one pip call
 
-# package -> (arguments of pip, the module that must then be importable, Debian packages that it needs)
+# package -> (arguments of pip, a statement that must then succeed, Debian packages that it needs)
 PACKAGES: dict[str, tuple[list[str], str, list[str]]] = {
-    "torch": (["torch"], "torch", []),
-    "tensorflow": (["tensorflow"], "tensorflow", []),
-    "grain": (["grain"], "grain", []),
-    "spdl": (["spdl-core", "spdl-io"], "spdl.io", ["ffmpeg"]),
-    "nvidia-dali": (["nvidia-dali-cuda120"], "nvidia.dali.fn", []),
-    "webdataset": (["webdataset"], "webdataset", []),
+    "torch": (["torch"], "import torch", []),
+    "tensorflow": (["tensorflow"], "import tensorflow", []),
+    "grain": (["grain"], "import grain", []),
+    "spdl": (["spdl-core", "spdl-io"], "from spdl.io.lib import _libspdl; dir(_libspdl)", ["ffmpeg"]),
+    "nvidia-dali": (["nvidia-dali-cuda120"], "import nvidia.dali.fn", []),
+    "webdataset": (["webdataset"], "import webdataset", []),
     # it names torchvision as a need and imports without; boto3's own needs are given, or pip tries hundreds of releases
     "litdata": (
         [
@@ -35,10 +35,10 @@ PACKAGES: dict[str, tuple[list[str], str, list[str]]] = {
             "tifffile",
             *("boto3", "botocore", "s3transfer", "jmespath"),
         ],
-        "litdata",
+        "import litdata",
         [],
     ),
-    "torchvision": (["--no-deps", "torchvision"], "torchvision", []),
+    "torchvision": (["--no-deps", "torchvision"], "import torchvision", []),
 }
 
 
@@ -53,23 +53,22 @@ def pip(arguments: list[str]) -> str:
     return "" if done.returncode == 0 else f"pip install: {' '.join(errors)[:300]}"
 
 
-def imported(module: str) -> str:
-    """Import a module in a new process, and return the reason of a failure, or ""."""
-    code = f"import importlib; importlib.import_module({module!r})"
+def imported(code: str) -> str:
+    """Import a package in a new process, and return the reason of a failure, or ""."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONGEST_S)
-    return "" if done.returncode == 0 else f"import {module}: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}"
+    return "" if done.returncode == 0 else f"{code}: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}"
 
 
 def install(name: str) -> dict[str, str]:
     """Install a peer, and return its version, or the reason why it is absent."""
-    arguments, module, debian = PACKAGES[name]
+    arguments, code, debian = PACKAGES[name]
     why = pip(arguments)
     if not why:
-        why = imported(module)
+        why = imported(code)
     if why and debian:
         done = subprocess.run(["apt-get", "install", "--yes", "--quiet", *debian], capture_output=True, text=True)
         tried = f"; apt-get install {' '.join(debian)}: {'done' if done.returncode == 0 else done.stderr.strip()[-120:]}"
-        why = "" if not imported(module) else why + tried
+        why = "" if not imported(code) else why + tried
     if why:
         return {"absent": why}
     return {"version": metadata.version(next(one for one in arguments if not one.startswith("-")))}

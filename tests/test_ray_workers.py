@@ -491,6 +491,32 @@ with ringload.Loader(Slow(4000), 8, workers=ringload.ray.Workers(2), ram_budget=
     assert not alive
 
 
+def test_actors_of_all_nodes_end_with_a_trainer_that_is_killed(cluster: Cluster) -> None:
+    n_cpus = cluster.ray.cluster_resources()["CPU"]
+    done = run(
+        PREPARED
+        + f"""
+workers = ringload.ray.Workers(3, address={cluster.address!r}, per_node=1)
+with ringload.Loader(Slow(4000), 8, workers=workers, ram_budget="400MB") as loader:
+    for batch in loader:
+        check(batch)
+        if len(pids(loader)) == 3:
+            print(*pids(loader), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+""",
+        timeout=110,
+    )
+    pids_of_actors = {int(pid) for pid in done.stdout.split()}
+    assert len(pids_of_actors) == 3, done.stderr
+    deadline_s = time.monotonic() + 20.0
+    while (alive := any(map(is_running, pids_of_actors))) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert not alive
+    while (free := cluster.ray.available_resources().get("CPU")) != n_cpus and time.monotonic() < deadline_s:
+        time.sleep(0.1)  # also what was reserved for them
+    assert free == n_cpus
+
+
 def running(pids: set[int], address: str) -> list[psutil.Process]:
     """Those of `pids`, and all that name `address` in their command line, that run (a zombie has ended)."""
     of_cluster = (p for p in psutil.process_iter(["cmdline"]) if p.pid in pids or address in " ".join(p.info["cmdline"] or []))

@@ -43,6 +43,8 @@ def open_stream(work: Work, workers: int) -> Stream:
             scale_width=size, scale_height=size, scale_mode=None, scale_algo="bilinear", pix_fmt="rgb24"
         )
 
+        spdl.io.demux_image(paths[0])  # imports its library, in which several threads at once hang now and then
+
         def decode(index: int) -> tuple[Any, int]:
             packets = spdl.io.demux_image(paths[index])
             return spdl.io.decode_packets(packets, filter_desc=scaled), index
