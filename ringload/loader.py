@@ -309,6 +309,7 @@ class Loader:
             options.worker_setup if packed is None else None,
             self._stream is not None,
             () if options.own_workers is None else (segment, *(packed.owners if packed is not None else ())),
+            options.sample_timeout,
         )
         workers = self._make_workers(segment, packed)
         engine = Engine(self.order, layout, memory, workers, settings, n_first, observers=self._observers)

@@ -288,7 +288,8 @@ class Job(NamedTuple):
     substitutes are made of. `on_error`: "raise", "skip" or "replace". `max_sample_bytes`: the most memory that there is for one
     sample; 0 where nothing is set aside. `setup`: what is called before the source is used, where it is not in its bytes.
     `by_part`: batches belong to parts (`Rows.part`). `owners`, for workers of the user's own: of the descriptors of the ring's
-    segment, which is the first, and of those that the packed source names.
+    segment, which is the first, and of those that the packed source names. `sample_timeout`: seconds a sample may take, for
+    workers whose tasks are so large that the engine cannot see it; None: no limit.
     """
 
     source: Any
@@ -301,6 +302,7 @@ class Job(NamedTuple):
     setup: Callable[[], Any] | None = None
     by_part: bool = False
     owners: Sequence[Owner] = ()
+    sample_timeout: float | None = None
 
 
 class Owner(Protocol):

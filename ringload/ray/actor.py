@@ -32,6 +32,7 @@ from ringload.packing.generators import OwnGenerators, take_made
 from ringload.packing.received import receive
 from ringload.packing.unpack import unpack
 from ringload.protocols import PAD, Job
+from ringload.ray.sample_watch import SampleWatch
 from ringload.ring.layout import KEY, Layout
 from ringload.sources.bind import bind
 from ringload.system.arrivals import ARRIVALS
@@ -127,6 +128,7 @@ class Actor:
             return end_of(traceback.format_exc(), MAX_ERROR), ()
         self._job, self._source, self._ahead = job, source, ReadingAhead(source.prefetch, source.is_ready)
         self._layouts: dict[int, Layout] = {}
+        self._watch = SampleWatch(job.sample_timeout)
         self.begin(0, ())
         return "", tuple(source.order_fields)
 
@@ -146,8 +148,10 @@ class Actor:
             self._take(UnitMessage(*unit))
         unit, samples = self._units.popleft()
         if self._reads_ahead(unit):
+            self._watch.note(-1, 0, len(samples))
             self._wait_for(samples)
         buffer, bad = self._fill(unit)
+        self._watch.rest()
         if self._source.forget is not None:
             self._source.forget(samples)
         idle_s, self._idle_from_s = begin_s - self._idle_from_s, time.monotonic()
@@ -183,7 +187,8 @@ class Actor:
         rows[KEY][:] = np.frombuffer(unit.keys, np.int64)
         for name, values in unit.ordered.items():
             rows[name][:] = values
-        bad = self._filler.fill(unit.epoch, 0, n_rows, rows, one_by_one=unit.one_by_one)
+        note = (lambda sample, start, stop: None) if unit.one_by_one else self._watch.note
+        bad = self._filler.fill(unit.epoch, 0, n_rows, rows, note, one_by_one=unit.one_by_one)
         return buffer, [(one.index, self._named(one).pack(MAX_TEXT_BYTES)) for one in bad]
 
     def _named(self, bad: Bad) -> Bad:

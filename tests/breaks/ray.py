@@ -27,6 +27,14 @@ TABLE = (
         90,
     ),
     Break(
+        "an actor does not look at how long a sample takes",
+        ("a sample has its Ray actor hang",),
+        (Edit("ray/sample_watch.py", "        if timeout_s is not None:\n", "        if False:\n"),),
+        ("test_ray_workers.py::test_a_sample_that_kills_or_holds_up_its_actor_is_bad[hang]",),
+        r"Timeout|WorkerDiedError",
+        60,
+    ),
+    Break(
         "an actor that takes too long for a sample is left as it is",
         ("a sample has its Ray actor hang",),
         (Edit(DISPATCHER, "        self._ended.add(number)\n", "        pass\n"),),
