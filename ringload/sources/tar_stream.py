@@ -44,9 +44,9 @@ def TarStream(  # noqa: N802  (named as TarShards: what it makes is a source)
 ) -> Stream:
     """Images in tar shards by WebDataset's convention, read from the beginning of a shard to its end: a `Stream`.
 
-    It takes what `TarShards` refuses: .tar.gz, .tgz and, from Python 3.14 on, .tar.zst; and .tar. The samples have a sequential
-    order only, or that of windows (`shuffle=`): `Loader(order=..., shuffle=...)` is refused, and there is no `split`. For plain
-    tar archives `TarShards` has any order. The pixels are the same.
+    It takes what `TarShards` refuses: .tar.gz, .tgz and .tar.zst (before Python 3.14 by the package backports.zstd); and .tar.
+    The samples have a sequential order only, or that of windows (`shuffle=`): `Loader(order=..., shuffle=...)` is refused, and
+    there is no `split`. For plain tar archives `TarShards` has any order. The pixels are the same.
 
     Part p of n has the shards p, p + n, ..., and one worker reads it. A worker's death and a state lose and repeat no sample: a
     shard is read again up to the sample where its part goes on. The members of a sample follow one another. Samples without an

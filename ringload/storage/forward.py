@@ -182,15 +182,24 @@ def opened_by(compression: str, name: str) -> Callable[[RangedFile], Any]:
         return lambda file: gzip.GzipFile(fileobj=file, mode="rb")
     if compression != "zstd":
         raise TarError(f"it is compressed by {compression}, which is not read: compress it by gzip, or not at all")
-    import importlib
-
-    try:
-        zstd: Any = importlib.import_module("compression.zstd")
-    except ImportError:
+    zstd = _zstd()
+    if zstd is None:
         raise TarError(
-            "it is compressed by zstd, which the standard library has from Python 3.14 on: use that, or compress it by gzip"
-        ) from None
+            "it is compressed by zstd, which Python has from 3.14 on: pip install backports.zstd, or compress it by gzip"
+        )
     if not name.partition("?")[0].lower().endswith((".zst", ".tzst")):
         raise TarError("it is compressed by zstd: name it .tar.zst, as more memory is set aside for these")
     limit = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
     return lambda file: zstd.ZstdFile(file, options=limit)
+
+
+def _zstd() -> Any:
+    """The module of the standard library, or what stands for it before Python 3.14; None: there is neither."""
+    import importlib
+
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
