@@ -265,7 +265,7 @@ def test_a_sample_that_kills_or_holds_up_its_actor_is_bad(
     cluster: Cluster, how: str, injected: Injected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ringload.engine.schedule.FIRST_ROWS", 48)  # of a call
-    limit = {"sample_timeout": 3.0} if how == "hang" else {}  # not for each of the 48
+    limit = {"sample_timeout": 1.5} if how == "hang" else {}  # not for each of the 48
     with Loader(Deadly(96, how), 48, workers=on_ray(2), on_error="skip", ram_budget="400MB", **limit) as loader:
         seen = [index for batch in loader for index in check(batch).tolist()]
         assert seen == [index for index in order_of(loader, 0) if index != 17]

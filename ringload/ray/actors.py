@@ -44,7 +44,8 @@ WhenDone = Callable[..., None]  # (future, what to tell the dispatcher then, *ar
 
 @dataclass(eq=False)
 class ActorState:
-    """An actor, and the units that it has, oldest first: of these, `n_calls` are being returned, and `unsent` not told yet."""
+    """An actor, and the units that it has, oldest first: of these, `n_calls` are being returned, and `unsent` not told yet.
+    `n_old`: calls of earlier generations that have not ended. Until then it has no units: it may die of a sample of these."""
 
     number: int
     handle: Any = None  # until it was started
@@ -54,11 +55,13 @@ class ActorState:
     units: deque[Unit] = field(default_factory=deque)
     unsent: list[Unit] = field(default_factory=list)
     n_calls: int = 0
+    n_old: int = 0
 
     def forget(self) -> None:
-        """It has no units."""
+        """Another generation begins: it has no units."""
         self.units.clear()
         self.unsent.clear()
+        self.n_old += self.n_calls
         self.n_calls = 0
 
 
@@ -76,8 +79,8 @@ class Actors:
 
     @property
     def ready(self) -> list[ActorState]:
-        """Those that have the source."""
-        return [actor for actor in self.by_number.values() if actor.is_ready]
+        """Those that have the source, and nothing of an earlier generation to do."""
+        return [actor for actor in self.by_number.values() if actor.is_ready and not actor.n_old]
 
     @property
     def n_placed(self) -> int:

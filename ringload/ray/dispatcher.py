@@ -11,7 +11,8 @@ units more, whose samples it reads. All rows that calls will return take `store_
 
 Deaths. Nothing but this thread writes into slots, so the engine's own recovery does for dead actors, and the living need not be
 ended for it: `clear` begins another generation, and what calls of an earlier one return is dropped. Living actors go on with
-the source that they have; a death costs the tasks in flight. Of a node that died, the actors died together: that is one death.
+the source that they have, once these calls have ended; a death costs the tasks in flight. Of a node that died, the actors died
+together: that is one death.
 """
 
 from __future__ import annotations
@@ -239,7 +240,8 @@ class Dispatcher(threading.Thread):
         except Exception as error:  # a death, or what Ray made of one
             self._tell(self.actors.died(actor, error))
             return
-        if unit.generation != self._generation or value is None:
+        if unit.generation != self._generation:
+            actor.n_old -= 1
             return
         actor.units.remove(unit)  # mostly the first: calls end in their order, but what they return may arrive in another
         actor.n_calls -= 1

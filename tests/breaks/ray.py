@@ -10,12 +10,12 @@ TABLE = (
         (
             Edit(
                 DISPATCHER,
-                "        if unit.generation != self._generation or value is None:\n            return\n",
-                "        if value is None:\n            return\n",
+                "        if unit.generation != self._generation:\n            actor.n_old -= 1\n            return\n",
+                "",
             ),
         ),
         ("test_ray_workers.py::test_kills_of_actors_change_nothing",),
-        r"IndexError|AssertionError|KeyError|ConfigError",
+        r"IndexError|AssertionError|KeyError|ConfigError|ValueError",
         60,
     ),
     Break(
@@ -33,6 +33,14 @@ TABLE = (
         ("test_ray_workers.py::test_a_sample_that_kills_or_holds_up_its_actor_is_bad[hang]",),
         r"Timeout|WorkerDiedError",
         60,
+    ),
+    Break(
+        "an actor has units while it may die of a sample that was given up",
+        ("a sample has its Ray actor hang",),
+        (Edit(ACTORS, "if actor.is_ready and not actor.n_old]", "if actor.is_ready]"),),
+        ("test_ray_workers.py::test_a_sample_that_kills_or_holds_up_its_actor_is_bad[hang]",),
+        r"AssertionError|assert",
+        90,
     ),
     Break(
         "an actor that takes too long for a sample is left as it is",
