@@ -59,6 +59,7 @@ LONG = (  # more of a kind that make test runs once; run by make stress, as make
     "test_ranks.py::test_lightning_before_it_has_begun_and_after[before]",
     "test_ranks.py::test_lightning_before_it_has_begun_and_after[within]",
     "test_ray_workers.py::test_a_head_that_dies[None]",
+    "test_ray_workers.py::test_substitutes_that_kill_are_found_and_no_innocent_sample_is_blamed[1]",
     "test_several_loaders.py::test_a_fork_while_a_loader_is_made_holds_nothing_of_it[forkserver]",
     "test_several_loaders.py::test_many_one_after_another_take_nothing_more[forkserver]",
     "test_stream.py::test_keras[torch]",

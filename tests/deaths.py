@@ -64,6 +64,14 @@ WAYS: dict[str, tuple[Callable[[], Any], str]] = {  # name -> what a user's func
 }
 
 
+def wait_while(is_so: Any, timeout_s: float = 60) -> None:
+    """Until it is not so any more."""
+    until_s = time.monotonic() + timeout_s
+    while is_so():
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+
+
 def first_time(marker: Path) -> bool:
     """True once, whichever process asks."""
     try:

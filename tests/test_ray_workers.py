@@ -10,6 +10,7 @@ import gc
 import operator
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -24,7 +25,9 @@ import pytest
 
 import ringload
 from ringload import Arrays, ConfigError, Field, ImageFrame, Loader, SampleError, Stream, WorkerDiedError
+from ringload.order.randomness import substitutes
 from tests.conftest import Injected, Times, descriptors
+from tests.deaths import first_time, wait_while
 from tests.helpers import Truth, TruthRows, check, content, order_of, run
 
 pytestmark = [pytest.mark.needs("ray"), pytest.mark.fault, pytest.mark.slow]
@@ -273,6 +276,93 @@ def test_a_sample_that_kills_or_holds_up_its_actor_is_bad(
     assert [bad.index for bad in stats.bad] == [17]
     assert "killed its worker 2 times in a row" in stats.bad[0].reason
     injected(f"a sample has its Ray actor {how}", stats.n_restarts)
+
+
+class KillsInPlace(Truth):
+    """A sample is bad, and two of those that are tried in its place end their process."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.killers = substitutes(5, 0, 17, n, 2).tolist()
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        if index == 17:
+            raise ValueError("bad")
+        if index in self.killers:
+            os._exit(3)
+        super().load(index, rng, out)
+
+
+@pytest.mark.parametrize("batch_size", [1, 12])
+def test_substitutes_that_kill_are_found_and_no_innocent_sample_is_blamed(cluster: Cluster, batch_size: int) -> None:
+    contents, bad = [], []
+    options: dict[str, Any] = {"seed": 5, "on_error": "replace", "restarts": None, "epochs": 1, "ram_budget": "400MB"}
+    for workers in (on_ray(2), 2):
+        with Loader(KillsInPlace(60), batch_size, workers=workers, **options) as loader:
+            contents.append(content(loader))
+            bad.append(sorted((one.index, one.replaced_by) for one in loader.stats.bad))
+    assert contents[0] == contents[1]
+    assert bad[0] == bad[1]
+    assert [index for index, _ in bad[0]] == sorted([17, *KillsInPlace(60).killers])
+
+
+class HangsOnce(Truth):
+    def __init__(self, n: int, hung: Path) -> None:
+        super().__init__(n)
+        self.hung = hung
+
+    def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
+        if index == 17 and first_time(self.hung):
+            self.hung.with_suffix(".pid").write_text(str(os.getpid()))
+            time.sleep(1000)
+        time.sleep(0.003)
+        super().load(index, rng, out)
+
+
+def test_an_actor_that_hangs_in_what_was_given_up_is_replaced(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringload.ray.actors.OLD_S", 1.0)
+    written = tmp_path / "hung.pid"
+
+    def kill_another() -> None:
+        wait_while(lambda: not written.exists() or not written.read_text() or len(pids(loader)) < 2)
+        os.kill(next(pid for pid in pids(loader) if pid != int(written.read_text())), signal.SIGKILL)
+
+    with Loader(HangsOnce(96, tmp_path / "hung"), 8, workers=on_ray(2), ram_budget="400MB") as loader:
+        killer = threading.Thread(target=kill_another)
+        killer.start()
+        assert sorted(index for batch in loader for index in check(batch).tolist()) == list(range(96))
+        killer.join()
+        wait_while(lambda: is_running(int(written.read_text())) or len(pids(loader)) < 2)
+        assert sorted(index for batch in loader for index in check(batch).tolist()) == list(range(96))
+        assert (loader.stats.n_restarts, loader.stats.n_bad) == (1, 0)
+
+
+def test_a_close_that_is_interrupted_goes_on_when_it_is_called_again(cluster: Cluster) -> None:
+    loader = Loader(Truth(40), 4, workers=on_ray(1), ram_budget="400MB")
+    check(next(iter(loader)))
+    thread = dispatcher(loader)
+    is_interrupted = threading.Event()
+
+    def hold() -> None:
+        is_interrupted.wait(60)
+        time.sleep(0.5)
+
+    thread.actors._calls.put(hold)  # the end waits for it
+
+    def interrupt() -> None:
+        wait_while(lambda: not thread._is_closed)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        is_interrupted.set()
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt):
+        loader.close()
+    interrupting.join()
+    loader.close()
+    assert not thread.is_alive()
 
 
 def test_deaths_beyond_restarts_are_an_error_that_names_them(cluster: Cluster) -> None:
@@ -536,7 +626,10 @@ def is_running(pid: int) -> bool:
 HEAD_DIES = """
 from ray.cluster_utils import Cluster
 import ray
-cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20))
+light = dict(object_store_memory=100 << 20)
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0 if ELSEWHERE else 2, include_dashboard=False, **light))
+if ELSEWHERE:
+    cluster.add_node(num_cpus=2, **light)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
 right = contents(Truth(1600), 0, epochs=1)
 workers = ringload.ray.Workers(2, fallback=FALLBACK)
@@ -546,7 +639,10 @@ with ringload.Loader(Slow(1600), 8, workers=workers, seed=5, ram_budget="400MB",
         for number, batch in enumerate(loader):
             got.append(content([batch])[0])
             if number == 5:
+                of_actors = pids(loader)
                 cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+                if ELSEWHERE:
+                    os.kill(of_actors[0], signal.SIGKILL)
     except ringload.WorkerDiedError as error:
         print(type(error).__name__, error)
     print(got == right[:len(got)], len(got) == len(right), [death.cause for death in loader._engine.counters.deaths])
@@ -555,11 +651,20 @@ with ringload.Loader(Slow(1600), 8, workers=workers, seed=5, ram_budget="400MB",
 
 @pytest.mark.parametrize("fallback", [None, "local"])
 def test_a_head_that_dies(fallback: str | None, injected: Injected) -> None:
-    done = run(PREPARED + HEAD_DIES.replace("FALLBACK", repr(fallback)), timeout=110)
+    done = run(PREPARED + HEAD_DIES.replace("FALLBACK", repr(fallback)).replace("ELSEWHERE", "False"), timeout=110)
     assert done.returncode == 0, done.stderr
     if fallback is None:
         assert "ClusterLostError the Ray cluster is lost" in done.stdout, done.stdout
     else:
         assert "True True" in done.stdout, done.stdout
         assert "local workers go on" in done.stdout
+    injected("kill -9 of a Ray cluster's head", 1)
+
+
+def test_living_actors_go_on_after_a_death_while_the_head_is_away(injected: Injected) -> None:
+    script = HEAD_DIES.replace("FALLBACK", "None").replace("ELSEWHERE", "True").replace("Slow(1600)", "Slow(800)")
+    patient = PREPARED.replace('"24"', '"90"')  # Ray takes seconds to tell a death without its head
+    done = run(patient + script.replace("Truth(1600)", "Truth(800)"), timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^True True \['its process on node [^']*'\]$", done.stdout, re.MULTILINE), done.stdout
     injected("kill -9 of a Ray cluster's head", 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ringload.workers.current_work import CurrentWorkTable
 from ringload.workers.fill import Filler
 from ringload.workers.worker import _TaskLoop
 from tests.conftest import Injected
-from tests.deaths import Tripwire, first_time
+from tests.deaths import Tripwire, first_time, wait_while
 from tests.helpers import Truth, content
 
 pytestmark = pytest.mark.fault
@@ -34,13 +33,6 @@ class Behind(Truth):
     def load(self, index: int, rng: np.random.Generator, out: Any) -> None:
         wait_while(self.gate.exists)
         super().load(index, rng, out)
-
-
-def wait_while(is_so: Any, timeout_s: float = 60) -> None:
-    until_s = time.monotonic() + timeout_s
-    while is_so():
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
 
 
 HELD = [

@@ -46,7 +46,7 @@ PoisonSamples = Sequence[tuple[int, str]]
 
 class UnitMessage(NamedTuple):
     """Rows to fill: `samples (n,) int64` and draw keys `(n,) int64`, as bytes, and what the order wrote into its
-    fields: name -> `(n, *shape)`. `one_by_one`: nothing is read ahead, and no two samples are loaded in one call."""
+    fields: name -> `(n, *shape)`. `one_by_one`: one row, for which nothing is read ahead, and no substitute is tried."""
 
     epoch: int
     samples: bytes
@@ -129,14 +129,20 @@ class Actor:
         self._job, self._source, self._ahead = job, source, ReadingAhead(source.prefetch, source.is_ready)
         self._layouts: dict[int, Layout] = {}
         self._watch = SampleWatch(job.sample_timeout)
+        self._units = deque[tuple[UnitMessage, np.ndarray]]()
         self.begin(0, ())
         return "", tuple(source.order_fields)
 
     def begin(self, generation: int, poison_samples: PoisonSamples) -> None:
         """Forget the units that were told before. These samples killed their worker, and are not loaded."""
+        if self._source.forget is not None:
+            for _, samples in self._units:
+                self._source.forget(samples)
         self._generation, self._units = generation, deque[tuple[UnitMessage, np.ndarray]]()
         self._poison_samples = dict(poison_samples)
         self._filler = Filler(self._job, self._source, self._poison_samples, own=self._own)
+        # The trainer has to know which sample is tried in place of a bad one, as it may end this process.
+        self._filler_of_one = Filler(self._job._replace(on_error="skip"), self._source, self._poison_samples, own=self._own)
         self._idle_from_s = time.monotonic()
 
     def fill(self, generation: int, units: list[tuple[Any, ...]]) -> Any:
@@ -148,7 +154,7 @@ class Actor:
             self._take(UnitMessage(*unit))
         unit, samples = self._units.popleft()
         if self._reads_ahead(unit):
-            self._watch.note(-1, 0, len(samples))
+            self._watch.note(-1, 0, max(1, len(samples)))
             self._wait_for(samples)
         buffer, bad = self._fill(unit)
         self._watch.rest()
@@ -187,8 +193,10 @@ class Actor:
         rows[KEY][:] = np.frombuffer(unit.keys, np.int64)
         for name, values in unit.ordered.items():
             rows[name][:] = values
-        note = (lambda sample, start, stop: None) if unit.one_by_one else self._watch.note
-        bad = self._filler.fill(unit.epoch, 0, n_rows, rows, note, one_by_one=unit.one_by_one)
+        if unit.one_by_one:
+            bad = self._filler_of_one.fill(unit.epoch, 0, n_rows, rows, one_by_one=True)
+        else:
+            bad = self._filler.fill(unit.epoch, 0, n_rows, rows, self._watch.note)
         return buffer, [(one.index, self._named(one).pack(MAX_TEXT_BYTES)) for one in bad]
 
     def _named(self, bad: Bad) -> Bad:

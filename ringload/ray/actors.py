@@ -15,9 +15,11 @@ import os
 import re
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -36,6 +38,7 @@ from ringload.system.deaths import Death
 from ringload.system.segment import map_shared
 from ringload.workers.start import Start
 
+OLD_S = 10.0  # how long an actor may take to end what it was doing when another generation began
 MAX_REASON = 300  # characters of Ray's on a death
 DETAIL = re.compile(r"Worker exit detail: (.*?)(?: Some common causes|$)", re.DOTALL)
 END_S = 5.0  # how long the end waits until the head was asked to kill the actors; Ray does that anyway when the trainer ends
@@ -56,11 +59,14 @@ class ActorState:
     unsent: list[Unit] = field(default_factory=list)
     n_calls: int = 0
     n_old: int = 0
+    old_from_s: float = 0.0  # since when there are such
 
     def forget(self) -> None:
         """Another generation begins: it has no units."""
         self.units.clear()
         self.unsent.clear()
+        if not self.n_old:
+            self.old_from_s = time.monotonic()
         self.n_old += self.n_calls
         self.n_calls = 0
 
@@ -74,6 +80,10 @@ class Actors:
         self._cluster, self._numbers, self._when_done = cluster, numbers, when_done
         self._directory = _directory()
         self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
+        self._caller: threading.Thread | None = None
+
+    def begin_to_call(self) -> None:
+        """Start the thread that asks the head."""
         self._caller = threading.Thread(target=self._call, name="ringload:ray-head", daemon=True)
         self._caller.start()
 
@@ -98,15 +108,26 @@ class Actors:
         self._fds = [fd for fd, _ in contents]
         self._job = job._replace(source=None, owners=(), setup=None)
 
-    def start(self, start: Start, generation: int) -> None:
-        """Have those started that are not there; the others begin a generation."""
+    def begin(self, start: Start, generation: int) -> None:
+        """Have those that are there begin a generation, and the others once they are. It needs no head."""
         self._start, self._generation = start, generation
-        for number in self._numbers:
-            actor = self.by_number.get(number)
-            if actor is None:
-                self._start_one(number)
-            elif actor.is_ready:
+        for actor in self.by_number.values():
+            if actor.is_ready:
                 actor.handle.begin.remote(generation, start.poison_samples)
+
+    def start_missing(self) -> None:
+        """Have those started that are not there."""
+        for number in self._numbers:
+            if number not in self.by_number:
+                self._start_one(number)
+
+    def drop_late(self) -> bool:
+        """End those that have not ended what they did in an earlier generation: a sample may hang. Whether there was one."""
+        now_s = time.monotonic()
+        late = [actor.number for actor in self.by_number.values() if actor.n_old and now_s - actor.old_from_s > OLD_S]
+        for number in late:
+            self.drop(number)
+        return bool(late)
 
     def _start_one(self, number: int) -> None:
         actor = self.by_number[number] = ActorState(number)
@@ -205,13 +226,15 @@ class Actors:
         """End all actors, and the thread."""
         self.drop_all()
         self._calls.put(None)
-        self._caller.join(END_S)
+        if self._caller is not None:
+            self._caller.join(END_S)
 
 
 def _kill(actor: ActorState) -> None:
     """In the thread of its own, after its start. Without Ray, the actor has ended."""
     if actor.handle is not None and ray.is_initialized():
-        ray.kill(actor.handle)
+        with suppress(Exception):  # whatever Ray raises of an actor, or of a cluster, that is gone: this thread has to go on
+            ray.kill(actor.handle)
 
 
 def _detail(error: Exception) -> str:

@@ -39,14 +39,14 @@ class Cluster:
     """The connection to a cluster. `address` is its head's."""
 
     def __init__(self, address: str | None, n_cpus: int, store_bytes: int) -> None:
-        self._is_ours = self._is_open = False
+        self._is_ours = self._is_open = self._is_user = False
         with _lock:
             if not ray.is_initialized():
                 _connect(address or os.environ.get("RAY_ADDRESS"), n_cpus, store_bytes)
                 self._is_ours = True
             self._is_ours |= _n_users[0] > 0
             _n_users[0] += self._is_ours
-            self._is_open = True
+            self._is_open = self._is_user = True
         self.address = ray.get_runtime_context().gcs_address
         if address is not None and not _is_same(address, self.address):
             self.close()
@@ -123,13 +123,20 @@ class Cluster:
         """Disconnect, or shut Ray down, if this module has connected or started it and nobody else uses it. Idempotent."""
         if not self._is_open:
             return
-        self._is_open = False
         if self._group_is_there():
             remove_placement_group(self._group)
+            self._group = None
         with _lock:
-            _n_users[0] -= self._is_ours
+            self._leave()
             if self._is_ours and not _n_users[0]:
                 ray.shutdown()
+        self._is_open = False
+
+    def _leave(self) -> None:
+        """Be no user of Ray any more. Idempotent."""
+        if self._is_user:
+            self._is_user = False
+            _n_users[0] -= self._is_ours
 
     def _group_is_there(self) -> bool:
         return getattr(self, "_group", None) is not None and ray.is_initialized()
@@ -140,7 +147,7 @@ class Cluster:
         if self._is_open:
             self._is_open = False
             with _lock:
-                _n_users[0] -= self._is_ours
+                self._leave()
         ray.shutdown()
 
 

@@ -78,15 +78,21 @@ class Dispatcher(threading.Thread):
         self.actors.give_source(job, job.owners[1:])
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        """For the trainer: have the thread do something, and wait for its result. An interruption leaves it to be done."""
+        """For the trainer: have the thread do something, and wait for its result. An interruption leaves it to be done. None:
+        the thread has ended."""
         answer: SimpleQueue[Any] = SimpleQueue()
         self.inbox.put((what, answer, *arguments))
-        return answer.get()
+        while self.is_alive():
+            try:
+                return answer.get(timeout=PULSE_S)
+            except Empty:
+                continue
+        return None
 
     def end(self) -> None:
-        """End all actors, and this thread."""
-        if threading.current_thread() is self:  # the garbage collector, which runs in any thread, has found the loader
-            self._guarded(self._on_close)
+        """End all actors, and this thread. After an interruption, call it again."""
+        if self.ident is None or threading.current_thread() is self:  # an interruption has come before `start`; or the garbage
+            self._guarded(self._on_close)  # collector, which runs in any thread, has found the loader
         else:
             self.ask("close")
             self.join()
@@ -95,6 +101,7 @@ class Dispatcher(threading.Thread):
 
     def run(self) -> None:
         """Until `close`."""
+        self.actors.begin_to_call()
         while not self._is_closed:
             for what, *arguments in self._messages():
                 answer = arguments.pop(0) if what in ANSWERED else None
@@ -146,6 +153,8 @@ class Dispatcher(threading.Thread):
         if self._cluster.is_lost():
             self._lose(self._cluster.lost_text())
             return
+        if not self._is_stopped and self.actors.drop_late():
+            self._is_to_start = True
         self._start_actors()
         n_placed = self.actors.n_placed
         self._were_all_placed |= n_placed == self._n
@@ -174,13 +183,14 @@ class Dispatcher(threading.Thread):
 
     def _on_start(self, start: Start) -> None:
         self._start, self._is_stopped, self._is_to_start = start, False, True
+        self.actors.begin(start, self._generation)
         self._start_actors()
 
     def _start_actors(self) -> None:
         """Now, or once the head answers: Ray's calls that need it would wait, and not see that the cluster is lost."""
         if self._is_to_start and self.lost is None and self._cluster.answers():
             self._is_to_start = False
-            self.actors.start(self._start, self._generation)
+            self.actors.start_missing()
 
     def _on_clear(self) -> None:
         """From here on, nothing that was posted before is written."""
@@ -248,7 +258,10 @@ class Dispatcher(threading.Thread):
         self.work.pop(actor.number, None)
         if actor.n_calls:
             self._note_work(actor)
-        if self._writer.write(actor.number, unit, Filled(*value)):
+        filled = Filled(*value)
+        if (other := self._writer.substitute_for(unit, filled)) is not None:
+            self._pending.appendleft(other)
+        elif self._writer.write(actor.number, unit, filled):
             self._notify()
 
     # -- units --------------------------------------------------------------------------------------------------------

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 import numpy as np
 
+from ringload.bad_sample import Bad
+from ringload.order.randomness import substitutes
+from ringload.protocols import Job
 from ringload.ray.actor import Filled, UnitMessage, rows_layout
 from ringload.ring.layout import FLAG_DONE, FLAG_DONE_WITH_REPORTS, KEY, MAX_TASKS, Layout
 from ringload.ring.slots import InFlightBatch, TaskResult
 from ringload.workers.current_work import WHOLE_TASK, CurrentWork
-from ringload.workers.records import BAD, Task, WorkerReport
+from ringload.workers.fill import N_SUBSTITUTES
+from ringload.workers.records import BAD, MAX_TEXT_BYTES, Task, WorkerReport
 
 
 @dataclass(eq=False)
 class Unit:
-    """Rows `start:stop` of a batch, which are a task, or one row of it. `generation`: see `dispatcher`."""
+    """Rows `start:stop` of a batch, which are a task, or one row of it. `generation`: see `dispatcher`.
+
+    Of one row: `substitute` is the sample that is tried in place of its own, the `n_tried`th; `own`, what its own has returned.
+    """
 
     batch: InFlightBatch
     task: int
@@ -33,6 +40,9 @@ class Unit:
     n_bytes: int
     generation: int
     one_by_one: bool = False
+    substitute: int | None = None
+    n_tried: int = 0
+    own: Filled | None = None
 
     @property
     def of_task(self) -> tuple[int, int]:
@@ -53,7 +63,9 @@ class _Left:
 class SlotWriter:
     """Reads and writes rows of the ring's slots. `flags`: the done flags of all slots."""
 
-    def __init__(self, layout: Layout, memory: np.ndarray, flags: memoryview) -> None:
+    def __init__(self, job: Job, memory: np.ndarray, flags: memoryview) -> None:
+        layout = job.layout
+        self._job = job._replace(source=None, owners=(), setup=None)
         self.results: SimpleQueue[WorkerReport | TaskResult] = SimpleQueue()
         self.order_fields: Sequence[str] = ()
         self._layout, self._flags, self._arrays = layout, flags, layout.arrays(memory)
@@ -75,17 +87,43 @@ class SlotWriter:
         """What an actor is told of a unit."""
         slot, rows = unit.batch.slot, slice(unit.start, unit.stop)
         index, keys = self._arrays["index"][slot][rows].tobytes(), self._arrays[KEY][slot][rows].tobytes()
+        if unit.substitute is not None:  # its own number is its draw key
+            index = keys = np.int64(unit.substitute).tobytes()
         ordered = {name: self._arrays[name][slot][rows] for name in self.order_fields}
         return UnitMessage(unit.batch.epoch, index, keys, ordered, unit.one_by_one)
 
     def work(self, unit: Unit, since_s: float) -> CurrentWork:
         """A unit as what a worker has in hand."""
-        is_one = unit.stop == unit.start + 1
-        sample = int(self._arrays["index"][unit.batch.slot][unit.start]) if is_one else WHOLE_TASK
+        sample = WHOLE_TASK  # as samples of other units are read meanwhile
+        if unit.one_by_one:
+            sample = int(self._arrays["index"][unit.batch.slot][unit.start]) if unit.substitute is None else unit.substitute
         return CurrentWork(unit.batch.epoch, unit.batch.number, sample, unit.start, unit.stop, since_s)
+
+    def substitute_for(self, unit: Unit, filled: Filled) -> Unit | None:
+        """A unit that tries another sample, where that of a unit of one row is bad; None: there is nothing to try."""
+        if not unit.one_by_one or not filled.bad or self._job.on_error != "replace":
+            return None
+        key = int(self._arrays[KEY][unit.batch.slot][unit.start])
+        others = substitutes(self._job.seed, unit.batch.epoch, key, self._job.n_samples, N_SUBSTITUTES)
+        if unit.n_tried == len(others):
+            return None
+        other = int(others[unit.n_tried])
+        return replace(unit, substitute=other, n_tried=unit.n_tried + 1, own=unit.own or filled)
+
+    def _made_good(self, worker_id: int, unit: Unit, filled: Filled) -> Filled:
+        """What is written of a row whose own sample is bad."""
+        if unit.own is None or unit.substitute is None:
+            return filled
+        if filled.bad:  # as all substitutes are
+            return unit.own
+        ((sample, text),) = unit.own.bad
+        problem = Bad.unpack(text, sample, worker_id)
+        problem.replaced_by = unit.substitute
+        return filled._replace(bad=[(sample, problem.pack(MAX_TEXT_BYTES))])
 
     def write(self, worker_id: int, unit: Unit, filled: Filled) -> bool:
         """Rows, then reports, then the flag, as a batch whose flags are all set may be lent at once: whether they are."""
+        filled = self._made_good(worker_id, unit, filled)
         batch, n_rows = unit.batch, unit.stop - unit.start
         if n_rows not in self._layouts:
             self._layouts[n_rows] = rows_layout(self._layout, n_rows)

@@ -136,7 +136,7 @@ class Workers(ringload.protocols.Workers):
         self._opened.append(cluster.close)
         cluster.reserve(self._n, self._per_node, self._resources)
         numbers = range(self._n_local, self.n_workers)
-        self._writer = SlotWriter(layout, memory, self._flags)
+        self._writer = SlotWriter(job, memory, self._flags)
         self._dispatcher = Dispatcher(cluster, numbers, job, self._writer, flying_bytes, self._timeout_s, self.wake)
         self._opened.append(self._end_dispatcher)
         self._dispatcher.start()
@@ -229,6 +229,8 @@ class Workers(ringload.protocols.Workers):
         return tasks
 
     def wait(self, timeout_s: float) -> bool:
+        if (there := self._dispatcher) is not None and (there.lost is not None or not there.deaths.empty()):
+            return True  # a former wait has taken the notice, and its caller a batch
         found = self._poll.poll(timeout_s * 1000)
         try:
             os.eventfd_read(self._event)
