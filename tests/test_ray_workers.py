@@ -26,6 +26,8 @@ import pytest
 import ringload
 from ringload import Arrays, ConfigError, Field, ImageFrame, Loader, SampleError, Stream, WorkerDiedError
 from ringload.order.randomness import substitutes
+from ringload.system.deaths import Death
+from ringload.workers.current_work import CurrentWork
 from tests.conftest import Injected, Times, descriptors
 from tests.deaths import first_time, wait_while
 from tests.helpers import Truth, TruthRows, check, content, order_of, run
@@ -337,6 +339,19 @@ def test_an_actor_that_hangs_in_what_was_given_up_is_replaced(
         wait_while(lambda: is_running(int(written.read_text())) or len(pids(loader)) < 2)
         assert sorted(index for batch in loader for index in check(batch).tolist()) == list(range(96))
         assert (loader.stats.n_restarts, loader.stats.n_bad) == (1, 0)
+
+
+def test_a_late_death_blames_no_successor(cluster: Cluster) -> None:
+    with Loader(Truth(40), 4, workers=on_ray(1), ram_budget="400MB", epochs=1) as loader:
+        assert sorted(index for batch in loader for index in check(batch).tolist()) == list(range(40))
+        thread, workers = dispatcher(loader), loader._engine._state.workers
+        thread.work[0] = 77, CurrentWork(0, 0, 17, 0, 1, 0.0)
+        for pid in (76, 77):
+            thread.deaths.put(Death(0, pid, 0, "it is gone"))
+        late, present = workers.events().died
+        assert (late.worker_id, late.cause) == (-1, "worker 0 (pid 76) died: it is gone")
+        assert present == Death(0, 77, 0, "it is gone")
+        thread.work.clear()
 
 
 def test_a_close_that_is_interrupted_goes_on_when_it_is_called_again(cluster: Cluster) -> None:

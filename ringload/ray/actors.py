@@ -70,6 +70,12 @@ class ActorState:
         self.n_old += self.n_calls
         self.n_calls = 0
 
+    def takes(self, unit: Unit, n_most: int) -> bool:
+        """Whether it takes one more unit, of `n_most`. Of those that are filled one by one, it has no other beside."""
+        if unit.one_by_one or (self.units and self.units[0].one_by_one):
+            return not self.units
+        return len(self.units) < n_most
+
 
 class Actors:
     """Worker -> its actor. `when_done` has the dispatcher act once a call has ended."""

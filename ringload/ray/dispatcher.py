@@ -78,8 +78,7 @@ class Dispatcher(threading.Thread):
         self.actors.give_source(job, job.owners[1:])
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        """For the trainer: have the thread do something, and wait for its result. An interruption leaves it to be done. None:
-        the thread has ended."""
+        """For the trainer: have the thread do something, and wait. An interruption leaves it to be done. None: it has ended."""
         answer: SimpleQueue[Any] = SimpleQueue()
         self.inbox.put((what, answer, *arguments))
         while self.is_alive():
@@ -273,7 +272,7 @@ class Dispatcher(threading.Thread):
         ready = self.actors.ready
         while self._pending:
             unit = self._pending[0]
-            takers = [actor for actor in ready if _takes(actor, unit)]
+            takers = [actor for actor in ready if actor.takes(unit, N_CALLS + N_AHEAD)]
             if not takers:
                 break
             actor = min(takers, key=lambda one: len(one.units))
@@ -299,10 +298,3 @@ class Dispatcher(threading.Thread):
         """What the actor has in hand from now on."""
         assert actor.hello is not None
         self.work[actor.number] = actor.hello.pid, self._writer.work(actor.units[0], time.monotonic())
-
-
-def _takes(actor: ActorState, unit: Unit) -> bool:
-    """Whether an actor takes one more unit. Of those that are filled one by one, it has no other beside."""
-    if unit.one_by_one or (actor.units and actor.units[0].one_by_one):
-        return not actor.units
-    return len(actor.units) < N_CALLS + N_AHEAD

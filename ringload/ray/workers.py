@@ -13,6 +13,7 @@ import numpy as np
 
 import ringload.protocols
 from ringload.checks import integer, one_of, short
+from ringload.engine.describe import death_text
 from ringload.errors import ClusterLostError, ConfigError, missing, without_frames
 from ringload.protocols import Event, Job, Owner
 from ringload.ring.layout import MAX_TASKS
@@ -249,12 +250,20 @@ class Workers(ringload.protocols.Workers):
     def events(self) -> Event:
         event = Event([]) if self._local is None else self._local.events()
         if self._dispatcher is not None:
-            event.died += _all_of(self._dispatcher.deaths)
+            event.died += self._deaths(self._dispatcher)
             if (lost := self._dispatcher.lost) is not None:
                 if self._fallback is None:
                     raise without_frames(lost)
                 event.died.append(Death.of_server(f"{lost}; local workers go on"))
         return event
+
+    def _deaths(self, dispatcher: Dispatcher) -> list[Death]:
+        """Those since the last call. Where an actor that took a dead one's place has work already, it is not to blame."""
+        deaths = []
+        for death in _all_of(dispatcher.deaths):
+            pid, _ = dispatcher.work.get(death.worker_id, (death.pid, None))
+            deaths.append(death if pid == death.pid else Death.of_server(death_text(death)))
+        return deaths
 
     def clear(self) -> Event:
         event = Event([])
@@ -263,7 +272,7 @@ class Workers(ringload.protocols.Workers):
             event = self._local.clear()
         if self._dispatcher is not None:
             self._dispatcher.ask("clear")
-            event.died += _all_of(self._dispatcher.deaths)
+            event.died += self._deaths(self._dispatcher)
         return event
 
     def _poll_without_local(self) -> None:

@@ -81,6 +81,14 @@ TABLE = (
         110,
     ),
     Break(
+        "a late death blames what its successor has in hand",
+        (),
+        (Edit("ray/workers.py", "death if pid == death.pid else", "death if True else"),),
+        ("test_ray_workers.py::test_a_late_death_blames_no_successor",),
+        r"assert",
+        60,
+    ),
+    Break(
         "a thread that has ended is asked to end",
         (),
         (Edit(DISPATCHER, "        while self.is_alive():\n            try:\n", "        while True:\n            try:\n"),),
