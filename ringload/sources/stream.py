@@ -155,6 +155,15 @@ class Stream:
 
     def begin_task(self, rows: Mapping[str, np.ndarray]) -> None:
         """Go to the place where the part goes on."""
+        self._reader: Reader | None = None
+        self._problem: Exception | None = None
+        try:
+            self._go_on(rows)
+        except Exception as error:
+            self._problem = error
+            raise
+
+    def _go_on(self, rows: Mapping[str, np.ndarray]) -> None:
         self._note = rows[NOTE]
         told = read_note(self._note)
         order = self.default_order
@@ -170,6 +179,7 @@ class Stream:
 
     def load(self, index: int, rng: Any, out: Any) -> None:
         """Write the next row of the part."""
+        assert self._reader is not None
         for _ in range(out.number - self._n_taken):  # rows that have killed their worker are not loaded, and are read now
             self._reader.take()
         self._n_taken = out.number + 1
@@ -190,7 +200,13 @@ class Stream:
         return False
 
     def end_task(self) -> None:
-        """Tell the order where the part goes on."""
+        """Tell the order where the part goes on.
+
+        Raises:
+            RuntimeError: it is not known, as `begin_task` has raised.
+        """
+        if self._reader is None:
+            raise RuntimeError("it is not known where this part of the stream goes on") from self._problem
         write_note({"mark": self._reader.mark()}, self._note, MAX_MARK_BYTES)
 
     def describe(self, index: int) -> str:
