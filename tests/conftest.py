@@ -62,8 +62,6 @@ LONG = (  # more of a kind that make test runs once; run by make stress, as make
     "test_ray_workers.py::test_substitutes_that_kill_are_found_and_no_innocent_sample_is_blamed[1]",
     "test_several_loaders.py::test_a_fork_while_a_loader_is_made_holds_nothing_of_it[forkserver]",
     "test_several_loaders.py::test_many_one_after_another_take_nothing_more[forkserver]",
-    # A known fault: on a busy machine, about 1 run in 6 ends in "part 2 of a stream has no reader". See docs/test-log.md.
-    "test_stream.py::test_deaths_at_any_row_change_nothing[2-Finite]",
     "test_stream.py::test_keras[torch]",
     "test_stream_orders.py::test_endless_streams_in_adapters[keras]",
     "test_torch_loader_workers.py::test_the_start_does_not_count_for_the_timeout[True]",

@@ -20,6 +20,7 @@ import pytest
 import ringload
 from ringload import ConfigError, Field, Loader, SampleError, Stream, TooManyBadSamplesError
 from ringload.engine.lifecycle import State
+from ringload.order.stream_note import NOTE, NOTE_BYTES, write_note
 from tests.deaths import first_time, kill_all, members
 from tests.helpers import run
 from tests.threads import ThreadWorkers
@@ -262,6 +263,18 @@ def test_deaths_at_any_row_change_nothing(kind: Any, workers: int, tmp_path: Pat
             assert [rows_in(batch) for batch in made] == batches_of(LENGTHS, 4, epoch)
         assert made.stats.n_restarts >= 2
     assert len(list(tmp_path.iterdir())) == len(deadly)
+
+
+def test_a_batch_that_was_given_up_ends_no_worker() -> None:
+    """A worker may be left the last batch of what was taken back, of which only the first has a mark."""
+    source = stream(Finite([3, 2]), 2)
+    note = np.zeros((4, NOTE_BYTES // 4), np.uint8)
+    write_note({"id": 0, "part": 1, "n_parts": 2, "seed": 0, "mark": None}, note)
+    before = note.copy()
+    with pytest.raises(RuntimeError, match="has no reader"):
+        source.begin_task({NOTE: note})
+    source.end_task()
+    assert (note == before).all()
 
 
 @pytest.mark.parametrize("kind", [Finite, Seekable])

@@ -157,6 +157,7 @@ class Stream:
         """Go to the place where the part goes on."""
         self._reader: Reader | None = None
         self._problem: Exception | None = None
+        self._is_given_up = False
         try:
             self._go_on(rows)
         except Exception as error:
@@ -174,6 +175,9 @@ class Stream:
             way = Way(self.factory, self._rows, self._n_parts, order.replays, order.steps is not None, order.n_window)
             reader = self._readers[key] = Reader(way, told["part"], told["seed"], mark)
         if reader is None:
+            # The trainer took back what was posted while this worker was about to take one, and left it the last in place of
+            # the first: a batch that nobody receives.
+            self._is_given_up = True
             raise RuntimeError(f"part {told['part']} of a stream has no reader: this is an error of ringload")
         self._reader = reader
 
@@ -205,6 +209,8 @@ class Stream:
         Raises:
             RuntimeError: it is not known, as `begin_task` has raised.
         """
+        if self._is_given_up:
+            return
         if self._reader is None:
             raise RuntimeError("it is not known where this part of the stream goes on") from self._problem
         write_note({"mark": self._reader.mark()}, self._note, MAX_MARK_BYTES)
