@@ -34,6 +34,7 @@ from tests.helpers import Truth, TruthRows, check, content, order_of, run
 
 pytestmark = [pytest.mark.needs("ray"), pytest.mark.fault, pytest.mark.slow]
 CPUS = 2  # of each node
+OF_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}  # by Ray's default, actors wait for all else: 15
 LIGHT = {"object_store_memory": 100 << 20}
 MEMFD = "/memfd"
 
@@ -42,7 +43,7 @@ class Cluster:
     """A cluster that this process is connected to."""
 
     def __init__(self) -> None:
-        os.environ["RAY_AUTH_MODE"] = "disabled"
+        os.environ |= OF_RAY
         import ray
         from ray.cluster_utils import Cluster as OfRay
 
@@ -541,9 +542,10 @@ def test_memory_that_workers_share_is_refused(cluster: Cluster) -> None:
 
 # -- in interpreters of their own -------------------------------------------------------------------------------------
 
-PREPARED = """
+PREPARED = f"""
 import os, signal, sys, time
-os.environ["RAY_AUTH_MODE"] = "disabled"
+OF_RAY = {OF_RAY}
+os.environ |= OF_RAY
 os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "24"
 import ringload, ringload.ray
 from tests.helpers import Truth, check, content, order_of
