@@ -92,6 +92,7 @@ class Actor:
     def __init__(self, worker_id: int) -> None:
         self._id = worker_id
         self._node = ""
+        self._units = deque[tuple[UnitMessage, np.ndarray]]()
 
     def hello(self) -> tuple[Any, ...]:
         """See `Hello`."""
@@ -129,7 +130,6 @@ class Actor:
         self._job, self._source, self._ahead = job, source, ReadingAhead(source.prefetch, source.is_ready)
         self._layouts: dict[int, Layout] = {}
         self._watch = SampleWatch(job.sample_timeout)
-        self._units = deque[tuple[UnitMessage, np.ndarray]]()
         self.begin(0, ())
         return "", tuple(source.order_fields)
 
@@ -138,7 +138,8 @@ class Actor:
         if self._source.forget is not None:
             for _, samples in self._units:
                 self._source.forget(samples)
-        self._generation, self._units = generation, deque[tuple[UnitMessage, np.ndarray]]()
+        self._units.clear()
+        self._generation = generation
         self._poison_samples = dict(poison_samples)
         self._filler = Filler(self._job, self._source, self._poison_samples, own=self._own)
         # The trainer has to know which sample is tried in place of a bad one, as it may end this process.

@@ -90,8 +90,8 @@ class Dispatcher(threading.Thread):
 
     def end(self) -> None:
         """End all actors, and this thread. After an interruption, call it again."""
-        if self.ident is None or threading.current_thread() is self:  # an interruption has come before `start`; or the garbage
-            self._guarded(self._on_close)  # collector, which runs in any thread, has found the loader
+        if self.ident is None or threading.current_thread() is self:  # never started; or here the garbage collector runs
+            self._guarded(self._on_close)
         else:
             self.ask("close")
             self.join()

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,12 +27,17 @@ from ringload.workers.fill import N_SUBSTITUTES
 from ringload.workers.records import BAD, MAX_TEXT_BYTES, Task, WorkerReport
 
 
+class Substitute(NamedTuple):
+    """A sample that is tried in place of a row's own, the `number`th; and what its own has returned."""
+
+    sample: int
+    number: int
+    own: Filled
+
+
 @dataclass(eq=False)
 class Unit:
-    """Rows `start:stop` of a batch, which are a task, or one row of it. `generation`: see `dispatcher`.
-
-    Of one row: `substitute` is the sample that is tried in place of its own, the `n_tried`th; `own`, what its own has returned.
-    """
+    """Rows `start:stop` of a batch, which are a task, or one row of it. `generation`: see `dispatcher`."""
 
     batch: InFlightBatch
     task: int
@@ -40,9 +46,7 @@ class Unit:
     n_bytes: int
     generation: int
     one_by_one: bool = False
-    substitute: int | None = None
-    n_tried: int = 0
-    own: Filled | None = None
+    substitute: Substitute | None = None
 
     @property
     def of_task(self) -> tuple[int, int]:
@@ -65,7 +69,7 @@ class SlotWriter:
 
     def __init__(self, job: Job, memory: np.ndarray, flags: memoryview) -> None:
         layout = job.layout
-        self._job = job._replace(source=None, owners=(), setup=None)
+        self._seed, self._n_samples, self._replaces = job.seed, job.n_samples, job.on_error == "replace"
         self.results: SimpleQueue[WorkerReport | TaskResult] = SimpleQueue()
         self.order_fields: Sequence[str] = ()
         self._layout, self._flags, self._arrays = layout, flags, layout.arrays(memory)
@@ -88,7 +92,7 @@ class SlotWriter:
         slot, rows = unit.batch.slot, slice(unit.start, unit.stop)
         index, keys = self._arrays["index"][slot][rows].tobytes(), self._arrays[KEY][slot][rows].tobytes()
         if unit.substitute is not None:  # its own number is its draw key
-            index = keys = np.int64(unit.substitute).tobytes()
+            index = keys = np.int64(unit.substitute.sample).tobytes()
         ordered = {name: self._arrays[name][slot][rows] for name in self.order_fields}
         return UnitMessage(unit.batch.epoch, index, keys, ordered, unit.one_by_one)
 
@@ -96,29 +100,30 @@ class SlotWriter:
         """A unit as what a worker has in hand."""
         sample = WHOLE_TASK  # as samples of other units are read meanwhile
         if unit.one_by_one:
-            sample = int(self._arrays["index"][unit.batch.slot][unit.start]) if unit.substitute is None else unit.substitute
+            index = self._arrays["index"][unit.batch.slot]
+            sample = int(index[unit.start]) if unit.substitute is None else unit.substitute.sample
         return CurrentWork(unit.batch.epoch, unit.batch.number, sample, unit.start, unit.stop, since_s)
 
     def substitute_for(self, unit: Unit, filled: Filled) -> Unit | None:
         """A unit that tries another sample, where that of a unit of one row is bad; None: there is nothing to try."""
-        if not unit.one_by_one or not filled.bad or self._job.on_error != "replace":
+        if not (unit.one_by_one and filled.bad and self._replaces):
             return None
         key = int(self._arrays[KEY][unit.batch.slot][unit.start])
-        others = substitutes(self._job.seed, unit.batch.epoch, key, self._job.n_samples, N_SUBSTITUTES)
-        if unit.n_tried == len(others):
+        others = substitutes(self._seed, unit.batch.epoch, key, self._n_samples, N_SUBSTITUTES)
+        number, own = (0, filled) if unit.substitute is None else (unit.substitute.number + 1, unit.substitute.own)
+        if number == len(others):
             return None
-        other = int(others[unit.n_tried])
-        return replace(unit, substitute=other, n_tried=unit.n_tried + 1, own=unit.own or filled)
+        return replace(unit, substitute=Substitute(int(others[number]), number, own))
 
     def _made_good(self, worker_id: int, unit: Unit, filled: Filled) -> Filled:
         """What is written of a row whose own sample is bad."""
-        if unit.own is None or unit.substitute is None:
+        if unit.substitute is None:
             return filled
         if filled.bad:  # as all substitutes are
-            return unit.own
-        ((sample, text),) = unit.own.bad
+            return unit.substitute.own
+        ((sample, text),) = unit.substitute.own.bad
         problem = Bad.unpack(text, sample, worker_id)
-        problem.replaced_by = unit.substitute
+        problem.replaced_by = unit.substitute.sample
         return filled._replace(bad=[(sample, problem.pack(MAX_TEXT_BYTES))])
 
     def write(self, worker_id: int, unit: Unit, filled: Filled) -> bool:

@@ -154,18 +154,14 @@ class Stream:
         self._rows.start(worker)
 
     def begin_task(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Go to the place where the part goes on."""
-        self._reader: Reader | None = None
-        self._problem: Exception | None = None
-        self._is_given_up = False
-        try:
-            self._go_on(rows)
-        except Exception as error:
-            self._problem = error
-            raise
+        """Go to the place where the part goes on.
 
-    def _go_on(self, rows: Mapping[str, np.ndarray]) -> None:
+        Raises:
+            RuntimeError: it is not known here, as nobody receives the batch: the trainer took back what was posted while this
+                worker was about to take one, and left it the last in place of the first.
+        """
         self._note = rows[NOTE]
+        self._reader: Reader | None = None
         told = read_note(self._note)
         order = self.default_order
         self._n_parts, key, mark = told["n_parts"], (told["id"], told["part"]), told["mark"]
@@ -175,10 +171,7 @@ class Stream:
             way = Way(self.factory, self._rows, self._n_parts, order.replays, order.steps is not None, order.n_window)
             reader = self._readers[key] = Reader(way, told["part"], told["seed"], mark)
         if reader is None:
-            # The trainer took back what was posted while this worker was about to take one, and left it the last in place of
-            # the first: a batch that nobody receives.
-            self._is_given_up = True
-            raise RuntimeError(f"part {told['part']} of a stream has no reader: this is an error of ringload")
+            raise RuntimeError(f"part {told['part']} of a stream has no reader here, so its batch was given up")
         self._reader = reader
 
     def load(self, index: int, rng: Any, out: Any) -> None:
@@ -204,16 +197,15 @@ class Stream:
         return False
 
     def end_task(self) -> None:
-        """Tell the order where the part goes on.
+        """Tell the order where the part goes on; not of a batch that was given up (see `begin_task`).
 
         Raises:
-            RuntimeError: it is not known, as `begin_task` has raised.
+            RuntimeError: `begin_task` has failed for another reason.
         """
-        if self._is_given_up:
-            return
-        if self._reader is None:
-            raise RuntimeError("it is not known where this part of the stream goes on") from self._problem
-        write_note({"mark": self._reader.mark()}, self._note, MAX_MARK_BYTES)
+        if self._reader is not None:
+            write_note({"mark": self._reader.mark()}, self._note, MAX_MARK_BYTES)
+        elif read_note(self._note)["mark"] is not None:
+            raise RuntimeError("it is not known where this part of the stream goes on")
 
     def describe(self, index: int) -> str:
         """A row in words."""
